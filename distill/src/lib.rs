@@ -1,0 +1,1 @@
+//! Distillation of language models. Nothing yet: it comes with the distillation capability.
