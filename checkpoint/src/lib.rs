@@ -1,1 +1,16 @@
-//! checkpoint
+//! Bytes: safetensors, GGUF, Hugging Face folders, compressed-tensors names, atomic writing.
+//!
+//! Everything read here may lie. Headers are checked in checked arithmetic before a byte of data
+//! is trusted, and nothing is allocated on the word of a count alone. What leaves this crate is
+//! names, shapes, storage tags and slices of a memory map; what a tensor *means* is not known here.
+
+pub mod container;
+pub mod dtype;
+pub mod error;
+pub mod floats;
+pub mod gguf;
+
+pub use container::{Container, TensorInfo};
+pub use dtype::{Dtype, GgmlType};
+pub use error::Error;
+pub use floats::decode_floats;
