@@ -1,0 +1,215 @@
+//! Causal attention with grouped key-value heads, within windows of tokens.
+
+use crate::exp::exp;
+use crate::lanes::{dispatch, max, sum};
+use crate::product::product_here;
+use ndarray::parallel::prelude::*;
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+
+/// The shape of an attention layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attention {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads, each shared by `heads / kv_heads` query heads that follow one another.
+    pub kv_heads: usize,
+    /// Features of a head.
+    pub head_dim: usize,
+    /// Tokens of a window: attention never crosses from one to the next.
+    pub ctx: usize,
+    /// A token sees itself and the `sliding_window - 1` tokens before it; all before it if `None`.
+    pub sliding_window: Option<usize>,
+}
+
+/// Queries that share one product with the keys before them.
+const QUERIES: usize = 128;
+
+/// `softmax(q kᵀ / sqrt(head_dim)) v` for each head of each window, a token seeing none after it.
+///
+/// q is `[windows * ctx, heads * head_dim]`, k and v `[windows * ctx, kv_heads * head_dim]`; the result is shaped as q.
+/// Parallel over windows and heads; a thread holds scores of at most `[128, ctx]`.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn attention(
+    shape: Attention,
+    q: ArrayView2<'_, f32>,
+    k: ArrayView2<'_, f32>,
+    v: ArrayView2<'_, f32>,
+) -> Array2<f32> {
+    let Attention { heads, kv_heads, head_dim, ctx, .. } = shape;
+    let tokens = q.nrows();
+    assert!(ctx > 0 && tokens.is_multiple_of(ctx), "{tokens} tokens are not whole windows of {ctx}");
+    assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "{heads} heads cannot share {kv_heads} keys");
+    assert_eq!(q.dim(), (tokens, heads * head_dim), "queries");
+    assert_eq!(k.dim(), (tokens, kv_heads * head_dim), "keys");
+    assert_eq!(v.dim(), (tokens, kv_heads * head_dim), "values");
+    let mut out = Array2::zeros((tokens, heads * head_dim));
+    let tasks: Vec<_> = out
+        .axis_chunks_iter_mut(Axis(0), ctx)
+        .enumerate()
+        .flat_map(|(window, rows)| {
+            split_heads(rows, head_dim).into_iter().enumerate().map(move |(h, out)| (window, h, out))
+        })
+        .collect();
+    tasks.into_par_iter().with_max_len(1).for_each_init(
+        || Array2::zeros((QUERIES.min(ctx), ctx)),
+        |scores, (window, head, out)| {
+            let rows = window * ctx..(window + 1) * ctx;
+            let kv = head / (heads / kv_heads) * head_dim;
+            let q = q.slice(s![rows.clone(), head * head_dim..(head + 1) * head_dim]);
+            let k = k.slice(s![rows.clone(), kv..kv + head_dim]);
+            let v = v.slice(s![rows, kv..kv + head_dim]);
+            attend(shape, [q, k, v], scores, out);
+        },
+    );
+    out
+}
+
+fn split_heads(rows: ArrayViewMut2<'_, f32>, head_dim: usize) -> Vec<ArrayViewMut2<'_, f32>> {
+    let mut heads = Vec::new();
+    let mut rest = rows;
+    while rest.ncols() > 0 {
+        let (head, further) = rest.split_at(Axis(1), head_dim);
+        heads.push(head);
+        rest = further;
+    }
+    heads
+}
+
+/// One head of one window, `[ctx, head_dim]` each of q, k, v and out; scores is room to work in.
+fn attend(
+    shape: Attention,
+    [q, k, v]: [ArrayView2<'_, f32>; 3],
+    scores: &mut Array2<f32>,
+    mut out: ArrayViewMut2<'_, f32>,
+) {
+    let scale = 1.0 / (shape.head_dim as f32).sqrt();
+    let first_seen = |query: usize| shape.sliding_window.map_or(0, |width| (query + 1).saturating_sub(width));
+    for top in (0..shape.ctx).step_by(QUERIES) {
+        let bottom = shape.ctx.min(top + QUERIES);
+        let left = first_seen(top);
+        let mut scores = scores.slice_mut(s![..bottom - top, ..bottom - left]);
+        product_here(
+            scale,
+            q.slice(s![top..bottom, ..]),
+            k.slice(s![left..bottom, ..]).reversed_axes(),
+            0.0,
+            scores.view_mut(),
+        );
+        for (query, mut row) in (top..bottom).zip(scores.outer_iter_mut()) {
+            let seen = first_seen(query) - left..query + 1 - left;
+            if let Some(row) = row.as_slice_mut() {
+                row[..seen.start].fill(0.0);
+                row[seen.end..].fill(0.0);
+                softmax(&mut row[seen]);
+            }
+        }
+        product_here(
+            1.0,
+            scores.view(),
+            v.slice(s![left..bottom, ..]),
+            0.0,
+            out.slice_mut(s![top..bottom, ..]),
+        );
+    }
+}
+
+/// `e^x / sum(e^x)` over a slice, in place.
+fn softmax(row: &mut [f32]) {
+    dispatch(
+        #[inline(always)]
+        || {
+            let largest = max(row);
+            for x in row.iter_mut() {
+                *x = exp(*x - largest);
+            }
+            let scale = 1.0 / sum(row, |x| x);
+            for x in row {
+                *x *= scale;
+            }
+        },
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{bits, in_pools, random};
+
+    /// The truth: for every token and head, a softmax over the tokens it sees, in f64.
+    fn by_definition(shape: Attention, q: &Array2<f32>, k: &Array2<f32>, v: &Array2<f32>) -> Array2<f64> {
+        let Attention { heads, kv_heads, head_dim, ctx, sliding_window } = shape;
+        let mut out = Array2::zeros(q.raw_dim());
+        for (token, head) in (0..q.nrows()).flat_map(|token| (0..heads).map(move |head| (token, head))) {
+            let kv = head / (heads / kv_heads);
+            let first = (token + 1).saturating_sub(sliding_window.unwrap_or(ctx)).max(token / ctx * ctx);
+            let dot = |other: usize| -> f64 {
+                (0..head_dim)
+                    .map(|i| {
+                        f64::from(q[[token, head * head_dim + i]]) * f64::from(k[[other, kv * head_dim + i]])
+                    })
+                    .sum()
+            };
+            let weights: Vec<f64> =
+                (first..=token).map(|other| (dot(other) / (head_dim as f64).sqrt()).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            for i in 0..head_dim {
+                let mixed = weights
+                    .iter()
+                    .zip(first..)
+                    .map(|(w, other)| w * f64::from(v[[other, kv * head_dim + i]]));
+                out[[token, head * head_dim + i]] = mixed.sum::<f64>() / total;
+            }
+        }
+        out
+    }
+
+    fn inputs(shape: Attention, windows: usize) -> [Array2<f32>; 3] {
+        let tokens = windows * shape.ctx;
+        let kv = shape.kv_heads * shape.head_dim;
+        [
+            random((tokens, shape.heads * shape.head_dim), 1) * 3.0,
+            random((tokens, kv), 2),
+            random((tokens, kv), 3),
+        ]
+    }
+
+    const SHAPES: [Attention; 5] = [
+        Attention { heads: 4, kv_heads: 2, head_dim: 8, ctx: 20, sliding_window: None },
+        Attention { heads: 3, kv_heads: 3, head_dim: 5, ctx: 1, sliding_window: None },
+        Attention { heads: 2, kv_heads: 1, head_dim: 16, ctx: 300, sliding_window: None },
+        Attention { heads: 2, kv_heads: 2, head_dim: 8, ctx: 300, sliding_window: Some(7) },
+        Attention { heads: 6, kv_heads: 2, head_dim: 4, ctx: 150, sliding_window: Some(131) },
+    ];
+
+    #[test]
+    fn attention_equals_its_definition() {
+        for shape in SHAPES {
+            let [q, k, v] = inputs(shape, 2);
+            let found = attention(shape, q.view(), k.view(), v.view());
+            for (found, truth) in found.iter().zip(by_definition(shape, &q, &k, &v)) {
+                assert!((f64::from(*found) - truth).abs() < 2e-6, "{found} instead of {truth} in {shape:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_window_does_not_depend_on_the_windows_beside_it() {
+        for shape in SHAPES {
+            let [q, k, v] = inputs(shape, 3);
+            let together = attention(shape, q.view(), k.view(), v.view());
+            let rows = s![shape.ctx..2 * shape.ctx, ..];
+            let alone = attention(shape, q.slice(rows), k.slice(rows), v.slice(rows));
+            assert_eq!(bits(&alone), bits(&together.slice(rows).to_owned()));
+        }
+    }
+
+    #[test]
+    fn threads_never_change_a_bit_of_attention() {
+        for shape in SHAPES {
+            let [q, k, v] = inputs(shape, 2);
+            in_pools(|| bits(&attention(shape, q.view(), k.view(), v.view())));
+        }
+    }
+}
