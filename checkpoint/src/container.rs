@@ -1,5 +1,8 @@
 //! What every file layout offers: named tensors and their bytes.
 
+use std::collections::HashMap;
+use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 
 use crate::{Dtype, Error};
@@ -35,7 +38,7 @@ impl TensorInfo {
 }
 
 /// An opened checkpoint whose header has been checked: every tensor lies inside its file.
-pub trait Container: Send + Sync {
+pub trait Container: fmt::Debug + Send + Sync {
     /// Where it was opened.
     fn path(&self) -> &Path;
 
@@ -50,4 +53,57 @@ pub trait Container: Send + Sync {
     /// # Errors
     /// [`Error::NoTensor`] where there is none.
     fn bytes(&self, name: &str) -> Result<&[u8], Error>;
+}
+
+/// A tensor and its bytes' place in its file.
+pub(crate) type Placed = (TensorInfo, Range<usize>);
+
+/// A list of tensors that can be asked by name, `T` being what the container keeps beside each.
+#[derive(Debug)]
+pub(crate) struct Directory<T> {
+    infos: Vec<TensorInfo>,
+    places: Vec<T>,
+    by_name: HashMap<String, usize>,
+}
+
+impl<T> Directory<T> {
+    /// Fails with the name where two tensors share one.
+    pub(crate) fn new(entries: Vec<(TensorInfo, T)>) -> Result<Self, String> {
+        let mut by_name = HashMap::with_capacity(entries.len());
+        let (infos, places): (Vec<_>, Vec<_>) = entries.into_iter().unzip();
+        for (index, info) in infos.iter().enumerate() {
+            let info: &TensorInfo = info;
+            if by_name.insert(info.name.clone(), index).is_some() {
+                return Err(info.name.clone());
+            }
+        }
+        Ok(Self { infos, places, by_name })
+    }
+
+    pub(crate) fn infos(&self) -> &[TensorInfo] {
+        &self.infos
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<(&TensorInfo, &T)> {
+        let &index = self.by_name.get(name)?;
+        Some((&self.infos[index], &self.places[index]))
+    }
+
+    pub(crate) fn get_mut(&mut self, name: &str) -> Option<(&TensorInfo, &mut T)> {
+        let &index = self.by_name.get(name)?;
+        Some((&self.infos[index], &mut self.places[index]))
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&TensorInfo, &T)> {
+        self.infos.iter().zip(&self.places)
+    }
+
+    /// [`Directory::get`], or the error a container answers an unknown name with.
+    pub(crate) fn find(&self, name: &str, path: &Path) -> Result<(&TensorInfo, &T), Error> {
+        self.get(name).ok_or_else(|| Error::NoTensor {
+            name: name.to_owned(),
+            count: self.infos.len(),
+            path: path.to_path_buf(),
+        })
+    }
 }

@@ -1,9 +1,9 @@
 //! What can go wrong with a file, with the numbers that show it.
 
-use std::io;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
-use crate::Dtype;
+use crate::{Dtype, gguf, safetensors};
 
 /// Why a checkpoint could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +33,38 @@ pub enum Error {
         /// Line, column and reason.
         source: serde_json::Error,
     },
+    /// The path leads to nothing this crate opens.
+    #[error("{} is neither a GGUF file nor a folder with safetensors{}", path.display(), found.note())]
+    NotACheckpoint {
+        /// The path.
+        path: PathBuf,
+        /// What is there instead.
+        found: Found,
+    },
+    /// A safetensors file or index that is broken or lies.
+    #[error("{} is not a sound safetensors file", path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: safetensors::Flaw,
+    },
+    /// A GGUF file that is broken or lies.
+    #[error("{} is not a sound GGUF file", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: gguf::Flaw,
+    },
+    /// What was to be written does not fit the format or the plan.
+    #[error("cannot write {}", path.display())]
+    Unwritable {
+        /// The output.
+        path: PathBuf,
+        /// What does not fit.
+        source: Misfit,
+    },
     /// The container has no tensor of this name.
     #[error("no tensor `{name}` among the {count} of {}", path.display())]
     NoTensor {
@@ -49,7 +81,7 @@ pub enum Error {
         /// The storage type.
         dtype: Dtype,
     },
-    /// A tensor's bytes are not as many as its shape and type need.
+    /// Bytes that end within a value.
     #[error("{dtype} values take {unit_bytes} bytes each, which does not divide {bytes} bytes")]
     OddBytes {
         /// The storage type.
@@ -61,7 +93,99 @@ pub enum Error {
     },
 }
 
+/// What lies where a checkpoint was looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// Weights pickled by Python (`.bin`, `.pt`, `.pth`), which this crate never executes.
+    Pickle,
+    /// A folder that holds a GGUF file among its files.
+    GgufInside,
+    /// A file or folder with nothing recognisable.
+    Other,
+}
+
+impl Found {
+    /// Looks at a path that is no checkpoint.
+    pub(crate) fn at(path: &Path) -> Self {
+        let ends = |path: &Path, endings: &[&str]| {
+            path.extension().is_some_and(|ending| endings.iter().any(|e| ending.eq_ignore_ascii_case(e)))
+        };
+        let inside: Vec<PathBuf> =
+            fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        let pickles = ["bin", "pt", "pth"];
+        if inside.iter().any(|path| ends(path, &["gguf"])) {
+            Self::GgufInside
+        } else if ends(path, &pickles) || inside.iter().any(|path| ends(path, &pickles)) {
+            Self::Pickle
+        } else {
+            Self::Other
+        }
+    }
+
+    fn note(self) -> &'static str {
+        match self {
+            Self::Pickle => ": its weights are pickled by Python",
+            Self::GgufInside => ": it is a folder around a GGUF file",
+            Self::Other => "",
+        }
+    }
+}
+
+/// How tensors or metadata handed to a writer break its format or its plan.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum Misfit {
+    #[error("two tensors are called `{name}`")]
+    DuplicateTensor { name: String },
+    #[error("two metadata values are called `{key}`")]
+    DuplicateKey { key: String },
+    #[error("the name `{name}` has {bytes} bytes; llama.cpp reads at most {most}")]
+    NameTooLong { name: String, bytes: usize, most: usize },
+    #[error("`{name}` has {dims} dimensions; the format holds at most {most}")]
+    TooManyDims { name: String, dims: usize, most: usize },
+    #[error("the format has no type for the {dtype} values of `{name}`")]
+    NoSuchType { name: String, dtype: Dtype },
+    #[error(
+        "`{name}` is planned with {planned} bytes, but its shape {shape:?} does not come to that in {dtype}"
+    )]
+    WrongSize { name: String, dtype: Dtype, shape: Vec<usize>, planned: u64 },
+    #[error("`general.alignment` must be a power of two stored as u32")]
+    Alignment,
+    #[error("the header takes {bytes} bytes; readers accept at most {most}")]
+    HeaderTooLong { bytes: usize, most: usize },
+    #[error("the tensor `{name}` is not in the plan")]
+    NotPlanned { name: String },
+    #[error("`{name}` is planned with {planned} bytes and got {given}")]
+    TooManyBytes { name: String, planned: u64, given: u64 },
+    #[error("`{name}` is planned with {planned} bytes and has only {written}")]
+    Unfinished { name: String, planned: u64, written: u64 },
+}
+
 impl Error {
+    /// What the user could do about it, where there is something to do.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Exists { .. } => Some("choose another output, or replace this one with --force"),
+            Self::NotACheckpoint { found: Found::Pickle, .. } => {
+                Some("save the model as safetensors first: in Python, model.save_pretrained(folder)")
+            }
+            Self::NotACheckpoint { found: Found::GgufInside, .. } => Some("name the .gguf file itself"),
+            Self::Safetensors { source, .. } => source.hint(),
+            Self::Gguf { source, .. } => source.hint(),
+            Self::Io { source, .. } => match source.kind() {
+                io::ErrorKind::NotFound => Some("check the path for a misprint"),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    Some("make room on the disk, or write to another one")
+                }
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                    Some("choose a folder you may write to, or change its permissions")
+                }
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// Wraps an operating-system error with what was tried on which path.
     pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         let path = path.as_ref().to_path_buf();

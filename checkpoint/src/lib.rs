@@ -4,13 +4,20 @@
 //! is trusted, and nothing is allocated on the word of a count alone. What leaves this crate is
 //! names, shapes, storage tags and slices of a memory map; what a tensor *means* is not known here.
 
+pub mod atomic;
 pub mod container;
 pub mod dtype;
 pub mod error;
 pub mod floats;
+pub mod format;
 pub mod gguf;
+pub mod hf;
+mod map;
+pub mod safetensors;
+mod slots;
 
 pub use container::{Container, TensorInfo};
 pub use dtype::{Dtype, GgmlType};
 pub use error::Error;
 pub use floats::decode_floats;
+pub use format::{FORMATS, Format, open};

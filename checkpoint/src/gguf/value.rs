@@ -1,5 +1,20 @@
 //! Metadata values of a GGUF file.
 
+// The value types' ids in the file.
+pub(super) const U8: u32 = 0;
+pub(super) const I8: u32 = 1;
+pub(super) const U16: u32 = 2;
+pub(super) const I16: u32 = 3;
+pub(super) const U32: u32 = 4;
+pub(super) const I32: u32 = 5;
+pub(super) const F32: u32 = 6;
+pub(super) const BOOL: u32 = 7;
+pub(super) const STRING: u32 = 8;
+pub(super) const ARRAY: u32 = 9;
+pub(super) const U64: u32 = 10;
+pub(super) const I64: u32 = 11;
+pub(super) const F64: u32 = 12;
+
 /// A metadata value, tagged as in the file.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(missing_docs, reason = "each variant is its type's name")]
@@ -38,6 +53,31 @@ pub enum Array {
 }
 
 impl Value {
+    /// Appends the value's type id and bytes, as the file has them.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::U8(x) => number(out, U8, x.to_le_bytes()),
+            Self::I8(x) => number(out, I8, x.to_le_bytes()),
+            Self::U16(x) => number(out, U16, x.to_le_bytes()),
+            Self::I16(x) => number(out, I16, x.to_le_bytes()),
+            Self::U32(x) => number(out, U32, x.to_le_bytes()),
+            Self::I32(x) => number(out, I32, x.to_le_bytes()),
+            Self::F32(x) => number(out, F32, x.to_le_bytes()),
+            Self::Bool(x) => number(out, BOOL, [u8::from(*x)]),
+            Self::U64(x) => number(out, U64, x.to_le_bytes()),
+            Self::I64(x) => number(out, I64, x.to_le_bytes()),
+            Self::F64(x) => number(out, F64, x.to_le_bytes()),
+            Self::String(text) => {
+                out.extend(STRING.to_le_bytes());
+                write_text(out, text);
+            }
+            Self::Array(array) => {
+                out.extend(ARRAY.to_le_bytes());
+                array.write(out);
+            }
+        }
+    }
+
     /// The value as a non-negative integer, whatever integer type stores it.
     pub fn as_u64(&self) -> Option<u64> {
         match *self {
@@ -99,7 +139,40 @@ impl Value {
     }
 }
 
+fn number<const N: usize>(out: &mut Vec<u8>, id: u32, bytes: [u8; N]) {
+    out.extend(id.to_le_bytes());
+    out.extend(bytes);
+}
+
+/// Appends a text: its length in bytes, then the bytes.
+pub(super) fn write_text(out: &mut Vec<u8>, text: &str) {
+    out.extend((text.len() as u64).to_le_bytes());
+    out.extend(text.as_bytes());
+}
+
 impl Array {
+    fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::U8(v) => numbers(out, U8, v, |x| x.to_le_bytes()),
+            Self::I8(v) => numbers(out, I8, v, |x| x.to_le_bytes()),
+            Self::U16(v) => numbers(out, U16, v, |x| x.to_le_bytes()),
+            Self::I16(v) => numbers(out, I16, v, |x| x.to_le_bytes()),
+            Self::U32(v) => numbers(out, U32, v, |x| x.to_le_bytes()),
+            Self::I32(v) => numbers(out, I32, v, |x| x.to_le_bytes()),
+            Self::F32(v) => numbers(out, F32, v, |x| x.to_le_bytes()),
+            Self::Bool(v) => numbers(out, BOOL, v, |&x| [u8::from(x)]),
+            Self::U64(v) => numbers(out, U64, v, |x| x.to_le_bytes()),
+            Self::I64(v) => numbers(out, I64, v, |x| x.to_le_bytes()),
+            Self::F64(v) => numbers(out, F64, v, |x| x.to_le_bytes()),
+            Self::String(texts) => {
+                numbers(out, STRING, texts, |_| []);
+                for text in texts {
+                    write_text(out, text);
+                }
+            }
+        }
+    }
+
     /// How many elements there are.
     pub fn len(&self) -> usize {
         match self {
@@ -139,6 +212,15 @@ impl Array {
             Self::I64(v) => v.get(index).copied().map(Value::I64),
             Self::F64(v) => v.get(index).copied().map(Value::F64),
         }
+    }
+}
+
+/// An array's element type, length and elements.
+fn numbers<T, const N: usize>(out: &mut Vec<u8>, id: u32, elements: &[T], encode: fn(&T) -> [u8; N]) {
+    out.extend(id.to_le_bytes());
+    out.extend((elements.len() as u64).to_le_bytes());
+    for x in elements {
+        out.extend(encode(x));
     }
 }
 
