@@ -1,1 +1,28 @@
-//! model
+//! Language models as data, and the one forward pass that runs them all.
+//!
+//! A [`Family`] says how models of one kind read their configuration and which parts they have; a [`ModelConfig`] is
+//! one such model's numbers, and lists its tensors with their [roles](Role), [taps](Tap) and names in both file
+//! layouts. A [`Block`] runs one decoder layer, as a whole or stage by stage, so that weights can be changed between
+//! stages. Nothing here knows about compression.
+//!
+//! Weights are `[out_features, in_features]`, activations `[tokens, features]` in f32, and a batch of tokens is whole
+//! windows of `ctx` tokens one after another. What is computed for a window depends on no other window, bit for bit.
+
+#![expect(clippy::needless_pass_by_value, reason = "a view is a reference already")]
+
+pub mod family;
+
+mod block;
+mod config;
+mod error;
+mod forward;
+mod tensors;
+mod weights;
+
+pub use block::{Block, Linear};
+pub use config::{Llama3Scaling, ModelConfig, RopeScaling};
+pub use error::Error;
+pub use family::{FAMILIES, Family};
+pub use forward::{Head, Windows, embed, hidden_states};
+pub use tensors::{Role, RowOrder, Tap, TensorSpec};
+pub use weights::{LoadError, Weights};
