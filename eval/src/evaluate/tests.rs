@@ -1,0 +1,254 @@
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::error::Error as StdError;
+
+use ndarray::ArrayD;
+use serde_json::json;
+
+use super::*;
+use crate::windows;
+
+/// A Llama of two blocks with seeded random weights.
+struct Tiny {
+    config: ModelConfig,
+    seed: u64,
+    spoil: Option<(&'static str, f32)>,
+}
+
+impl Tiny {
+    fn new(vocab_size: usize, seed: u64) -> Self {
+        let config = json!({
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": vocab_size,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "max_position_embeddings": 64,
+            "tie_word_embeddings": true,
+        });
+        Self { config: ModelConfig::from_hf(&config).unwrap(), seed, spoil: None }
+    }
+
+    /// All elements of the tensor `name` become `value`.
+    fn spoiled(self, name: &'static str, value: f32) -> Self {
+        Self { spoil: Some((name, value)), ..self }
+    }
+
+    fn scored(&self) -> Scored<'_> {
+        Scored { config: &self.config, weights: self }
+    }
+}
+
+impl Weights for Tiny {
+    fn load(&self, name: &str) -> Result<ArrayD<f32>, Box<dyn StdError + Send + Sync>> {
+        let tensors = self.config.tensors();
+        let spec = tensors.iter().find(|spec| spec.name == name).ok_or("no such tensor")?;
+        if let Some((_, value)) = self.spoil.filter(|(spoiled, _)| *spoiled == name) {
+            return Ok(ArrayD::from_elem(spec.shape.clone(), value));
+        }
+        let mut state = name.bytes().fold(self.seed, |state, byte| splitmix(state ^ u64::from(byte)));
+        Ok(ArrayD::from_shape_simple_fn(spec.shape.clone(), || {
+            state = splitmix(state);
+            (state >> 40) as f32 / (1_u32 << 24) as f32 - 0.5
+        }))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.config.tensors().iter().any(|spec| spec.name == name)
+    }
+}
+
+fn splitmix(state: u64) -> u64 {
+    let mut z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+fn text(vocab_size: u64, tokens: u64) -> Vec<u32> {
+    (0..tokens).map(|place| (splitmix(place) % vocab_size) as u32).collect()
+}
+
+fn passage(windows: &Windows, convention: Convention) -> Passage<'_> {
+    Passage { text: "a text", windows, convention }
+}
+
+fn silent(_: Progress) {}
+
+#[test]
+fn a_model_does_not_diverge_from_itself() {
+    let model = Tiny::new(50, 1);
+    for convention in Convention::ALL {
+        let windows = windows(&text(50, 100), 16, convention, Some(0), None).unwrap();
+        let passage = passage(&windows, convention);
+        let reference = Reference::run(model.scored(), passage, &mut silent).unwrap();
+        let evaluation = evaluate(model.scored(), Some(&reference), passage, &mut silent).unwrap();
+        assert_eq!(evaluation.kl_divergence, Some(Divergence::of(&[0.0])));
+        assert_eq!(evaluation.top1_agreement, Some(1.0));
+        assert_eq!(evaluation.reference_perplexity, Some(evaluation.perplexity));
+    }
+}
+
+#[test]
+fn every_scored_token_counts_once() {
+    let model = Tiny::new(50, 1);
+    let cases = [(Convention::LlamaCpp, 6, 6 * 7), (Convention::Hf, 6, 6 * 15)];
+    for (convention, chunks, tokens) in cases {
+        let windows = windows(&text(50, 100), 16, convention, Some(0), None).unwrap();
+        let evaluation = evaluate(model.scored(), None, passage(&windows, convention), &mut silent).unwrap();
+        assert_eq!((evaluation.chunks, evaluation.tokens), (chunks, tokens), "{convention}");
+        assert_eq!((evaluation.ctx, evaluation.text.as_str()), (16, "a text"));
+        assert!(evaluation.kl_divergence.is_none() && evaluation.top1_agreement.is_none());
+    }
+}
+
+#[test]
+fn a_model_whose_logits_are_all_equal_guesses_among_the_vocabulary() {
+    let model = Tiny::new(50, 1).spoiled("model.norm.weight", 0.0);
+    let windows = windows(&text(50, 100), 16, Convention::Hf, None, None).unwrap();
+    let evaluation = evaluate(model.scored(), None, passage(&windows, Convention::Hf), &mut silent).unwrap();
+    assert!((evaluation.perplexity.value - 50.0).abs() < 1e-9, "{:?}", evaluation.perplexity);
+}
+
+#[test]
+fn the_head_taken_in_chunks_scores_as_the_rows_taken_one_by_one() {
+    // Over MOST_ROWS tokens, so that there is more than one chunk and the last is not full.
+    let (model, other) = (Tiny::new(50, 1), Tiny::new(50, 2));
+    let windows = windows(&text(50, 2000), 16, Convention::Hf, None, None).unwrap();
+    let passage = passage(&windows, Convention::Hf);
+    let reference = Reference::run(other.scored(), passage, &mut silent).unwrap();
+    let candidate = Predictions::run(model.scored(), passage, &mut silent).unwrap();
+    let scores = score(&candidate, Some(&reference.predictions), passage, &mut silent).unwrap();
+
+    let targets = passage.targets();
+    assert!(targets.len() > MOST_ROWS && !targets.len().is_multiple_of(MOST_ROWS), "{}", targets.len());
+    assert_eq!(scores.len(), targets.len());
+    for (token, score) in scores.iter().enumerate() {
+        let (q, p) = (candidate.logits(token..token + 1), reference.predictions.logits(token..token + 1));
+        let alone = score_token(row(&q, 0), Some(row(&p, 0)), targets[token]);
+        let (alone_against, against) = (alone.against.unwrap(), score.against.as_ref().unwrap());
+        assert!((alone_against.kl_divergence - against.kl_divergence).abs() < 1e-5, "token {token}");
+        assert!((alone_against.nll - against.nll).abs() < 1e-5, "token {token}");
+        assert!((alone.nll - score.nll).abs() < 1e-5, "token {token}");
+    }
+}
+
+#[test]
+fn a_reference_changes_no_perplexity() {
+    let (model, other) = (Tiny::new(50, 1), Tiny::new(50, 2));
+    let windows = windows(&text(50, 100), 16, Convention::Hf, None, None).unwrap();
+    let passage = passage(&windows, Convention::Hf);
+    let reference = Reference::run(other.scored(), passage, &mut silent).unwrap();
+    let compared = evaluate(model.scored(), Some(&reference), passage, &mut silent).unwrap();
+    let alone = |model: &Tiny| evaluate(model.scored(), None, passage, &mut silent).unwrap().perplexity;
+    assert_eq!(compared.perplexity, alone(&model));
+    assert_eq!(compared.reference_perplexity, Some(alone(&other)));
+}
+
+#[test]
+fn threads_never_change_a_bit() {
+    let (model, other) = (Tiny::new(300, 1), Tiny::new(300, 2));
+    let windows = windows(&text(300, 2000), 32, Convention::LlamaCpp, Some(0), None).unwrap();
+    let passage = passage(&windows, Convention::LlamaCpp);
+    let with_threads = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let reference = Reference::run(other.scored(), passage, &mut silent).unwrap();
+            evaluate(model.scored(), Some(&reference), passage, &mut silent).unwrap()
+        })
+    };
+    let one = with_threads(1);
+    for threads in [2, 3, 7] {
+        assert_eq!(with_threads(threads), one, "{threads} threads");
+    }
+}
+
+#[test]
+fn one_reference_serves_several_candidates() {
+    let reference_model = Tiny::new(50, 1);
+    let windows = windows(&text(50, 100), 16, Convention::Hf, None, None).unwrap();
+    let passage = passage(&windows, Convention::Hf);
+    let reference = Reference::run(reference_model.scored(), passage, &mut silent).unwrap();
+    for seed in [2, 3] {
+        let candidate = Tiny::new(50, seed);
+        let shared = evaluate(candidate.scored(), Some(&reference), passage, &mut silent).unwrap();
+        let fresh = Reference::run(reference_model.scored(), passage, &mut silent).unwrap();
+        assert_eq!(shared, evaluate(candidate.scored(), Some(&fresh), passage, &mut silent).unwrap());
+        assert!(shared.kl_divergence.unwrap().mean > 0.0);
+    }
+}
+
+#[test]
+fn progress_reaches_its_total_in_both_stages() {
+    let model = Tiny::new(50, 1);
+    let windows = windows(&text(50, 100), 16, Convention::Hf, None, None).unwrap();
+    let mut seen = Vec::new();
+    evaluate(model.scored(), None, passage(&windows, Convention::Hf), &mut |p| seen.push(p)).unwrap();
+    let blocks: Vec<_> = seen.iter().filter(|p| p.stage == Stage::Blocks).collect();
+    assert_eq!(blocks.len(), 2);
+    assert_eq!((blocks[1].done, blocks[1].total), (2, 2));
+    let last = seen.last().unwrap();
+    assert_eq!((last.stage, last.done, last.total), (Stage::Head, 96 - 6, 96 - 6));
+}
+
+#[test]
+fn a_logit_that_is_not_a_number_is_reported_with_its_place() {
+    let windows = windows(&text(50, 100), 16, Convention::LlamaCpp, None, None).unwrap();
+    let passage = passage(&windows, Convention::LlamaCpp);
+    for value in [f32::NAN, f32::INFINITY] {
+        let broken = Tiny::new(50, 1).spoiled("model.norm.weight", value);
+        let error = evaluate(broken.scored(), None, passage, &mut silent).unwrap_err();
+        assert_eq!(error.to_string(), "the model gives a NaN or infinite logit at position 8 of window 0");
+        let reference = Reference::run(broken.scored(), passage, &mut silent).unwrap();
+        let sound = Tiny::new(50, 1);
+        let error = evaluate(sound.scored(), Some(&reference), passage, &mut silent).unwrap_err();
+        assert!(error.to_string().starts_with("the reference gives"), "{error}");
+    }
+}
+
+#[test]
+fn a_loss_beyond_every_perplexity_is_an_error_and_not_an_infinity() {
+    let model = Tiny::new(50, 1).spoiled("model.norm.weight", 1e6);
+    let windows = windows(&text(50, 100), 16, Convention::Hf, None, None).unwrap();
+    let error = evaluate(model.scored(), None, passage(&windows, Convention::Hf), &mut silent).unwrap_err();
+    assert!(matches!(error, Error::PerplexityOverflows { mean_nll } if mean_nll > 709.0), "{error}");
+}
+
+#[test]
+fn a_token_outside_the_vocabulary_is_refused_before_anything_runs() {
+    let model = Tiny::new(50, 1);
+    let mut tokens = text(50, 100);
+    tokens[33] = 50;
+    let windows = windows(&tokens, 16, Convention::Hf, None, None).unwrap();
+    let mut ran = false;
+    let error =
+        evaluate(model.scored(), None, passage(&windows, Convention::Hf), &mut |_| ran = true).unwrap_err();
+    assert_eq!(error.to_string(), "the text holds token 50, but the model's vocabulary has 50 tokens");
+    assert!(!ran);
+}
+
+#[test]
+fn models_of_different_vocabularies_are_not_compared() {
+    let (model, other) = (Tiny::new(50, 1), Tiny::new(60, 1));
+    let windows = windows(&text(50, 100), 16, Convention::Hf, None, None).unwrap();
+    let passage = passage(&windows, Convention::Hf);
+    let reference = Reference::run(other.scored(), passage, &mut silent).unwrap();
+    let error = evaluate(model.scored(), Some(&reference), passage, &mut silent).unwrap_err();
+    assert!(matches!(error, Error::VocabularyDiffers { reference: 60, model: 50 }), "{error}");
+}
+
+#[test]
+#[should_panic(expected = "the reference was run over another passage")]
+fn a_reference_over_another_passage_is_a_broken_contract() {
+    let model = Tiny::new(50, 1);
+    let one = windows(&text(50, 100), 16, Convention::Hf, None, None).unwrap();
+    let two = windows(&text(50, 100), 16, Convention::Hf, None, Some(2)).unwrap();
+    let reference = Reference::run(model.scored(), passage(&one, Convention::Hf), &mut silent).unwrap();
+    let _ = evaluate(model.scored(), Some(&reference), passage(&two, Convention::Hf), &mut silent);
+}

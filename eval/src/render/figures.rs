@@ -1,0 +1,154 @@
+//! Numbers as people read them.
+
+use crate::Perplexity;
+
+/// `12345678` as `12,345,678`.
+pub(super) fn grouped(count: u64) -> String {
+    let digits = count.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A size in decimal units, three significant digits: `14.7 MB`.
+pub(super) fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    // 999.5 would be printed as 1000.
+    while value >= 999.5 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{} {}", three_digits(value), UNITS[unit]) }
+}
+
+fn three_digits(value: f64) -> String {
+    let decimals = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
+    format!("{value:.decimals$}")
+}
+
+/// A share, 0 to 1, in per cent.
+pub(super) fn percent(share: f64) -> String {
+    format!("{:.2} %", 100.0 * share)
+}
+
+/// A wall time: `8.1 s`, `12 min 3 s`, `2 h 5 min`.
+pub(super) fn duration(secs: f64) -> String {
+    let whole = secs.round() as u64;
+    match whole {
+        0..60 => format!("{secs:.1} s"),
+        60..3600 => format!("{} min {} s", whole / 60, whole % 60),
+        _ => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+/// The digits `llama-perplexity` prints.
+pub(super) fn perplexity(perplexity: Perplexity) -> String {
+    format!("{:.4} ± {:.5}", perplexity.value, perplexity.stderr)
+}
+
+/// As many digits of perplexity as runs over one text differ in, and the size of its error.
+pub(super) fn short_perplexity(perplexity: Perplexity) -> String {
+    format!("{:.4} ± {:.2}", perplexity.value, perplexity.stderr)
+}
+
+/// A small figure to the second digit of its error: `0.00881 ± 0.00021`.
+pub(super) fn measured(value: f64, stderr: f64) -> String {
+    if stderr <= 0.0 {
+        return small(value);
+    }
+    if stderr < 1e-6 {
+        return format!("{value:.2e} ± {stderr:.0e}");
+    }
+    let decimals = (1.0 - stderr.log10().floor()).max(0.0) as usize;
+    format!("{value:.decimals$} ± {stderr:.decimals$}")
+}
+
+/// A figure between 0 and a few, three significant digits.
+pub(super) fn small(value: f64) -> String {
+    if value == 0.0 {
+        return "0".to_owned();
+    }
+    if value < 1e-4 {
+        return format!("{value:.2e}");
+    }
+    let decimals = (2.0 - value.log10().floor()).clamp(0.0, 6.0) as usize;
+    format!("{value:.decimals$}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_grouped_by_thousands() {
+        let cases = [(0, "0"), (999, "999"), (1000, "1,000"), (7_344_384, "7,344,384")];
+        for (count, text) in cases {
+            assert_eq!(grouped(count), text);
+        }
+    }
+
+    #[test]
+    fn sizes_have_three_digits_and_never_four() {
+        let cases = [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1.00 kB"),
+            (9_994, "9.99 kB"),
+            (9_996, "10.0 kB"),
+            (99_960, "100 kB"),
+            (999_400, "999 kB"),
+            (999_600, "1.00 MB"),
+            (14_688_768, "14.7 MB"),
+            (u64::MAX, "18447 PB"),
+        ];
+        for (count, text) in cases {
+            assert_eq!(bytes(count), text);
+        }
+    }
+
+    #[test]
+    fn times_change_unit_where_they_should() {
+        let cases = [
+            (0.04, "0.0 s"),
+            (59.4, "59.4 s"),
+            (59.6, "1 min 0 s"),
+            (3599.0, "59 min 59 s"),
+            (7_500.0, "2 h 5 min"),
+        ];
+        for (secs, text) in cases {
+            assert_eq!(duration(secs), text);
+        }
+    }
+
+    #[test]
+    fn a_measured_figure_stops_at_the_second_digit_of_its_error() {
+        let cases = [
+            (0.008_812_3, 0.000_211_9, "0.00881 ± 0.00021"),
+            (0.8, 0.05, "0.800 ± 0.050"),
+            (12.3, 4.5, "12.3 ± 4.5"),
+            (123.4, 45.0, "123 ± 45"),
+            (0.000_004, 0.000_000_3, "4.00e-6 ± 3e-7"),
+            (0.0, 0.0, "0"),
+            (0.25, 0.0, "0.250"),
+        ];
+        for (value, stderr, text) in cases {
+            assert_eq!(measured(value, stderr), text);
+        }
+    }
+
+    #[test]
+    fn small_figures_keep_three_digits() {
+        let cases =
+            [(0.874, "0.874"), (0.0051, "0.00510"), (12.34, "12.3"), (0.000_012_34, "1.23e-5"), (0.0, "0")];
+        for (value, text) in cases {
+            assert_eq!(small(value), text);
+        }
+    }
+}

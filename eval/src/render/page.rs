@@ -1,0 +1,276 @@
+//! What a rendering for people shows, before it is laid out.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use super::figures::{bytes, duration, grouped, measured, percent, perplexity, short_perplexity, small};
+use crate::Divergence;
+use crate::report::{Calibration, Evaluation, Model, Output, Report, Run, Tensor};
+
+/// A titled sequence of sections.
+pub(super) struct Page {
+    pub(super) title: String,
+    pub(super) sections: Vec<Section>,
+}
+
+/// Labelled facts, then a table, then remarks; each may be missing.
+#[derive(Default)]
+pub(super) struct Section {
+    pub(super) heading: &'static str,
+    pub(super) facts: Vec<(&'static str, String)>,
+    pub(super) table: Option<Table>,
+    pub(super) remarks: Vec<String>,
+}
+
+/// Rows of cells; every row is as long as `columns`.
+pub(super) struct Table {
+    pub(super) columns: Vec<Column>,
+    pub(super) rows: Vec<Vec<String>>,
+}
+
+/// The head of a column.
+#[derive(Clone, Copy)]
+pub(super) struct Column {
+    pub(super) heading: &'static str,
+    pub(super) align: Align,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Align {
+    Left,
+    Right,
+}
+
+const fn left(heading: &'static str) -> Column {
+    Column { heading, align: Align::Left }
+}
+
+const fn right(heading: &'static str) -> Column {
+    Column { heading, align: Align::Right }
+}
+
+/// What one report says.
+pub(super) fn of_report(report: &Report) -> Page {
+    let title = report.output.as_ref().map_or(&report.model.source, |output| &output.path);
+    let mut sections = vec![model(&report.model)];
+    sections.extend(report.output.as_ref().map(|written| output(written, &report.model)));
+    sections.extend(report.evaluation.as_ref().map(evaluation));
+    if !report.tensors.is_empty() {
+        sections.push(tensors(&report.tensors));
+    }
+    sections.extend(report.calibration.as_ref().map(calibration));
+    sections.extend(report.run.as_ref().map(run));
+    Page { title: title.clone(), sections }
+}
+
+fn model(model: &Model) -> Section {
+    let facts = vec![
+        ("source", model.source.clone()),
+        ("family", model.family.clone()),
+        ("parameters", grouped(model.parameters)),
+        ("size", bytes(model.bytes)),
+    ];
+    Section { heading: "Model", facts, ..Section::default() }
+}
+
+fn output(output: &Output, model: &Model) -> Section {
+    let mut facts = vec![
+        ("path", output.path.clone()),
+        ("format", output.format.clone()),
+        ("scheme", output.scheme.clone()),
+    ];
+    facts.extend(output.method.clone().map(|method| ("method", method)));
+    let share = output.bytes as f64 / model.bytes as f64;
+    let of_model =
+        if model.bytes == 0 { String::new() } else { format!(", {:.1} % of the model", 100.0 * share) };
+    facts.push(("size", format!("{}{of_model}", bytes(output.bytes))));
+    facts.push(("bits per weight", format!("{:.3}", output.bits_per_weight)));
+    facts.extend(output.sha256.clone().map(|sha256| ("sha256", sha256)));
+    Section { heading: "Output", facts, ..Section::default() }
+}
+
+fn evaluation(evaluation: &Evaluation) -> Section {
+    let mut facts = vec![
+        ("text", evaluation.text.clone()),
+        ("scored", passage(evaluation)),
+        ("perplexity", perplexity(evaluation.perplexity)),
+    ];
+    facts.extend(evaluation.reference_perplexity.map(|p| ("of the reference", perplexity(p))));
+    facts.extend(evaluation.kl_divergence.map(|kl| ("KL divergence", measured(kl.mean, kl.stderr))));
+    facts.extend(evaluation.top1_agreement.map(|share| ("top-1 agreement", percent(share))));
+    let table = evaluation.kl_divergence.map(quantiles);
+    Section { heading: "Evaluation", facts, table, ..Section::default() }
+}
+
+fn passage(evaluation: &Evaluation) -> String {
+    format!(
+        "{} tokens in {} windows of {}, convention {}",
+        grouped(evaluation.tokens),
+        grouped(evaluation.chunks),
+        evaluation.ctx,
+        evaluation.convention
+    )
+}
+
+fn quantiles(kl: Divergence) -> Table {
+    let headings = ["KL median", "90 %", "99 %", "99.9 %", "max"];
+    let row = [kl.median, kl.p90, kl.p99, kl.p99_9, kl.max];
+    Table { columns: headings.map(right).to_vec(), rows: vec![row.map(small).to_vec()] }
+}
+
+/// One line per role and encoding, in the order they first occur; fallbacks one by one.
+fn tensors(tensors: &[Tensor]) -> Section {
+    let mut groups: Vec<Vec<&Tensor>> = Vec::new();
+    for tensor in tensors {
+        let alike =
+            |group: &&mut Vec<&Tensor>| group[0].role == tensor.role && group[0].encoding == tensor.encoding;
+        match groups.iter_mut().find(alike) {
+            Some(group) => group.push(tensor),
+            None => groups.push(vec![tensor]),
+        }
+    }
+    let columns = vec![
+        left("role"),
+        left("encoding"),
+        right("count"),
+        right("bits/weight"),
+        right("relative error"),
+        right("worst"),
+        right("by rounding"),
+    ];
+    let rows = groups.iter().map(|group| tensor_row(group)).collect();
+    let fell_back = tensors.iter().filter_map(|t| Some((t, t.fallback.as_ref()?)));
+    let remarks = fell_back.map(|(tensor, why)| format!("{}: {why}", tensor.name)).collect();
+    Section { heading: "Tensors", table: Some(Table { columns, rows }), remarks, ..Section::default() }
+}
+
+fn tensor_row(group: &[&Tensor]) -> Vec<String> {
+    let error =
+        |of: fn(&Tensor) -> Option<f64>| -> Vec<f64> { group.iter().copied().filter_map(of).collect() };
+    let solved = error(|tensor| tensor.relative_error);
+    let rounded = error(|tensor| tensor.rtn_relative_error);
+    vec![
+        group[0].role.clone(),
+        group[0].encoding.clone(),
+        grouped(group.len() as u64),
+        format!("{:.3}", group[0].bits_per_weight),
+        mean(&solved).map_or_else(none, small),
+        solved.iter().copied().reduce(f64::max).map_or_else(none, small),
+        mean(&rounded).map_or_else(none, small),
+    ]
+}
+
+fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+fn none() -> String {
+    "-".to_owned()
+}
+
+fn calibration(calibration: &Calibration) -> Section {
+    let facts = vec![
+        ("files", calibration.files.join(", ")),
+        ("sha256", calibration.sha256.clone()),
+        ("tokens", format!("{} in windows of {}", grouped(calibration.tokens), calibration.ctx)),
+    ];
+    Section { heading: "Calibration", facts, ..Section::default() }
+}
+
+fn run(run: &Run) -> Section {
+    let mut facts = vec![
+        ("command", run.command.clone()),
+        ("version", run.version.clone()),
+        ("device", format!("{}, {} threads", run.device, run.threads)),
+        ("time", duration(run.seconds)),
+    ];
+    facts.extend(run.peak_rss_bytes.map(|peak| ("peak memory", bytes(peak))));
+    let stages: Vec<String> =
+        run.stages.iter().map(|stage| format!("{} {}", stage.name, duration(stage.seconds))).collect();
+    if !stages.is_empty() {
+        facts.push(("stages", stages.join(", ")));
+    }
+    Section { heading: "Run", facts, ..Section::default() }
+}
+
+/// What several reports say, one line each.
+pub(super) fn of_comparison(reports: &[Report]) -> Page {
+    let columns = vec![
+        left("output"),
+        left("scheme"),
+        left("method"),
+        right("size"),
+        right("bits/w"),
+        right("perplexity"),
+        right("KL divergence"),
+        right("top-1"),
+    ];
+    let mut section = Section::default();
+    let mut rows = Vec::new();
+    match shared_passage(reports) {
+        Some(evaluation) => {
+            section.facts = vec![("text", evaluation.text.clone()), ("scored", passage(evaluation))];
+            rows.extend(model_row(reports));
+        }
+        None if reports.is_empty() => section.remarks.push("nothing to compare".to_owned()),
+        None if reports.iter().all(|report| report.evaluation.is_none()) => {}
+        None => section
+            .remarks
+            .push("Not all were scored on the same tokens: their figures do not compare.".to_owned()),
+    }
+    rows.extend(reports.iter().map(output_row));
+    section.table = Some(Table { columns, rows });
+    Page { title: "Comparison".to_owned(), sections: vec![section] }
+}
+
+/// An evaluation that stands for all, where all were made on the same tokens.
+fn shared_passage(reports: &[Report]) -> Option<&Evaluation> {
+    let first = reports.first()?.evaluation.as_ref()?;
+    let key = |e: &Evaluation| (e.text.clone(), e.tokens, e.chunks, e.ctx, e.convention);
+    let same = |report: &Report| report.evaluation.as_ref().is_some_and(|e| key(e) == key(first));
+    reports.iter().all(same).then_some(first)
+}
+
+/// The uncompressed model, where all reports share it and it was their reference.
+fn model_row(reports: &[Report]) -> Option<Vec<String>> {
+    let first = reports.first()?;
+    let reference = first.evaluation.as_ref()?.reference_perplexity?;
+    let sources: HashSet<&str> = reports.iter().map(|report| report.model.source.as_str()).collect();
+    let written = reports.iter().all(|report| report.output.is_some());
+    (sources.len() == 1 && written).then(|| {
+        let Model { source, parameters, bytes: size, .. } = &first.model;
+        let bits = 8.0 * *size as f64 / (*parameters).max(1) as f64;
+        vec![
+            file_name(source),
+            none(),
+            none(),
+            bytes(*size),
+            format!("{bits:.2}"),
+            short_perplexity(reference),
+            none(),
+            none(),
+        ]
+    })
+}
+
+fn output_row(report: &Report) -> Vec<String> {
+    let output = report.output.as_ref();
+    let evaluation = report.evaluation.as_ref();
+    let kl = evaluation.and_then(|e| e.kl_divergence);
+    let size = output.map_or(report.model.bytes, |o| o.bytes);
+    vec![
+        file_name(output.map_or(&report.model.source, |o| &o.path)),
+        output.map_or_else(none, |o| o.scheme.clone()),
+        output.and_then(|o| o.method.clone()).unwrap_or_else(none),
+        bytes(size),
+        output.map_or_else(none, |o| format!("{:.2}", o.bits_per_weight)),
+        evaluation.map_or_else(none, |e| short_perplexity(e.perplexity)),
+        kl.map_or_else(none, |kl| measured(kl.mean, kl.stderr)),
+        evaluation.and_then(|e| e.top1_agreement).map_or_else(none, percent),
+    ]
+}
+
+fn file_name(path: &str) -> String {
+    let name = Path::new(path).file_name();
+    name.map_or_else(|| path.to_owned(), |name| name.to_string_lossy().into_owned())
+}

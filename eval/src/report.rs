@@ -1,0 +1,264 @@
+//! The report: every figure, and what is needed to get it again. One versioned JSON; all other
+//! forms are rendered from it.
+//!
+//! Keys are a contract: adding one is free, renaming or removing one needs a new schema.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::{Convention, Divergence, Perplexity};
+
+/// The schema this version reads and writes.
+pub const SCHEMA: &str = "attar-report/1";
+
+/// Why a report could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not a report of this schema: malformed, incomplete, or of another version.
+    #[error("not a report of schema `{SCHEMA}`")]
+    Malformed(#[from] serde_json::Error),
+}
+
+/// One model, and where it was compressed, one output.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Names the meaning of all other keys.
+    pub schema: Schema,
+    /// What was read.
+    pub model: Model,
+    /// What was written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<Output>,
+    /// What it scores; of the written file where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evaluation: Option<Evaluation>,
+    /// One entry per weight tensor, in the order of the file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tensors: Vec<Tensor>,
+    /// The text statistics were collected on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
+    /// How it was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run: Option<Run>,
+}
+
+impl Report {
+    /// A report about `model` alone; the parts are filled in as they become known.
+    pub fn new(model: Model) -> Self {
+        Self {
+            schema: Schema,
+            model,
+            output: None,
+            evaluation: None,
+            tensors: Vec::new(),
+            calibration: None,
+            run: None,
+        }
+    }
+
+    /// Reads a report from JSON.
+    ///
+    /// # Errors
+    /// Where `json` is malformed, lacks a key or has another schema.
+    pub fn from_json(json: &str) -> Result<Self, Error> {
+        Ok(serde_json::from_str(json)?)
+    }
+}
+
+/// The constant [`SCHEMA`]; reading any other name is an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Schema;
+
+impl Serialize for Schema {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(SCHEMA)
+    }
+}
+
+impl<'de> Deserialize<'de> for Schema {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let found = String::deserialize(deserializer)?;
+        if found == SCHEMA {
+            return Ok(Self);
+        }
+        Err(serde::de::Error::custom(format!("the schema is `{found}`, only `{SCHEMA}` is known")))
+    }
+}
+
+/// The full-precision model that was read.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Model {
+    /// Path or `hf:` name as given.
+    pub source: String,
+    /// Model family, as in the registry of families.
+    pub family: String,
+    /// Elements of all weight tensors.
+    pub parameters: u64,
+    /// Bytes of all weight tensors.
+    pub bytes: u64,
+}
+
+/// The compressed model that was written.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Output {
+    /// Where it lies.
+    pub path: String,
+    /// Container: `gguf`, `compressed-tensors`...
+    pub format: String,
+    /// Scheme, by the field's name: `q4_k_m`, `w4a16-g64`...
+    pub scheme: String,
+    /// How the codes were chosen: `rtn`, `gptq`...
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// Bytes of all files of the output.
+    pub bytes: u64,
+    /// 8 times the bytes of all weight tensors over their element count, embeddings and head included.
+    pub bits_per_weight: f64,
+    /// SHA-256 of the file, of a folder's weight files in order of name; lower-case hex.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+/// What a model scores on a text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// The text, as given.
+    pub text: String,
+    /// Scored tokens.
+    pub tokens: u64,
+    /// Windows they were scored in.
+    pub chunks: u64,
+    /// Tokens per window.
+    pub ctx: u64,
+    /// Which tokens were scored, in which windows.
+    pub convention: Convention,
+    /// Perplexity of the model.
+    pub perplexity: Perplexity,
+    /// Perplexity of the reference on the same tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference_perplexity: Option<Perplexity>,
+    /// KL(reference || model).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_divergence: Option<Divergence>,
+    /// Share of tokens, 0 to 1, where both put the same token first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top1_agreement: Option<f64>,
+}
+
+/// What became of one weight tensor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Tensor {
+    /// Hugging Face name.
+    pub name: String,
+    /// Its part in a block: `q_proj`, `down_proj`, `embed_tokens`...
+    pub role: String,
+    /// Number format it was stored in.
+    pub encoding: String,
+    /// Bits per element in the file.
+    pub bits_per_weight: f64,
+    /// tr(E H E') / tr(W H W') of the error E left by the solver.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub relative_error: Option<f64>,
+    /// The same for plain round-to-nearest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rtn_relative_error: Option<f64>,
+    /// Calibration tokens per input column.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_per_column: Option<f64>,
+    /// Damping that was needed, relative to the mean of the Hessian's diagonal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub damping: Option<f64>,
+    /// What was done instead of what was asked, and why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<String>,
+}
+
+/// The text statistics were collected on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// Its files, as given.
+    pub files: Vec<String>,
+    /// SHA-256 of their bytes, one after the other; lower-case hex.
+    pub sha256: String,
+    /// Tokens seen.
+    pub tokens: u64,
+    /// Tokens per window.
+    pub ctx: u64,
+}
+
+/// How the output was made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// The command line.
+    pub command: String,
+    /// Version of attar.
+    pub version: String,
+    /// Where it computed: `cpu`, `cuda:0`.
+    pub device: String,
+    /// Worker threads.
+    pub threads: u64,
+    /// Wall time.
+    pub seconds: f64,
+    /// Largest resident set of the process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_rss_bytes: Option<u64>,
+    /// Where the time went.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<RunStage>,
+}
+
+/// One stage of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunStage {
+    /// Its name: `calibrate`, `write`...
+    pub name: String,
+    /// Wall time.
+    pub seconds: f64,
+}
+
+#[cfg(test)]
+pub(crate) mod example;
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_survives_json() {
+        let report = example::quantized();
+        let json = serde_json::to_string(&report).unwrap();
+        assert_eq!(Report::from_json(&json).unwrap(), report);
+    }
+
+    #[test]
+    fn a_report_about_a_model_alone_has_no_other_parts() {
+        let report = Report::new(example::model());
+        let json = serde_json::to_value(&report).unwrap();
+        let keys: Vec<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(keys, ["schema", "model"]);
+        assert_eq!(Report::from_json(&json.to_string()).unwrap(), report);
+    }
+
+    #[test]
+    fn an_unknown_schema_is_refused_by_name() {
+        let json = serde_json::to_string(&example::quantized()).unwrap();
+        let error = Report::from_json(&json.replace(SCHEMA, "attar-report/2")).unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.starts_with("the schema is `attar-report/2`, only `attar-report/1` is known"));
+    }
+
+    #[test]
+    fn a_report_without_a_schema_is_refused() {
+        assert!(Report::from_json(r#"{"model":{}}"#).is_err());
+        assert!(Report::from_json("[]").is_err());
+        assert!(Report::from_json("").is_err());
+    }
+
+    #[test]
+    fn a_key_of_a_later_writer_is_passed_over() {
+        let mut json = serde_json::to_value(example::quantized()).unwrap();
+        json["evaluation"]["tasks"] = serde_json::json!([]);
+        assert_eq!(Report::from_json(&json.to_string()).unwrap(), example::quantized());
+    }
+}

@@ -1,0 +1,121 @@
+//! Reports with made-up figures, for tests of what becomes of a report.
+
+use super::{Calibration, Evaluation, Model, Output, Report, Run, RunStage, Tensor};
+use crate::{Convention, Divergence, Perplexity};
+
+pub(crate) fn model() -> Model {
+    Model {
+        source: "models/books-7m".to_owned(),
+        family: "llama".to_owned(),
+        parameters: 7_344_384,
+        bytes: 14_688_768,
+    }
+}
+
+pub(crate) fn evaluation() -> Evaluation {
+    Evaluation {
+        text: "fixtures/heldout.txt".to_owned(),
+        tokens: 5100,
+        chunks: 20,
+        ctx: 512,
+        convention: Convention::LlamaCpp,
+        perplexity: Perplexity { value: 42.123_456, stderr: 0.512_34 },
+        reference_perplexity: Some(Perplexity { value: 41.741_2, stderr: 0.505_1 }),
+        kl_divergence: Some(Divergence {
+            mean: 0.008_812_3,
+            stderr: 0.000_211_9,
+            median: 0.005_1,
+            p90: 0.019_6,
+            p99: 0.061_3,
+            p99_9: 0.182,
+            max: 0.874,
+        }),
+        top1_agreement: Some(0.953_137),
+    }
+}
+
+fn tensor(layer: usize, role: &str, encoding: &str, relative_error: f64) -> Tensor {
+    Tensor {
+        name: format!("model.layers.{layer}.{role}.weight"),
+        role: role.to_owned(),
+        encoding: encoding.to_owned(),
+        bits_per_weight: if encoding == "q6_k" { 6.5625 } else { 4.5 },
+        relative_error: Some(relative_error),
+        rtn_relative_error: Some(2.0 * relative_error),
+        tokens_per_column: Some(64.0),
+        damping: Some(0.001),
+        fallback: None,
+    }
+}
+
+/// A report with every part.
+pub(crate) fn quantized() -> Report {
+    let mut starved = tensor(1, "down_proj", "q8_0", 0.000_03);
+    starved.fallback = Some("rows of 172 fit no block of 256: q8_0 for q6_k".to_owned());
+    Report {
+        output: Some(Output {
+            path: "out/books-7m-q4_k_m.gguf".to_owned(),
+            format: "gguf".to_owned(),
+            scheme: "q4_k_m".to_owned(),
+            method: Some("gptq".to_owned()),
+            bytes: 4_812_345,
+            bits_per_weight: 5.2417,
+            sha256: Some("5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef".to_owned()),
+        }),
+        evaluation: Some(evaluation()),
+        tensors: vec![
+            tensor(0, "q_proj", "q4_k", 0.002_1),
+            tensor(0, "down_proj", "q6_k", 0.000_19),
+            tensor(1, "q_proj", "q4_k", 0.003_4),
+            starved,
+        ],
+        calibration: Some(Calibration {
+            files: vec!["fixtures/calibration.txt".to_owned()],
+            sha256: "0263829989b6fd954f72baaf2fc64bc2e2f01d692d4de72986ea808f6e99813f".to_owned(),
+            tokens: 16_384,
+            ctx: 512,
+        }),
+        run: Some(Run {
+            command: "attar quantize models/books-7m -o out/books-7m-q4_k_m.gguf --scheme q4_k_m".to_owned(),
+            version: "0.1.0".to_owned(),
+            device: "cpu".to_owned(),
+            threads: 2,
+            seconds: 12.345,
+            peak_rss_bytes: Some(123_456_789),
+            stages: vec![
+                RunStage { name: "quantize".to_owned(), seconds: 8.1 },
+                RunStage { name: "verify".to_owned(), seconds: 4.2 },
+            ],
+        }),
+        ..Report::new(model())
+    }
+}
+
+/// Three outputs of one model.
+pub(crate) fn compared() -> Vec<Report> {
+    let variant = |path: &str, scheme: &str, method: &str, bytes, bits_per_weight, loss: f64| {
+        let mut report = quantized();
+        let kl =
+            Divergence { mean: loss, stderr: loss / 40.0, ..evaluation().kl_divergence.expect("set above") };
+        report.output = report.output.map(|output| Output {
+            path: path.to_owned(),
+            scheme: scheme.to_owned(),
+            method: Some(method.to_owned()),
+            bytes,
+            bits_per_weight,
+            ..output
+        });
+        report.evaluation = Some(Evaluation {
+            perplexity: Perplexity { value: 41.7412 + 50.0 * loss, stderr: 0.51 },
+            kl_divergence: Some(kl),
+            top1_agreement: Some(1.0 - 5.0 * loss),
+            ..evaluation()
+        });
+        report
+    };
+    vec![
+        variant("out/books-7m-q4_k_m.gguf", "q4_k_m", "gptq", 4_812_345, 5.2417, 0.008_81),
+        variant("out/books-7m-w4a16-g64", "w4a16-g64", "gptq", 9_123_456, 9.87, 0.012_3),
+        variant("out/books-7m-q8_0.gguf", "q8_0", "rtn", 7_801_234, 8.5, 0.000_031),
+    ]
+}
