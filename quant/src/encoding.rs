@@ -1,0 +1,179 @@
+//! Which numbers a format can hold, and how they lie in bytes.
+//!
+//! To add a format, write one file beside the others and add one line to [`ENCODINGS`].
+
+mod block;
+mod block32;
+mod float;
+mod integer;
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
+mod q8_0;
+mod search;
+mod super_block;
+
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Deref;
+
+use attar_checkpoint::GgmlType;
+use ndarray::{Array2, ArrayView2};
+
+pub use self::integer::{IntEncoding, IntParts, ScaleDtype};
+use crate::{Error, Grid};
+
+/// A number format: how a matrix of weights lies in bytes, and what those bytes say.
+pub trait Encoding: Send + Sync + fmt::Debug {
+    /// The name used in schemes and reports: `q4_k`, `f16`, `w4-g64`.
+    fn name(&self) -> Cow<'static, str>;
+
+    /// The tensor type of a GGUF file that holds these bytes, `None` where there is none.
+    fn ggml_type(&self) -> Option<GgmlType>;
+
+    /// Weights of a row that are packed together: row lengths must be multiples of it.
+    fn block_len(&self) -> usize;
+
+    /// Bytes of a packed `[rows, cols]` matrix.
+    fn bytes_for(&self, rows: usize, cols: usize) -> usize;
+
+    /// Bits per weight, scales included, of a matrix with many rows.
+    fn bits_per_weight(&self) -> f64;
+
+    /// Rounds each weight of `w`, `[rows, cols]`, and packs it: with scales searched for the given importance
+    /// per column where the format has scales.
+    ///
+    /// # Panics
+    /// Where `cols` is not a multiple of [`block_len`](Self::block_len); [`check`](Self::check) says so first.
+    fn quantize(&self, w: ArrayView2<'_, f32>, importance: Option<&[f32]>) -> Vec<u8>;
+
+    /// The `[rows, cols]` weights that packed bytes stand for.
+    ///
+    /// # Errors
+    /// Where the shape does not fit the format or the number of bytes is not that of the shape.
+    fn unpack(&self, bytes: &[u8], rows: usize, cols: usize) -> Result<Array2<f32>, Error>;
+
+    /// The part of the format a solver works with; `None` for plain floats.
+    fn grid(&self) -> Option<&dyn GridEncoding>;
+
+    /// Whether rows of `in_features` weights can be stored.
+    ///
+    /// # Errors
+    /// Where the block length does not divide them.
+    fn check(&self, in_features: usize) -> Result<(), Error> {
+        if in_features.is_multiple_of(self.block_len()) {
+            return Ok(());
+        }
+        Err(Error::BlockDoesNotDivide { in_features, block_len: self.block_len(), encoding: self.name() })
+    }
+
+    /// Whether `bytes` are as many as a `[rows, cols]` matrix takes.
+    ///
+    /// # Errors
+    /// Where they are not, or `cols` is not a whole number of blocks.
+    fn check_bytes(&self, bytes: &[u8], rows: usize, cols: usize) -> Result<(), Error> {
+        self.check(cols)?;
+        let (expected, found) = (self.bytes_for(rows, cols), bytes.len());
+        if expected == found {
+            return Ok(());
+        }
+        Err(Error::Length { encoding: self.name(), rows, cols, expected, found })
+    }
+}
+
+/// An [`Encoding`] with codes on a [`Grid`]: what a solver can choose in.
+pub trait GridEncoding: Encoding {
+    /// The importance-weighted search for scales, rounded to what the file stores, and with it the codes
+    /// the reference implementation of the format writes.
+    ///
+    /// `w` is `[rows, cols]`, `importance` has one non-negative weight per column (the mean square of that
+    /// input); without it each format falls back on the weights' own magnitudes as its reference does.
+    ///
+    /// # Panics
+    /// Where `cols` is not a multiple of [`block_len`](Encoding::block_len) or `importance` is not `cols` long.
+    fn search(&self, w: ArrayView2<'_, f32>, importance: Option<&[f32]>) -> Fit;
+
+    /// The bytes of `codes`, `[rows, cols]`, on `grid`.
+    ///
+    /// # Panics
+    /// Where `codes` and `grid` are of different shapes.
+    fn pack(&self, grid: &Grid, codes: ArrayView2<'_, u8>) -> Vec<u8>;
+
+    /// The grid and codes that packed bytes hold: the reverse of [`pack`](Self::pack).
+    ///
+    /// # Errors
+    /// As [`Encoding::unpack`].
+    fn unpack_codes(&self, bytes: &[u8], rows: usize, cols: usize) -> Result<Fit, Error>;
+}
+
+/// A grid and a code on it for every weight.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fit {
+    /// The values to choose from.
+    pub grid: Grid,
+    /// The choice, `[rows, cols]`.
+    pub codes: Array2<u8>,
+}
+
+impl Fit {
+    /// The `[rows, cols]` weights the codes stand for.
+    #[must_use]
+    pub fn decoded(&self) -> Array2<f32> {
+        self.grid.decode_all(self.codes.view())
+    }
+}
+
+/// Every format without parameters. Grouped integers are made from their name: see [`encoding`].
+pub const ENCODINGS: &[&dyn Encoding] = &[
+    &float::F32,
+    &float::F16,
+    &float::BF16,
+    &q8_0::Q8_0,
+    &q4_0::Q4_0,
+    &q4_1::Q4_1,
+    &q5_0::Q5_0,
+    &q5_1::Q5_1,
+    &q4_k::Q4K,
+    &q5_k::Q5K,
+    &q6_k::Q6K,
+];
+
+/// An encoding found by name.
+#[derive(Debug, Clone, Copy)]
+pub enum Named {
+    /// One of [`ENCODINGS`].
+    Listed(&'static dyn Encoding),
+    /// Grouped integers with the parameters in the name.
+    Integer(IntEncoding),
+}
+
+impl Deref for Named {
+    type Target = dyn Encoding;
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::Listed(listed) => *listed,
+            Self::Integer(integer) => integer,
+        }
+    }
+}
+
+/// The encoding called `name`: one of [`ENCODINGS`], or grouped integers `wB-gG` and `wB-gG-asym`.
+#[must_use]
+pub fn encoding(name: &str) -> Option<Named> {
+    ENCODINGS
+        .iter()
+        .find(|encoding| encoding.name() == name)
+        .map(|listed| Named::Listed(*listed))
+        .or_else(|| IntEncoding::from_name(name).map(Named::Integer))
+}
+
+/// The encoding that a GGUF tensor type stores, `None` for types this crate does not know.
+#[must_use]
+pub fn encoding_of(ggml_type: GgmlType) -> Option<&'static dyn Encoding> {
+    ENCODINGS.iter().copied().find(|encoding| encoding.ggml_type() == Some(ggml_type))
+}

@@ -1,0 +1,221 @@
+//! What all block formats of GGUF share: blocks of weights in a row, each a few scales and then codes.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use attar_checkpoint::GgmlType;
+use half::f16;
+use ndarray::{Array2, ArrayView2};
+use rayon::prelude::*;
+
+use super::{Encoding, Fit, GridEncoding};
+use crate::lanes::{LANES, Lanes, gather};
+use crate::{Error, Grid};
+
+/// Weights a task works on at least, so that lanes are filled and tasks are not tiny.
+const TASK: usize = 1 << 14;
+
+/// One block format: its constants, its search, its bytes. [`Encoding`] and [`GridEncoding`] follow.
+pub(super) trait BlockFormat: Send + Sync + fmt::Debug + 'static {
+    const NAME: &'static str;
+    const GGML_ID: u32;
+    /// Weights per block.
+    const BLOCK: usize;
+    /// Weights per scale.
+    const GROUP: usize;
+    /// Bytes of scales per block.
+    const HEADER: usize;
+    /// Bytes per block.
+    const BYTES: usize;
+    const MAX_CODE: u8;
+
+    /// Headers and codes for whole rows, block after block.
+    fn search(rows: &Rows<'_>, headers: &mut [u8], codes: &mut [u8]);
+
+    /// What a header says of group `group` of its block.
+    fn group(header: &[u8], group: usize) -> Group;
+
+    /// Lays out one block: `codes` are `BLOCK` long, `block` is `BYTES` long and zeroed.
+    fn write(header: &[u8], codes: &[u8], block: &mut [u8]);
+
+    /// Takes one block apart again: `header` is `HEADER` long, `codes` `BLOCK`.
+    fn read(block: &[u8], header: &mut [u8], codes: &mut [u8]);
+}
+
+/// Scale, zero and min of one group of a [`Grid`].
+pub(super) struct Group {
+    pub scale: f32,
+    pub zero: f32,
+    pub min: f32,
+}
+
+/// Whole rows of a weight matrix.
+pub(super) struct Rows<'a> {
+    /// `[rows, cols]`, row after row.
+    pub x: &'a [f32],
+    pub cols: usize,
+    /// One per column.
+    pub importance: Option<&'a [f32]>,
+}
+
+impl Rows<'_> {
+    /// The importance of the columns of runs `first..first + 16` of `out.len()` weights, side by side.
+    #[inline(always)]
+    pub fn gather_importance(&self, importance: &[f32], first: usize, out: &mut [Lanes]) {
+        for k in 0..LANES {
+            let col = (first + k) * out.len() % self.cols;
+            for (slot, &value) in out.iter_mut().zip(&importance[col..]) {
+                slot[k] = value;
+            }
+        }
+    }
+
+    /// Calls `f(first, weights)` for each sixteen runs of `N` weights.
+    #[inline(always)]
+    pub fn each_sixteen_runs<const N: usize>(&self, mut f: impl FnMut(usize, &[Lanes; N])) {
+        let mut x = [[0.0; LANES]; N];
+        for first in (0..self.x.len() / N).step_by(LANES) {
+            gather(self.x, first, &mut x);
+            f(first, &x);
+        }
+    }
+}
+
+/// Writes the codes of runs `first..` back in row order.
+#[inline(always)]
+pub(super) fn scatter<const N: usize>(from: &[[u8; LANES]; N], first: usize, codes: &mut [u8]) {
+    let runs = (codes.len() / N - first).min(LANES);
+    for k in 0..runs {
+        for (code, from) in codes[(first + k) * N..][..N].iter_mut().zip(from) {
+            *code = from[k];
+        }
+    }
+}
+
+/// A half-precision number from its two bytes.
+pub(super) fn half_at(bytes: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+}
+
+/// Rounds to half precision, to nearest even, and gives the two bytes.
+pub(super) fn half_bytes(x: f32) -> [u8; 2] {
+    f16::from_f32(x).to_le_bytes()
+}
+
+fn rows_per_task(cols: usize) -> usize {
+    TASK.div_ceil(cols.max(1))
+}
+
+/// The grid that headers, block after block, describe.
+fn grid<F: BlockFormat>(header: Vec<u8>, rows: usize, cols: usize) -> Grid {
+    let per_block = F::BLOCK / F::GROUP;
+    let shape = (rows, cols / F::GROUP);
+    let [mut scale, mut zero, mut min] = [(); 3].map(|()| Vec::with_capacity(shape.0 * shape.1));
+    for header in header.chunks_exact(F::HEADER) {
+        for group in 0..per_block {
+            let group = F::group(header, group);
+            scale.push(group.scale);
+            zero.push(group.zero);
+            min.push(group.min);
+        }
+    }
+    let array = |values| Array2::from_shape_vec(shape, values).expect("one value per row and group");
+    Grid {
+        scale: array(scale),
+        zero: array(zero),
+        min: array(min),
+        group_size: F::GROUP,
+        max_code: F::MAX_CODE,
+        header,
+    }
+}
+
+impl<F: BlockFormat> Encoding for F {
+    fn name(&self) -> Cow<'static, str> {
+        Cow::Borrowed(F::NAME)
+    }
+
+    fn ggml_type(&self) -> Option<GgmlType> {
+        GgmlType::from_id(F::GGML_ID)
+    }
+
+    fn block_len(&self) -> usize {
+        F::BLOCK
+    }
+
+    fn bytes_for(&self, rows: usize, cols: usize) -> usize {
+        rows * (cols / F::BLOCK) * F::BYTES
+    }
+
+    fn bits_per_weight(&self) -> f64 {
+        8.0 * F::BYTES as f64 / F::BLOCK as f64
+    }
+
+    fn quantize(&self, w: ArrayView2<'_, f32>, importance: Option<&[f32]>) -> Vec<u8> {
+        let Fit { grid, codes } = self.search(w, importance);
+        self.pack(&grid, codes.view())
+    }
+
+    fn unpack(&self, bytes: &[u8], rows: usize, cols: usize) -> Result<Array2<f32>, Error> {
+        Ok(self.unpack_codes(bytes, rows, cols)?.decoded())
+    }
+
+    fn grid(&self) -> Option<&dyn GridEncoding> {
+        Some(self)
+    }
+}
+
+impl<F: BlockFormat> GridEncoding for F {
+    fn search(&self, w: ArrayView2<'_, f32>, importance: Option<&[f32]>) -> Fit {
+        let (rows, cols) = w.dim();
+        assert!(cols.is_multiple_of(F::BLOCK), "{cols} columns are not whole blocks of {}", F::BLOCK);
+        if let Some(importance) = importance {
+            assert_eq!(importance.len(), cols, "importance must have one weight per column");
+        }
+        let w = w.as_standard_layout();
+        let x = w.as_slice().expect("standard layout");
+        let mut header = vec![0; rows * (cols / F::BLOCK) * F::HEADER];
+        let mut codes = vec![0; rows * cols];
+        let task = rows_per_task(cols) * cols.max(1);
+        x.par_chunks(task)
+            .zip(header.par_chunks_mut(task / F::BLOCK * F::HEADER))
+            .zip(codes.par_chunks_mut(task))
+            .for_each(|((x, headers), codes)| F::search(&Rows { x, cols, importance }, headers, codes));
+        let codes = Array2::from_shape_vec((rows, cols), codes).expect("one code per weight");
+        Fit { grid: grid::<F>(header, rows, cols), codes }
+    }
+
+    fn pack(&self, grid: &Grid, codes: ArrayView2<'_, u8>) -> Vec<u8> {
+        let (rows, cols) = codes.dim();
+        let blocks = rows * (cols / F::BLOCK);
+        assert_eq!(
+            grid.header.len(),
+            blocks * F::HEADER,
+            "the grid is for another shape than [{rows}, {cols}]"
+        );
+        let codes = codes.as_standard_layout();
+        let codes = codes.as_slice().expect("standard layout");
+        let mut bytes = vec![0; blocks * F::BYTES];
+        bytes
+            .par_chunks_exact_mut(F::BYTES)
+            .zip(codes.par_chunks_exact(F::BLOCK))
+            .zip(grid.header.par_chunks_exact(F::HEADER))
+            .with_min_len(TASK / F::BLOCK)
+            .for_each(|((block, codes), header)| F::write(header, codes, block));
+        bytes
+    }
+
+    fn unpack_codes(&self, bytes: &[u8], rows: usize, cols: usize) -> Result<Fit, Error> {
+        self.check_bytes(bytes, rows, cols)?;
+        let mut header = vec![0; bytes.len() / F::BYTES * F::HEADER];
+        let mut codes = vec![0; rows * cols];
+        bytes
+            .par_chunks_exact(F::BYTES)
+            .zip(codes.par_chunks_exact_mut(F::BLOCK))
+            .zip(header.par_chunks_exact_mut(F::HEADER))
+            .with_min_len(TASK / F::BLOCK)
+            .for_each(|((block, codes), header)| F::read(block, header, codes));
+        let codes = Array2::from_shape_vec((rows, cols), codes).expect("one code per weight");
+        Ok(Fit { grid: grid::<F>(header, rows, cols), codes })
+    }
+}

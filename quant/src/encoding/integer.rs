@@ -1,0 +1,294 @@
+//! Integers of 2 to 8 bits in groups along a row, each group with a scale and perhaps a zero point: the layout
+//! `pack-quantized` of compressed-tensors.
+
+mod bits;
+mod scale;
+mod search;
+
+use std::borrow::Cow;
+
+use attar_checkpoint::GgmlType;
+use ndarray::{Array2, ArrayView2};
+use rayon::prelude::*;
+
+use self::search::GroupSearch;
+use super::{Encoding, Fit, GridEncoding};
+use crate::lanes::widest;
+use crate::{Error, Grid};
+
+pub use self::scale::ScaleDtype;
+
+/// Weights a task works on at least.
+const TASK: usize = 1 << 14;
+
+/// `scale * (code - zero)` with `code` in `0..2^bits`: `zero` is `2^(bits - 1)` where symmetric, else an integer stored per group.
+///
+/// The packed bytes are three tensors, one after the other; [`parts`](Self::parts) tells them apart. A symmetric scale
+/// carries the sign that lets the group's largest magnitude use the longer side of the range.
+///
+/// The file's scales are 16 bits, and a reader that multiplies in 16 bits rounds the product once more; decoding here
+/// is in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IntEncoding {
+    bits: u8,
+    group_size: usize,
+    symmetric: bool,
+    scale: ScaleDtype,
+}
+
+/// The tensors of one matrix of [`IntEncoding`], as compressed-tensors names them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IntParts<'a> {
+    /// `weight_packed`, int32: codes as a dense stream of bits along each row, lowest bits first.
+    pub packed: &'a [u8],
+    /// `[rows, ceil(cols * bits / 32)]`.
+    pub packed_shape: [usize; 2],
+    /// `weight_scale`, in the [`ScaleDtype`].
+    pub scale: &'a [u8],
+    /// `[rows, groups]`.
+    pub scale_shape: [usize; 2],
+    /// `weight_zero_point`, int32: zeros as a dense stream of bits **down** each column; empty where symmetric.
+    pub zero_point: &'a [u8],
+    /// `[ceil(rows * bits / 32), groups]`.
+    pub zero_point_shape: [usize; 2],
+}
+
+impl IntEncoding {
+    /// Codes `-2^(bits - 1)..2^(bits - 1)` times a half-precision scale.
+    ///
+    /// # Panics
+    /// Where `bits` is not in `2..=8` or `group_size` is 0.
+    #[must_use]
+    pub const fn symmetric(bits: u8, group_size: usize) -> Self {
+        assert!(matches!(bits, 2..=8), "grouped integers have 2 to 8 bits");
+        assert!(group_size > 0, "a group has at least one weight");
+        Self { bits, group_size, symmetric: true, scale: ScaleDtype::F16 }
+    }
+
+    /// As [`symmetric`](Self::symmetric), with an integer zero point per group.
+    ///
+    /// # Panics
+    /// Where `bits` is not in `2..=8` or `group_size` is 0.
+    #[must_use]
+    pub const fn asymmetric(bits: u8, group_size: usize) -> Self {
+        Self { symmetric: false, ..Self::symmetric(bits, group_size) }
+    }
+
+    /// The same with scales stored as `scale`.
+    #[must_use]
+    pub const fn with_scale(self, scale: ScaleDtype) -> Self {
+        Self { scale, ..self }
+    }
+
+    /// The encoding a name such as `w4-g64` or `w3-g128-asym` stands for.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        let (bits, rest) = name.strip_prefix('w')?.split_once("-g")?;
+        let (group_size, symmetric) = match rest.strip_suffix("-asym") {
+            Some(group_size) => (group_size, false),
+            None => (rest, true),
+        };
+        let bits = bits.parse().ok().filter(|bits| matches!(bits, 2..=8))?;
+        let group_size = group_size.parse().ok().filter(|&group_size| group_size > 0)?;
+        Some(Self { symmetric, ..Self::symmetric(bits, group_size) })
+    }
+
+    /// Bits of a code.
+    #[must_use]
+    pub const fn bits(&self) -> u8 {
+        self.bits
+    }
+
+    /// Weights per scale.
+    #[must_use]
+    pub const fn group_size(&self) -> usize {
+        self.group_size
+    }
+
+    /// Whether all zeros are `2^(bits - 1)` and none is stored.
+    #[must_use]
+    pub const fn is_symmetric(&self) -> bool {
+        self.symmetric
+    }
+
+    /// How scales are stored.
+    #[must_use]
+    pub const fn scale_dtype(&self) -> ScaleDtype {
+        self.scale
+    }
+
+    /// The three tensors in the bytes that [`pack`](GridEncoding::pack) gave for a `[rows, cols]` matrix.
+    ///
+    /// # Errors
+    /// Where the bytes are not as many as the shape takes.
+    pub fn parts<'a>(&self, bytes: &'a [u8], rows: usize, cols: usize) -> Result<IntParts<'a>, Error> {
+        self.check_bytes(bytes, rows, cols)?;
+        let groups = cols / self.group_size;
+        let packed_shape = [rows, bits::words(cols, self.bits)];
+        let zero_rows = if self.symmetric { 0 } else { bits::words(rows, self.bits) };
+        let (packed, rest) = bytes.split_at(4 * rows * packed_shape[1]);
+        let (scale, zero_point) = rest.split_at(rows * groups * self.scale.width_bytes());
+        Ok(IntParts {
+            packed,
+            packed_shape,
+            scale,
+            scale_shape: [rows, groups],
+            zero_point,
+            zero_point_shape: [zero_rows, groups],
+        })
+    }
+
+    /// One byte string from the three tensors of a file: the reverse of [`parts`](Self::parts).
+    #[must_use]
+    pub fn join(packed: &[u8], scale: &[u8], zero_point: &[u8]) -> Vec<u8> {
+        [packed, scale, zero_point].concat()
+    }
+
+    fn max_code(&self) -> u8 {
+        u8::MAX >> (8 - self.bits)
+    }
+
+    fn middle(&self) -> f32 {
+        f32::from(1u8 << (self.bits - 1))
+    }
+
+    fn grid(&self, scale: Array2<f32>, zero: Array2<f32>, header: Vec<u8>) -> Grid {
+        let min = Array2::zeros(scale.dim());
+        Grid { scale, zero, min, group_size: self.group_size, max_code: self.max_code(), header }
+    }
+
+    /// Zeros bit by bit down each column.
+    fn pack_zeros(&self, zero: &Array2<f32>) -> Vec<u8> {
+        let (rows, groups) = zero.dim();
+        let words = bits::words(rows, self.bits);
+        let mut bytes = vec![0; 4 * words * groups];
+        let mut column = vec![0; 4 * words];
+        for group in 0..groups {
+            let zeros: Vec<u8> = zero.column(group).iter().map(|&zero| zero as u8).collect();
+            column.fill(0);
+            bits::pack(&zeros, self.bits, &mut column);
+            for (word, from) in column.chunks_exact(4).enumerate() {
+                bytes[4 * (word * groups + group)..][..4].copy_from_slice(from);
+            }
+        }
+        bytes
+    }
+
+    fn unpack_zeros(&self, bytes: &[u8], rows: usize, groups: usize) -> Array2<f32> {
+        let mut zero = Array2::from_elem((rows, groups), self.middle());
+        if self.symmetric {
+            return zero;
+        }
+        let mut zeros = vec![0; rows];
+        for (group, mut zero) in zero.columns_mut().into_iter().enumerate() {
+            let column: Vec<u8> =
+                bytes.chunks_exact(4).skip(group).step_by(groups).flatten().copied().collect();
+            bits::unpack(&column, self.bits, &mut zeros);
+            zero.iter_mut().zip(&zeros).for_each(|(zero, &code)| *zero = f32::from(code));
+        }
+        zero
+    }
+}
+
+impl Encoding for IntEncoding {
+    fn name(&self) -> Cow<'static, str> {
+        let suffix = if self.symmetric { "" } else { "-asym" };
+        Cow::Owned(format!("w{}-g{}{suffix}", self.bits, self.group_size))
+    }
+
+    fn ggml_type(&self) -> Option<GgmlType> {
+        None
+    }
+
+    fn block_len(&self) -> usize {
+        self.group_size
+    }
+
+    fn bytes_for(&self, rows: usize, cols: usize) -> usize {
+        let groups = cols / self.group_size;
+        let zeros = if self.symmetric { 0 } else { 4 * bits::words(rows, self.bits) * groups };
+        4 * rows * bits::words(cols, self.bits) + rows * groups * self.scale.width_bytes() + zeros
+    }
+
+    fn bits_per_weight(&self) -> f64 {
+        let zero = if self.symmetric { 0 } else { usize::from(self.bits) };
+        f64::from(self.bits) + (8 * self.scale.width_bytes() + zero) as f64 / self.group_size as f64
+    }
+
+    fn quantize(&self, w: ArrayView2<'_, f32>, importance: Option<&[f32]>) -> Vec<u8> {
+        let Fit { grid, codes } = self.search(w, importance);
+        self.pack(&grid, codes.view())
+    }
+
+    fn unpack(&self, bytes: &[u8], rows: usize, cols: usize) -> Result<Array2<f32>, Error> {
+        Ok(self.unpack_codes(bytes, rows, cols)?.decoded())
+    }
+
+    fn grid(&self) -> Option<&dyn GridEncoding> {
+        Some(self)
+    }
+}
+
+impl GridEncoding for IntEncoding {
+    fn search(&self, w: ArrayView2<'_, f32>, importance: Option<&[f32]>) -> Fit {
+        let (rows, cols) = w.dim();
+        let group_size = self.group_size;
+        assert!(cols.is_multiple_of(group_size), "{cols} columns are not whole groups of {group_size}");
+        if let Some(importance) = importance {
+            assert_eq!(importance.len(), cols, "importance must have one weight per column");
+        }
+        let contiguous = w.as_standard_layout();
+        let x = contiguous.as_slice().expect("standard layout");
+        let shape = (rows, cols / group_size);
+        let mut scale = vec![0.0; shape.0 * shape.1];
+        let mut zero = vec![self.middle(); shape.0 * shape.1];
+        let task = TASK.div_ceil(cols.max(1)) * cols.max(1);
+        x.par_chunks(task)
+            .zip(scale.par_chunks_mut(task / group_size))
+            .zip(zero.par_chunks_mut(task / group_size))
+            .for_each(|((x, scale), zero)| {
+                widest(GroupSearch { x, cols, importance, encoding: self, scale, zero });
+            });
+        let header = scale.iter().flat_map(|&scale| self.scale.bytes(scale)).collect();
+        let array = |values| Array2::from_shape_vec(shape, values).expect("one value per row and group");
+        let grid = Self::grid(self, array(scale), array(zero), header);
+        let codes = grid.round(w);
+        Fit { grid, codes }
+    }
+
+    fn pack(&self, grid: &Grid, codes: ArrayView2<'_, u8>) -> Vec<u8> {
+        let (rows, cols) = codes.dim();
+        assert_eq!(
+            grid.scale.dim(),
+            (rows, cols / self.group_size),
+            "the grid is for another shape than [{rows}, {cols}]"
+        );
+        let codes = codes.as_standard_layout();
+        let codes = codes.as_slice().expect("standard layout");
+        let row_bytes = 4 * bits::words(cols, self.bits);
+        let mut packed = vec![0; rows * row_bytes];
+        packed
+            .par_chunks_exact_mut(row_bytes.max(1))
+            .zip(codes.par_chunks_exact(cols.max(1)))
+            .for_each(|(bytes, codes)| bits::pack(codes, self.bits, bytes));
+        let zeros = if self.symmetric { Vec::new() } else { self.pack_zeros(&grid.zero) };
+        Self::join(&packed, &grid.header, &zeros)
+    }
+
+    fn unpack_codes(&self, bytes: &[u8], rows: usize, cols: usize) -> Result<Fit, Error> {
+        let parts = self.parts(bytes, rows, cols)?;
+        let mut codes = vec![0; rows * cols];
+        codes
+            .par_chunks_exact_mut(cols.max(1))
+            .zip(parts.packed.par_chunks_exact((4 * parts.packed_shape[1]).max(1)))
+            .for_each(|(codes, bytes)| bits::unpack(bytes, self.bits, codes));
+        let [_, groups] = parts.scale_shape;
+        let scale =
+            parts.scale.chunks_exact(self.scale.width_bytes()).map(|bytes| self.scale.read(bytes)).collect();
+        let scale = Array2::from_shape_vec((rows, groups), scale).expect("one scale per row and group");
+        let zero = self.unpack_zeros(parts.zero_point, rows, groups);
+        let grid = Self::grid(self, scale, zero, parts.scale.to_vec());
+        let codes = Array2::from_shape_vec((rows, cols), codes).expect("one code per weight");
+        Ok(Fit { grid, codes })
+    }
+}

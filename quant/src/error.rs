@@ -1,0 +1,56 @@
+use std::borrow::Cow;
+
+/// What can be wrong with numbers handed to this crate.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Error {
+    /// Rows cannot be cut into whole blocks.
+    #[error("in_features {in_features} is not a multiple of {block_len}, the block length of `{encoding}`")]
+    BlockDoesNotDivide {
+        /// Row length of the matrix.
+        in_features: usize,
+        /// Weights per block.
+        block_len: usize,
+        /// The encoding's name.
+        encoding: Cow<'static, str>,
+    },
+    /// Packed bytes are not as many as the shape needs.
+    #[error("`{encoding}` needs {expected} bytes for {rows} x {cols} weights, found {found}")]
+    Length {
+        /// The encoding's name.
+        encoding: Cow<'static, str>,
+        /// Rows asked for.
+        rows: usize,
+        /// Columns asked for.
+        cols: usize,
+        /// Bytes that shape takes.
+        expected: usize,
+        /// Bytes given.
+        found: usize,
+    },
+    /// A weight is NaN or infinite.
+    #[error("{count} of {total} weights are not finite, the first at row {row}, column {col}")]
+    NotFinite {
+        /// How many.
+        count: usize,
+        /// Out of how many.
+        total: usize,
+        /// Row of the first.
+        row: usize,
+        /// Column of the first.
+        col: usize,
+    },
+    /// A solver that feeds errors back was given no statistics of the inputs.
+    #[error("solver `{solver}` needs statistics of the inputs and got none")]
+    NoStatistics {
+        /// The solver's name.
+        solver: &'static str,
+    },
+    /// Statistics of another width than the weight.
+    #[error("statistics are over {statistics} features, the weight has {in_features}")]
+    Features {
+        /// Width of the statistics.
+        statistics: usize,
+        /// Row length of the weight.
+        in_features: usize,
+    },
+}

@@ -1,0 +1,102 @@
+use ndarray::{Array2, ArrayView1, ArrayView2, Zip};
+
+use crate::lanes::nearest;
+
+/// The values each weight of one matrix may take: `scale * (code - zero) - min`, in f32 and in that
+/// order of operations, one triple per row and group of columns.
+///
+/// Scales are already rounded to what the file stores, so the error a solver minimises is the error
+/// the reader of the file gets, to the last bit.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Grid {
+    /// Distance of neighbouring values, `[rows, groups]`; may be negative.
+    pub scale: Array2<f32>,
+    /// The code that decodes to `-min`, integer valued, `[rows, groups]`.
+    pub zero: Array2<f32>,
+    /// What is subtracted at the end, `[rows, groups]`.
+    pub min: Array2<f32>,
+    /// Consecutive columns that share one triple.
+    pub group_size: usize,
+    /// The largest code.
+    pub max_code: u8,
+    /// The scales as the encoding stores them, block after block; only the encoding reads it.
+    pub header: Vec<u8>,
+}
+
+impl Grid {
+    /// The value of one code.
+    #[must_use]
+    pub fn decode(&self, row: usize, col: usize, code: u8) -> f32 {
+        let at = [row, col / self.group_size];
+        decode_one(code, self.scale[at], self.zero[at], self.min[at])
+    }
+
+    /// The code whose value is nearest to `x`.
+    #[must_use]
+    pub fn encode(&self, row: usize, col: usize, x: f32) -> u8 {
+        let at = [row, col / self.group_size];
+        encode_one(x, self.scale[at], self.zero[at], self.min[at], f32::from(self.max_code))
+    }
+
+    /// The nearest code of every weight: `w` is `[rows, cols]`, and so are the codes.
+    ///
+    /// # Panics
+    /// Where `w` has other rows or another number of groups than the grid.
+    #[must_use]
+    pub fn round(&self, w: ArrayView2<'_, f32>) -> Array2<u8> {
+        self.assert_fits(w.dim());
+        let max_code = f32::from(self.max_code);
+        let mut codes = Array2::zeros(w.dim());
+        self.each_row(w, &mut codes, |x, scale, zero, min| encode_one(x, scale, zero, min, max_code));
+        codes
+    }
+
+    /// The values of all codes, `[rows, cols]`.
+    ///
+    /// # Panics
+    /// Where `codes` has other rows or another number of groups than the grid.
+    #[must_use]
+    pub fn decode_all(&self, codes: ArrayView2<'_, u8>) -> Array2<f32> {
+        self.assert_fits(codes.dim());
+        let mut decoded = Array2::zeros(codes.dim());
+        self.each_row(codes, &mut decoded, decode_one);
+        decoded
+    }
+
+    fn each_row<A: Copy + Sync, B: Send>(
+        &self,
+        from: ArrayView2<'_, A>,
+        to: &mut Array2<B>,
+        f: impl Fn(A, f32, f32, f32) -> B + Sync,
+    ) {
+        Zip::indexed(to.rows_mut()).and(from.rows()).par_for_each(|row, mut to, from: ArrayView1<'_, A>| {
+            for group in 0..self.scale.ncols() {
+                let at = [row, group];
+                let (scale, zero, min) = (self.scale[at], self.zero[at], self.min[at]);
+                let start = group * self.group_size;
+                for col in start..(start + self.group_size).min(from.len()) {
+                    to[col] = f(from[col], scale, zero, min);
+                }
+            }
+        });
+    }
+
+    fn assert_fits(&self, (rows, cols): (usize, usize)) {
+        let groups = cols.div_ceil(self.group_size);
+        assert_eq!(self.scale.dim(), (rows, groups), "the grid is for another shape than [{rows}, {cols}]");
+    }
+}
+
+/// The value of `code`; no fused operation, as the files' readers compute it.
+#[inline]
+pub(crate) fn decode_one(code: u8, scale: f32, zero: f32, min: f32) -> f32 {
+    scale * (f32::from(code) - zero) - min
+}
+
+/// The nearest code; a grid of one value (scale 0) takes the code that decodes to `-min`.
+#[inline]
+pub(crate) fn encode_one(x: f32, scale: f32, zero: f32, min: f32, max_code: f32) -> u8 {
+    let steps = if scale == 0.0 { 0.0 } else { (x + min) / scale };
+    // Bounded before it becomes an integer: the bounds are integers, so the nearest code is the same.
+    (nearest(steps.max(-zero).min(max_code - zero)) + nearest(zero)) as u8
+}

@@ -1,0 +1,68 @@
+use attar_tensor::matmul;
+use ndarray::parallel::prelude::*;
+use ndarray::{Array2, ArrayView1, ArrayView2, Axis, Zip, s};
+
+/// Columns per product.
+const BLOCK: usize = 256;
+/// Rows per product.
+const ROWS: usize = 4096;
+
+/// `tr(E H E^T)`: the sum over the rows of `e`, `[rows, n]`, of their squares in the metric `h`, `[n, n]` and symmetric.
+///
+/// With the Gram matrix for `h` and a weight's rounding errors for `e` it is the squared error of the layer's output,
+/// summed over the tokens.
+///
+/// # Panics
+/// Where `h` is not square in the columns of `e`.
+#[must_use]
+pub fn weighted_energy(e: ArrayView2<'_, f32>, h: ArrayView2<'_, f32>) -> f64 {
+    assert_eq!(h.dim(), (e.ncols(), e.ncols()), "the metric must be square in the columns");
+    e.axis_chunks_iter(Axis(0), ROWS).map(|e| chunk_energy(e, h)).sum()
+}
+
+/// By blocks on the diagonal and twice those left of it.
+fn chunk_energy(e: ArrayView2<'_, f32>, h: ArrayView2<'_, f32>) -> f64 {
+    let n = e.ncols();
+    let mut energy = 0.0;
+    for start in (0..n).step_by(BLOCK) {
+        let here = start..(start + BLOCK).min(n);
+        let block = e.slice(s![.., here.clone()]);
+        energy += inner(block, matmul(block, h.slice(s![here.clone(), here.clone()])));
+        if start > 0 {
+            let left = matmul(e.slice(s![.., ..start]), h.slice(s![..start, here]));
+            energy += 2.0 * inner(block, left);
+        }
+    }
+    energy
+}
+
+fn inner(a: ArrayView2<'_, f32>, b: Array2<f32>) -> f64 {
+    let mut rows = vec![0.0; a.nrows()];
+    let products = a.axis_iter(Axis(0)).into_par_iter().zip(b.axis_iter(Axis(0)));
+    products.zip(rows.par_iter_mut()).for_each(|((a, b), sum)| *sum = dot(a, b));
+    rows.iter().sum()
+}
+
+fn dot(a: ArrayView1<'_, f32>, b: ArrayView1<'_, f32>) -> f64 {
+    Zip::from(a).and(b).fold(0.0, |sum, &a, &b| sum + f64::from(a) * f64::from(b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::Array2;
+
+    #[test]
+    fn energy_is_the_squared_output_whatever_the_blocks() {
+        for n in [1, 255, 256, 700] {
+            let x = Array2::from_shape_fn((9, n), |(t, c)| ((t * 37 + c * 11) % 29) as f32 / 14.0 - 1.0);
+            let e = Array2::from_shape_fn((5, n), |(r, c)| ((r * 13 + c * 7) % 31) as f32 / 15.0 - 1.0);
+            let mut gram = Array2::zeros((n, n));
+            attar_tensor::gram_add(x.view(), &mut gram);
+            let output = matmul(e.view(), x.t());
+            let want: f64 = output.iter().map(|y| f64::from(y * y)).sum();
+            let got = weighted_energy(e.view(), gram.view());
+            assert!((got / want - 1.0).abs() < 1e-5, "{n} columns: {got} for {want}");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! How codes are chosen on a grid.
+//!
+//! To add a solver, write one file beside the others and add one line to [`SOLVERS`].
+
+mod descent;
+mod feedback;
+mod gptq;
+mod panel;
+mod rtn;
+
+use std::fmt;
+
+use ndarray::{Array2, ArrayView2};
+
+pub use self::gptq::Gptq;
+pub use self::rtn::Rtn;
+use crate::loss::weighted_energy;
+use crate::{Error, Factor, Fit, Grid, GridEncoding};
+
+/// A way to choose the codes of a weight matrix.
+pub trait Solver: Send + Sync + fmt::Debug {
+    /// The name of the method: `rtn`, `gptq`.
+    fn name(&self) -> &'static str;
+
+    /// Whether it can do nothing without statistics of the inputs.
+    fn needs_statistics(&self) -> bool;
+
+    /// Codes for `w`, `[out_features, in_features]`, on the grid `encoding` offers it.
+    ///
+    /// # Errors
+    /// Where rows are not whole blocks, weights are not finite, statistics are missing or of another width.
+    fn solve(
+        &self,
+        w: ArrayView2<'_, f32>,
+        factor: Option<&Factor<'_>>,
+        encoding: &dyn GridEncoding,
+    ) -> Result<Solution, Error>;
+}
+
+/// Every solver, with its default parameters.
+pub const SOLVERS: &[&dyn Solver] = &[&Rtn, &Gptq::DEFAULT];
+
+/// The solver called `name`.
+#[must_use]
+pub fn solver(name: &str) -> Option<&'static dyn Solver> {
+    SOLVERS.iter().copied().find(|solver| solver.name() == name)
+}
+
+/// A weight matrix solved: grid, codes, what they decode to, and what it cost.
+#[derive(Debug, Clone)]
+pub struct Solution {
+    /// The values that could be chosen.
+    pub grid: Grid,
+    /// The choice, `[out_features, in_features]`.
+    pub codes: Array2<u8>,
+    /// What the reader of the file will get, `[out_features, in_features]`.
+    pub decoded: Array2<f32>,
+    /// What it cost.
+    pub facts: Facts,
+}
+
+/// What the report says of one matrix.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Facts {
+    /// `tr(E H E^T) / tr(W H W^T)` with the Gram matrix as counted for H; the identity where there is none.
+    pub relative_error: f64,
+    /// The same for the codes of `rtn` with the same importance.
+    pub rtn_relative_error: f64,
+    /// Tokens per column behind the statistics; `None` without.
+    pub tokens_per_column: Option<f64>,
+    /// Added to the Hessian's diagonal, in units of its mean; `None` where no feedback was used.
+    pub damping: Option<f64>,
+    /// Share of the Hessian replaced by its diagonal; `None` where no feedback was used.
+    pub shrinkage: Option<f64>,
+    /// Columns whose input was always 0: rounded to nearest, and outside all feedback.
+    pub dead_columns: usize,
+    /// Factorisations that failed, each followed by one with ten times the damping.
+    pub retries: u32,
+    /// Why the solver did less than its name says.
+    pub fallback: Option<String>,
+}
+
+/// What all solvers refuse.
+fn check(
+    w: ArrayView2<'_, f32>,
+    factor: Option<&Factor<'_>>,
+    encoding: &dyn GridEncoding,
+) -> Result<(), Error> {
+    let in_features = w.ncols();
+    encoding.check(in_features)?;
+    let statistics = factor.map_or(in_features, |factor| factor.statistics().in_features());
+    if statistics != in_features {
+        return Err(Error::Features { statistics, in_features });
+    }
+    let mut bad = w.indexed_iter().filter(|(_, x)| !x.is_finite());
+    if let Some(((row, col), _)) = bad.next() {
+        return Err(Error::NotFinite { count: bad.count() + 1, total: w.len(), row, col });
+    }
+    Ok(())
+}
+
+/// Measures codes against the weights in the metric of the inputs, the identity where there are no statistics.
+struct Judge<'a> {
+    w: ArrayView2<'a, f32>,
+    gram: Option<ArrayView2<'a, f32>>,
+    energy: f64, // tr(W H W^T)
+}
+
+impl<'a> Judge<'a> {
+    fn new(w: ArrayView2<'a, f32>, factor: Option<&'a Factor<'_>>) -> Self {
+        let gram = factor
+            .filter(|factor| factor.importance().is_some())
+            .map(|factor| factor.statistics().gram.view());
+        Self { w, gram, energy: energy(w, gram) }
+    }
+
+    /// [`Facts::relative_error`] of codes that decode to `decoded`.
+    fn relative_error(&self, decoded: &Array2<f32>) -> f64 {
+        let error = energy((&self.w - decoded).view(), self.gram);
+        // Weights that no input reaches lose nothing.
+        if error == 0.0 { 0.0 } else { error / self.energy }
+    }
+}
+
+fn energy(x: ArrayView2<'_, f32>, gram: Option<ArrayView2<'_, f32>>) -> f64 {
+    match gram {
+        Some(gram) => weighted_energy(x, gram),
+        None => x.iter().map(|&x| f64::from(x) * f64::from(x)).sum(),
+    }
+}
+
+/// The reference's own codes, what they decode to, and the facts: the whole of `rtn` and where `gptq` starts.
+fn round_to_nearest(
+    w: ArrayView2<'_, f32>,
+    factor: Option<&Factor<'_>>,
+    encoding: &dyn GridEncoding,
+    judge: &Judge<'_>,
+) -> Solution {
+    let Fit { grid, codes } = encoding.search(w, factor.and_then(Factor::importance));
+    let decoded = grid.decode_all(codes.view());
+    let relative_error = judge.relative_error(&decoded);
+    let facts = Facts {
+        relative_error,
+        rtn_relative_error: relative_error,
+        tokens_per_column: factor.map(|factor| factor.statistics().tokens_per_column()),
+        damping: None,
+        shrinkage: None,
+        dead_columns: factor.map_or(0, Factor::dead_columns),
+        retries: 0,
+        fallback: None,
+    };
+    Solution { grid, codes, decoded, facts }
+}

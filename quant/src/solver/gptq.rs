@@ -1,0 +1,87 @@
+use ndarray::ArrayView2;
+
+use super::descent::descend;
+use super::feedback::round_with_feedback;
+use super::{Judge, Solution, Solver, check, round_to_nearest};
+use crate::{Error, Factor, GridEncoding};
+
+/// Error feedback: column by column, what rounding one input's weights loses is made up for by the inputs not yet rounded.
+///
+/// Scales are searched once for the importance of the columns and rounded to what the file stores, then stay; so columns
+/// can be taken in the order of falling diagonal in any format, and no order need be stored.
+///
+/// Where the Hessian cannot be factored, or feedback leaves more error than it found, the codes are those of
+/// [`Rtn`](super::Rtn) and [`Facts::fallback`](super::Facts::fallback) says why.
+///
+/// # Source
+/// Frantar et al., "GPTQ", arXiv:2210.17323, Algorithm 1, with static groups and activation order, then `sweeps` rounds of
+/// coordinate descent on the same objective. A column whose input is always 0 is rounded to nearest rather than set to 0: on
+/// the calibration text neither costs anything, on another text only the second can.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gptq {
+    /// Rounds of coordinate descent after the pass; each costs about two passes and ends early where no code changes.
+    pub sweeps: u32,
+}
+
+impl Gptq {
+    /// Feedback and two sweeps: what the later ones add is within noise.
+    pub const DEFAULT: Self = Self { sweeps: 2 };
+}
+
+impl Default for Gptq {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+impl Solver for Gptq {
+    fn name(&self) -> &'static str {
+        "gptq"
+    }
+
+    fn needs_statistics(&self) -> bool {
+        true
+    }
+
+    fn solve(
+        &self,
+        w: ArrayView2<'_, f32>,
+        factor: Option<&Factor<'_>>,
+        encoding: &dyn GridEncoding,
+    ) -> Result<Solution, Error> {
+        let Some(factor) = factor else {
+            return Err(Error::NoStatistics { solver: self.name() });
+        };
+        check(w, Some(factor), encoding)?;
+        let judge = Judge::new(w, Some(factor));
+        let mut rtn = round_to_nearest(w, Some(factor), encoding, &judge);
+        let feedback = match factor.feedback() {
+            Ok(feedback) => feedback,
+            Err(refusal) => {
+                rtn.facts.retries = refusal.retries;
+                rtn.facts.fallback = Some(refusal.reason.clone());
+                return Ok(rtn);
+            }
+        };
+        let grid = match factor.floored_importance() {
+            Some(importance) => encoding.search(w, Some(&importance)).grid,
+            None => rtn.grid.clone(),
+        };
+        let mut codes = round_with_feedback(w, feedback, &grid).codes;
+        if self.sweeps > 0 {
+            codes = descend(w, codes, &factor.metric(feedback), &grid, self.sweeps);
+        }
+        let decoded = grid.decode_all(codes.view());
+        let relative_error = judge.relative_error(&decoded);
+        let mut facts = rtn.facts.clone();
+        (facts.retries, facts.damping, facts.shrinkage) =
+            (feedback.retries, Some(feedback.damping), Some(feedback.shrinkage));
+        if relative_error > facts.rtn_relative_error {
+            rtn.facts = facts;
+            rtn.facts.fallback = Some(format!("feedback left a relative error of {relative_error:e}"));
+            return Ok(rtn);
+        }
+        facts.relative_error = relative_error;
+        Ok(Solution { grid, codes, decoded, facts })
+    }
+}

@@ -1,0 +1,118 @@
+use attar_tensor::gram_add;
+use ndarray::{Array2, ArrayView2};
+
+/// What a solver knows of the inputs of a weight: the Gram matrix of the tokens that passed.
+///
+/// Weights that read the same activation (q, k and v; gate and up) share one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Statistics {
+    /// `sum x x^T` over tokens, `[in_features, in_features]`, symmetric.
+    pub gram: Array2<f32>,
+    /// Tokens summed.
+    pub tokens: u64,
+}
+
+impl Statistics {
+    /// Of no tokens yet.
+    #[must_use]
+    pub fn new(in_features: usize) -> Self {
+        Self { gram: Array2::zeros((in_features, in_features)), tokens: 0 }
+    }
+
+    /// Adds the tokens of `x`, `[tokens, in_features]`.
+    ///
+    /// # Panics
+    /// Where `x` has another number of features.
+    pub fn observe(&mut self, x: ArrayView2<'_, f32>) {
+        assert_eq!(x.ncols(), self.in_features(), "activations and statistics must have the same features");
+        gram_add(x, &mut self.gram);
+        self.tokens += x.nrows() as u64;
+    }
+
+    /// Adds what another pass over other tokens saw. Sums of f32 depend on their order in the last bits: merging
+    /// passes in one fixed order gives the same bits whoever made them.
+    ///
+    /// # Panics
+    /// Where `other` has another number of features.
+    pub fn merge(&mut self, other: &Self) {
+        assert_eq!(other.gram.dim(), self.gram.dim(), "both statistics must have the same features");
+        self.gram += &other.gram;
+        self.tokens += other.tokens;
+    }
+
+    /// The mean square of each input: llama.cpp's importance matrix. All zero where no token was seen.
+    #[must_use]
+    pub fn importance(&self) -> Vec<f32> {
+        let tokens = self.tokens.max(1) as f32;
+        self.gram.diag().iter().map(|sum| sum / tokens).collect()
+    }
+
+    /// Features of the inputs.
+    #[must_use]
+    pub fn in_features(&self) -> usize {
+        self.gram.nrows()
+    }
+
+    /// Tokens per column: below some ten, what the off-diagonals say is mostly noise.
+    #[must_use]
+    pub fn tokens_per_column(&self) -> f64 {
+        self.tokens as f64 / self.in_features().max(1) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::{Array2, s};
+    use proptest::prelude::*;
+
+    /// Small integers: every sum is exact, so the order cannot matter.
+    fn activations(tokens: usize, features: usize, seed: u64) -> Array2<f32> {
+        let mut state = seed | 1;
+        Array2::from_shape_simple_fn((tokens, features), || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((state >> 33) % 17) as f32 - 8.0
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn statistics_merged_equal_statistics_of_one_pass(
+            tokens in 1usize..200, features in 1usize..40, cut in 0.0f64..1.0, seed: u64,
+        ) {
+            let x = activations(tokens, features, seed);
+            let cut = (cut * tokens as f64) as usize;
+            let mut whole = Statistics::new(features);
+            whole.observe(x.view());
+            let mut first = Statistics::new(features);
+            first.observe(x.slice(s![..cut, ..]));
+            let mut second = Statistics::new(features);
+            second.observe(x.slice(s![cut.., ..]));
+            first.merge(&second);
+            prop_assert_eq!(first, whole);
+        }
+    }
+
+    /// With real numbers too, as long as each part is one observation of the pass.
+    #[test]
+    fn merging_in_the_order_of_observation_gives_the_same_bits() {
+        let x = activations(300, 24, 5).mapv(|v| (v * 0.37).sin());
+        let mut whole = Statistics::new(24);
+        let mut merged = Statistics::new(24);
+        for part in [s![..100, ..], s![100..117, ..], s![117.., ..]] {
+            whole.observe(x.slice(part));
+            let mut alone = Statistics::new(24);
+            alone.observe(x.slice(part));
+            merged.merge(&alone);
+        }
+        assert_eq!(merged, whole);
+    }
+
+    #[test]
+    fn importance_is_the_mean_square_of_each_input() {
+        let mut statistics = Statistics::new(2);
+        statistics.observe(ndarray::array![[1.0, -2.0], [3.0, 0.0]].view());
+        assert_eq!(statistics.importance(), [5.0, 2.0]);
+        assert_eq!(Statistics::new(1).importance(), [0.0]);
+    }
+}

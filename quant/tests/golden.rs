@@ -1,0 +1,141 @@
+//! Every byte against the reference implementations: see `fixtures/golden/quant/make.py`.
+#![expect(clippy::unwrap_used, reason = "a golden file that does not read fails its test")]
+
+use attar_quant::{ENCODINGS, Encoding, IntEncoding, ScaleDtype, encoding};
+use ndarray::Array2;
+use safetensors::SafeTensors;
+
+const IMPORTANCES: [&str; 3] = ["none", "wide", "holes"];
+
+fn golden(name: &str) -> Vec<u8> {
+    std::fs::read(format!("{}/../fixtures/golden/quant/{name}.safetensors", env!("CARGO_MANIFEST_DIR")))
+        .unwrap()
+}
+
+fn floats(file: &SafeTensors<'_>, name: &str) -> Vec<f32> {
+    file.tensor(name)
+        .unwrap()
+        .data()
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+        .collect()
+}
+
+fn matrix(file: &SafeTensors<'_>, name: &str) -> Array2<f32> {
+    let shape = file.tensor(name).unwrap().shape().to_vec();
+    Array2::from_shape_vec((shape[0], shape[1]), floats(file, name)).unwrap()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+/// The first difference, so that a failure says which block of which row.
+fn assert_same(got: &[u8], want: &[u8], rows: usize, row_blocks: usize, what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}: length");
+    let block = want.len() / (rows * row_blocks);
+    let different: Vec<String> = got
+        .chunks(block)
+        .zip(want.chunks(block))
+        .enumerate()
+        .filter(|(_, (got, want))| got != want)
+        .map(|(i, (got, want))| {
+            format!("row {} block {}:\n  got  {got:?}\n  want {want:?}", i / row_blocks, i % row_blocks)
+        })
+        .collect();
+    let all = rows * row_blocks;
+    assert!(
+        different.is_empty(),
+        "{what}: {} of {all} blocks differ, first {}",
+        different.len(),
+        different[0]
+    );
+}
+
+#[test]
+fn blocks_are_those_of_llama_quantize_to_the_byte_with_and_without_importance() {
+    let bytes = golden("ggml");
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let x = matrix(&file, "x");
+    for encoding in ENCODINGS {
+        let name = encoding.name();
+        for importance in IMPORTANCES {
+            let Ok(want) = file.tensor(&format!("{name}.{importance}")) else {
+                assert!(encoding.grid().is_none(), "no golden bytes for {name}.{importance}");
+                continue;
+            };
+            let weights = file
+                .tensor(&format!("importance.{importance}"))
+                .is_ok()
+                .then(|| floats(&file, &format!("importance.{importance}")));
+            let got = encoding.quantize(x.view(), weights.as_deref());
+            assert_same(
+                &got,
+                want.data(),
+                x.nrows(),
+                x.ncols() / encoding.block_len(),
+                &format!("{name}.{importance}"),
+            );
+        }
+    }
+}
+
+#[test]
+fn any_bytes_decode_to_the_bits_that_the_gguf_package_computes() {
+    let bytes = golden("ggml");
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    for encoding in ENCODINGS.iter().filter(|encoding| encoding.grid().is_some()) {
+        let name = encoding.name();
+        let random = file.tensor(&format!("{name}.random")).unwrap();
+        let want = floats(&file, &format!("{name}.random.values"));
+        let got = encoding.unpack(random.data(), 1, want.len()).unwrap();
+        assert_eq!(bits(got.as_slice().unwrap()), bits(&want), "{name}");
+    }
+}
+
+#[test]
+fn grouped_integers_lie_and_decode_as_compressed_tensors_has_them() {
+    let bytes = golden("integers");
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    for bits_per_code in 2..=8 {
+        for integer in [IntEncoding::symmetric(bits_per_code, 32), IntEncoding::asymmetric(bits_per_code, 32)]
+        {
+            let integer = integer.with_scale(ScaleDtype::F32);
+            let name = integer.name();
+            let part =
+                |part: &str| file.tensor(&format!("{name}.{part}")).map(|t| t.data()).unwrap_or_default();
+            let want = matrix(&file, &format!("{name}.values"));
+            let (rows, cols) = want.dim();
+            let joined = IntEncoding::join(part("packed"), part("scale"), part("zero_point"));
+            let got = integer.unpack(&joined, rows, cols).unwrap();
+            assert_eq!(bits(got.as_slice().unwrap()), bits(want.as_slice().unwrap()), "{name}: values");
+
+            let fit = integer.grid().unwrap().unpack_codes(&joined, rows, cols).unwrap();
+            let packed = integer.grid().unwrap().pack(&fit.grid, fit.codes.view());
+            let parts = integer.parts(&packed, rows, cols).unwrap();
+            assert_eq!(parts.packed, part("packed"), "{name}: weight_packed");
+            assert_eq!(parts.packed_shape, file.tensor(&format!("{name}.packed")).unwrap().shape(), "{name}");
+            assert_eq!(parts.scale, part("scale"), "{name}: weight_scale");
+            assert_eq!(parts.zero_point, part("zero_point"), "{name}: weight_zero_point");
+            if !integer.is_symmetric() {
+                assert_eq!(
+                    parts.zero_point_shape,
+                    file.tensor(&format!("{name}.zero_point")).unwrap().shape()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn names_lead_back_to_their_encodings() {
+    for listed in ENCODINGS {
+        assert_eq!(encoding(&listed.name()).map(|e| e.name()), Some(listed.name()));
+    }
+    for name in ["w2-g16", "w4-g64", "w3-g128-asym", "w8-g32"] {
+        assert_eq!(encoding(name).map(|e| e.name().into_owned()).as_deref(), Some(name));
+    }
+    for name in ["w1-g64", "w9-g64", "w4-g0", "w4-g64-sym", "w4g64", "q9_0", ""] {
+        assert!(encoding(name).is_none(), "{name}");
+    }
+}

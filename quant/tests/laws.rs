@@ -1,0 +1,306 @@
+//! What holds for every encoding and every solver, on seeds rather than on chosen numbers.
+#![expect(clippy::unwrap_used, reason = "a refusal where none is due fails its test")]
+
+use attar_quant::{
+    ENCODINGS, Error, Factor, Gptq, IntEncoding, Named, Rtn, SOLVERS, ScaleDtype, Settings, Solution, Solver,
+    Statistics, encoding, encoding_of,
+};
+use ndarray::{Array1, Array2, Axis, array, s};
+use proptest::prelude::*;
+
+/// Every listed encoding, and grouped integers of all widths.
+fn all_encodings() -> Vec<Named> {
+    let integers = (2..=8).flat_map(|bits| {
+        [
+            IntEncoding::symmetric(bits, 32),
+            IntEncoding::asymmetric(bits, 64).with_scale(ScaleDtype::Bf16),
+            IntEncoding::asymmetric(bits, 128).with_scale(ScaleDtype::F32),
+        ]
+    });
+    ENCODINGS.iter().map(|&listed| Named::Listed(listed)).chain(integers.map(Named::Integer)).collect()
+}
+
+/// Those of them that have codes.
+fn grid_encodings() -> Vec<Named> {
+    all_encodings().into_iter().filter(|encoding| encoding.grid().is_some()).collect()
+}
+
+/// Numbers about normal, from a seed.
+fn normal(shape: (usize, usize), seed: u64) -> Array2<f32> {
+    let mut state = seed;
+    Array2::from_shape_simple_fn(shape, || {
+        let mut sum = 0.0;
+        for _ in 0..6 {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = state;
+            z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            sum += ((z ^ z >> 31) >> 40) as f32 / (1u32 << 24) as f32 - 0.5;
+        }
+        sum * 1.414
+    })
+}
+
+/// Statistics of inputs that a few directions dominate, as activations are.
+fn correlated(features: usize, tokens: usize, seed: u64) -> Statistics {
+    let hidden = normal((tokens, features / 4), seed);
+    let mixing = normal((features / 4, features), seed + 1);
+    let noise = normal((tokens, features), seed + 2);
+    let gain = Array1::from_shape_fn(features, |c| 0.2 + ((c * 7919) % 31) as f32 / 8.0);
+    let x =
+        (attar_tensor::matmul(hidden.view(), mixing.view()) / (features as f32).sqrt() + noise * 0.2) * gain;
+    let mut statistics = Statistics::new(features);
+    statistics.observe(x.view());
+    statistics
+}
+
+fn factor(statistics: &Statistics) -> Factor<'_> {
+    Factor::new(statistics, Settings::default())
+}
+
+fn solve(solver: &dyn Solver, w: &Array2<f32>, factor: &Factor<'_>, encoding: &Named) -> Solution {
+    solver.solve(w.view(), Some(factor), encoding.grid().unwrap()).unwrap()
+}
+
+fn bits(a: &Array2<f32>) -> Vec<u32> {
+    a.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn every_listed_encoding_is_the_ggml_type_of_its_name_and_takes_its_bytes() {
+    for listed in ENCODINGS {
+        let ggml = listed.ggml_type().unwrap();
+        assert_eq!((ggml.name(), ggml.block_len()), (&*listed.name(), listed.block_len()));
+        assert_eq!(
+            ggml.block_bytes() * 3 * 2,
+            listed.bytes_for(3, 2 * ggml.block_len()),
+            "{}",
+            listed.name()
+        );
+        assert_eq!(encoding_of(ggml).map(|found| found.name()), Some(listed.name()));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn packing_any_codes_and_unpacking_them_is_identity(seed: u64, rows in 1usize..5) {
+        for encoding in grid_encodings() {
+            let grid_encoding = encoding.grid().unwrap();
+            let w = normal((rows, 512), seed);
+            let mut fit = grid_encoding.search(w.view(), None);
+            let max_code = u16::from(fit.grid.max_code) + 1;
+            fit.codes = normal((rows, 512), !seed).mapv(|x| (x.to_bits() as u16 % max_code) as u8);
+            let bytes = grid_encoding.pack(&fit.grid, fit.codes.view());
+            prop_assert_eq!(bytes.len(), encoding.bytes_for(rows, 512));
+            prop_assert_eq!(&grid_encoding.unpack_codes(&bytes, rows, 512).unwrap(), &fit, "{}", encoding.name());
+            let decoded = encoding.unpack(&bytes, rows, 512).unwrap();
+            prop_assert_eq!(bits(&decoded), bits(&fit.decoded()), "{}", encoding.name());
+        }
+    }
+
+    /// Formats use every bit they take, so any bytes are some matrix and come back as they were.
+    #[test]
+    fn unpacking_any_bytes_and_packing_them_is_identity(seed: u64) {
+        for encoding in grid_encodings() {
+            // 32 rows: also the zero points of grouped integers then fill whole words.
+            let bytes: Vec<u8> = normal((1, encoding.bytes_for(32, 512)), seed).iter().map(|x| x.to_bits() as u8).collect();
+            let grid_encoding = encoding.grid().unwrap();
+            let fit = grid_encoding.unpack_codes(&bytes, 32, 512).unwrap();
+            prop_assert!(grid_encoding.pack(&fit.grid, fit.codes.view()) == bytes, "{}", encoding.name());
+        }
+    }
+
+    #[test]
+    fn floats_round_to_the_nearest_they_can_hold(x in prop::num::f32::NORMAL) {
+        let pack = |name| encoding(name).unwrap().quantize(array![[x]].view(), None);
+        prop_assert_eq!(pack("f32"), x.to_le_bytes());
+        prop_assert_eq!(pack("f16"), half::f16::from_f32(x).to_le_bytes());
+        prop_assert_eq!(pack("bf16"), half::bf16::from_f32(x).to_le_bytes());
+    }
+
+    /// With no correlation between inputs there is nothing to feed back.
+    #[test]
+    fn a_diagonal_hessian_reduces_gptq_to_round_to_nearest(seed: u64) {
+        let w = normal((7, 256), seed);
+        let diagonal = normal((1, 256), !seed).row(0).mapv(|x| 10.0 + x);
+        let statistics = Statistics { gram: Array2::from_diag(&diagonal), tokens: 1 << 16 };
+        let factor = factor(&statistics);
+        for encoding in grid_encodings() {
+            for sweeps in [0, 2] {
+                let solution = solve(&Gptq { sweeps }, &w, &factor, &encoding);
+                prop_assert_eq!(&solution.codes, &solution.grid.round(w.view()), "{}", encoding.name());
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_solver_says_it_decodes_to_is_what_the_packed_bytes_decode_to(seed: u64) {
+        let (w, statistics) = (normal((5, 256), seed), correlated(256, 400, seed));
+        let factor = factor(&statistics);
+        for encoding in grid_encodings() {
+            for solver in SOLVERS {
+                let solution = solve(*solver, &w, &factor, &encoding);
+                let bytes = encoding.grid().unwrap().pack(&solution.grid, solution.codes.view());
+                let decoded = encoding.unpack(&bytes, 5, 256).unwrap();
+                prop_assert_eq!(bits(&decoded), bits(&solution.decoded), "{} into {}", solver.name(), encoding.name());
+            }
+        }
+    }
+}
+
+/// The margin is the point: on inputs like these feedback is worth a good part of the error, in every format.
+#[test]
+fn feedback_beats_rounding_to_nearest_on_correlated_inputs_and_sweeps_never_lose() {
+    let (w, statistics) = (normal((48, 512), 3), correlated(512, 8192, 4));
+    let factor = factor(&statistics);
+    for encoding in grid_encodings() {
+        let [plain, swept] = [0, 3].map(|sweeps| solve(&Gptq { sweeps }, &w, &factor, &encoding).facts);
+        let name = encoding.name();
+        assert_eq!(plain.fallback, None, "{name}");
+        assert!(plain.relative_error < 0.7 * plain.rtn_relative_error, "{name}: {plain:?}");
+        assert!(swept.relative_error < 1.001 * plain.relative_error, "{name}: {swept:?} after {plain:?}");
+    }
+}
+
+#[test]
+fn threads_never_change_a_bit() {
+    let (w, statistics) = (normal((150, 512), 5), correlated(512, 2000, 6));
+    let [one, two, three] = [1, 2, 3].map(|threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let factor = factor(&statistics);
+            let solve =
+                |encoding| SOLVERS.iter().map(|solver| solve(*solver, &w, &factor, &encoding)).collect();
+            grid_encodings().into_iter().map(solve).collect::<Vec<Vec<Solution>>>()
+        })
+    });
+    for (encoding, runs) in grid_encodings().iter().zip(one.iter().zip(two.iter().zip(&three))) {
+        let (one, (two, three)) = runs;
+        for (one, other) in one.iter().chain(one).zip(two.iter().chain(three)) {
+            let name = encoding.name();
+            assert!(one.codes == other.codes && one.grid == other.grid && one.facts == other.facts, "{name}");
+        }
+    }
+}
+
+/// Nothing is known of an input that was always 0, so its weights stay what they were as nearly as the grid allows.
+#[test]
+fn columns_without_input_are_rounded_to_nearest_and_counted() {
+    let (w, mut statistics) = (normal((9, 512), 7), correlated(512, 3000, 8));
+    let dead = [3usize, 64, 65, 66, 300];
+    for col in dead.into_iter().chain(96..128) {
+        statistics.gram.row_mut(col).fill(0.0);
+        statistics.gram.column_mut(col).fill(0.0);
+    }
+    let factor = factor(&statistics);
+    for encoding in grid_encodings() {
+        let solution = solve(&Gptq::DEFAULT, &w, &factor, &encoding);
+        let nearest = solution.grid.round(w.view());
+        assert_eq!(solution.facts.dead_columns, dead.len() + 32, "{}", encoding.name());
+        for col in dead.into_iter().chain(96..128) {
+            assert_eq!(solution.codes.column(col), nearest.column(col), "{} column {col}", encoding.name());
+        }
+        let group = s![.., 96..128];
+        let (kept, had) = (solution.decoded.slice(group), w.slice(group));
+        let lost = (&kept - &had).mapv(|x| x * x).sum() / had.mapv(|x| x * x).sum();
+        assert!(lost < 0.35, "{}: {lost} of a group without input is lost", encoding.name());
+    }
+}
+
+#[test]
+fn without_statistics_rtn_rounds_and_gptq_refuses() {
+    let w = normal((4, 256), 9);
+    let q4_k = encoding("q4_k").unwrap();
+    let solution = Rtn.solve(w.view(), None, q4_k.grid().unwrap()).unwrap();
+    assert_eq!(
+        q4_k.grid().unwrap().pack(&solution.grid, solution.codes.view()),
+        q4_k.quantize(w.view(), None)
+    );
+    assert!(solution.facts.relative_error > 0.0 && solution.facts.tokens_per_column.is_none());
+    let refused = Gptq::DEFAULT.solve(w.view(), None, q4_k.grid().unwrap());
+    assert_eq!(refused.err(), Some(Error::NoStatistics { solver: "gptq" }));
+}
+
+#[test]
+fn a_hessian_that_cannot_be_factored_is_a_recorded_fallback_to_rtn() {
+    let w = normal((4, 256), 10);
+    let q4_k = encoding("q4_k").unwrap();
+    let mut nan = correlated(256, 500, 11);
+    nan.gram[[7, 9]] = f32::NAN;
+    let empty = Statistics::new(256);
+    for (statistics, reason) in
+        [(&nan, "the Gram matrix is not finite"), (&empty, "no token reached this input")]
+    {
+        let factor = factor(statistics);
+        let solution = solve(&Gptq::DEFAULT, &w, &factor, &q4_k);
+        assert_eq!(solution.codes, solve(&Rtn, &w, &factor, &q4_k).codes);
+        assert_eq!(solution.facts.fallback.as_deref(), Some(reason));
+        assert_eq!(solution.facts.damping, None);
+    }
+}
+
+#[test]
+fn what_cannot_be_solved_is_refused_with_the_numbers() {
+    let q4_k = encoding("q4_k").unwrap();
+    let refusal = |w: Array2<f32>, features: usize| {
+        let statistics = Statistics::new(features);
+        let factor = Factor::new(&statistics, Settings::default());
+        Rtn.solve(w.view(), Some(&factor), q4_k.grid().unwrap()).unwrap_err()
+    };
+    let block = Error::BlockDoesNotDivide { in_features: 100, block_len: 256, encoding: "q4_k".into() };
+    assert_eq!(refusal(normal((2, 100), 0), 100), block);
+    assert_eq!(refusal(normal((2, 256), 0), 512), Error::Features { statistics: 512, in_features: 256 });
+    let mut w = normal((2, 256), 0);
+    (w[[1, 3]], w[[1, 9]]) = (f32::NAN, f32::INFINITY);
+    assert_eq!(refusal(w, 256), Error::NotFinite { count: 2, total: 512, row: 1, col: 3 });
+    assert!(matches!(q4_k.unpack(&[0; 143], 1, 256), Err(Error::Length { expected: 144, found: 143, .. })));
+}
+
+/// Against every zero point and a thousand scales per group: the search gives away next to nothing.
+#[test]
+fn searched_integer_scales_are_as_good_as_trying_them_all() {
+    let w = normal((8, 256), 12).mapv(|x| x * (1.0 + x * x));
+    let importance = normal((1, 256), 13).mapv(f32::exp).into_raw_vec_and_offset().0;
+    for bits in 2..=5 {
+        for integer in [IntEncoding::symmetric(bits, 64), IntEncoding::asymmetric(bits, 64)] {
+            let encoding = Named::Integer(integer);
+            let decoded = encoding.grid().unwrap().search(w.view(), Some(&importance)).decoded();
+            let mut columns = (&decoded - &w)
+                .axis_iter(Axis(1))
+                .zip(&importance)
+                .map(|(e, i)| i * e.dot(&e))
+                .collect::<Vec<_>>();
+            let searched: f32 = columns.drain(..).sum();
+            let ratio = searched / least_loss(&w, &importance, integer);
+            assert!(ratio < 1.02, "{}: {ratio}", encoding.name());
+        }
+    }
+}
+
+/// The sum over the groups of the least weighted squared error that any scale and zero give.
+fn least_loss(w: &Array2<f32>, importance: &[f32], integer: IntEncoding) -> f32 {
+    let top = f32::from(u8::MAX >> (8 - integer.bits()));
+    let middle = f32::midpoint(top, 1.0) as u8;
+    let zeros = if integer.is_symmetric() { middle..=middle } else { 0..=top as u8 };
+    let mut total = 0.0;
+    for row in w.rows() {
+        for (group, weights) in
+            row.exact_chunks(integer.group_size()).into_iter().zip(importance.chunks(integer.group_size()))
+        {
+            let reach = group.fold(0.0f32, |reach, x| reach.max(x.abs()));
+            let mut least = f32::INFINITY;
+            for step in (-500i16..=500).filter(|&step| step != 0) {
+                let scale = f32::from(step) / 500.0 * reach * 2.0 / top;
+                for zero in zeros.clone().map(f32::from) {
+                    let off = |x: f32| x - (x / scale).round().clamp(-zero, top - zero) * scale;
+                    let loss = group.iter().zip(weights).map(|(&x, weight)| weight * off(x) * off(x)).sum();
+                    least = least.min(loss);
+                }
+            }
+            total += least;
+        }
+    }
+    total
+}
