@@ -1,12 +1,8 @@
 //! The forward pass against transformers, on tiny random models of every family and on trained ones.
 
-#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-
-mod checkpoint;
-
+use crate::checkpoint::{Folder, config, floats, golden, read};
 use attar_model::{FAMILIES, Head, ModelConfig, Weights, Windows, hidden_states};
 use attar_tensor::op::log_sum_exp;
-use checkpoint::{Folder, config, floats, golden, read};
 use ndarray::{Array2, ArrayD};
 use safetensors::SafeTensors;
 use std::collections::BTreeSet;
@@ -57,6 +53,34 @@ fn random_models_agree_with_transformers() {
         assert_eq!(found.len(), expected.len());
         let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst < ALLOWED, "{}: {worst:e}", folder.display());
+    }
+}
+
+/// A golden model that an option does not change could not show that the option is computed.
+#[test]
+fn every_option_of_a_golden_model_matters() {
+    type Forget = (&'static str, fn(&mut ModelConfig));
+    let options: [Forget; 6] = [
+        ("rope_theta", |config| config.rope_theta *= 2.0),
+        ("rms_norm_eps", |config| config.rms_norm_eps += 1e-2),
+        ("rope_scaling", |config| config.rope_scaling = None),
+        ("sliding_window", |config| config.sliding_windows.fill(None)),
+        ("attention_bias", |config| config.attention_bias = false),
+        ("mlp_bias", |config| config.mlp_bias = false),
+    ];
+    for folder in random_models() {
+        let (windows, expected) = expected(&folder.join("expected.safetensors"));
+        for (option, forget) in options {
+            let mut config = config(&folder);
+            let before = config.clone();
+            forget(&mut config);
+            if config == before {
+                continue;
+            }
+            let found = log_probs(&config, &Folder::open(&folder), &windows);
+            let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst > 20.0 * ALLOWED, "{} does not depend on {option}: {worst:e}", folder.display());
+        }
     }
 }
 

@@ -1,0 +1,9 @@
+//! The model crate from outside, in one binary.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod checkpoint;
+mod config;
+mod gguf;
+mod golden;
+mod stages;
