@@ -221,14 +221,18 @@ fn summarise(scores: &[TokenScore], passage: Passage) -> Result<Evaluation, Erro
         convention: passage.convention,
         perplexity: finite_perplexity(&nll)?,
         reference_perplexity: None,
+        perplexity_ratio: None,
         kl_divergence: None,
         top1_agreement: None,
     };
     if !against.is_empty() {
-        let nll: Vec<f64> = against.iter().map(|a| a.nll).collect();
+        let reference_nll: Vec<f64> = against.iter().map(|a| a.nll).collect();
+        let excess: Vec<f64> =
+            nll.iter().zip(&reference_nll).map(|(nll, reference)| nll - reference).collect();
         let divergences: Vec<f64> = against.iter().map(|a| a.kl_divergence).collect();
         let same = against.iter().filter(|a| a.same_top).count();
-        evaluation.reference_perplexity = Some(finite_perplexity(&nll)?);
+        evaluation.reference_perplexity = Some(finite_perplexity(&reference_nll)?);
+        evaluation.perplexity_ratio = Some(finite_perplexity(&excess)?);
         evaluation.kl_divergence = Some(Divergence::of(&divergences));
         evaluation.top1_agreement = Some(same as f64 / against.len() as f64);
     }

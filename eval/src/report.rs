@@ -137,6 +137,10 @@ pub struct Evaluation {
     /// Perplexity of the reference on the same tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reference_perplexity: Option<Perplexity>,
+    /// The first over the second, its error that of the tokens' differences: what the text itself varies by
+    /// cancels, so this tells models apart that `perplexity` alone does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub perplexity_ratio: Option<Perplexity>,
     /// KL(reference || model).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl_divergence: Option<Divergence>,

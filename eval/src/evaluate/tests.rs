@@ -92,6 +92,7 @@ fn a_model_does_not_diverge_from_itself() {
         assert_eq!(evaluation.kl_divergence, Some(Divergence::of(&[0.0])));
         assert_eq!(evaluation.top1_agreement, Some(1.0));
         assert_eq!(evaluation.reference_perplexity, Some(evaluation.perplexity));
+        assert_eq!(evaluation.perplexity_ratio, Some(Perplexity { value: 1.0, stderr: 0.0 }));
     }
 }
 
@@ -149,6 +150,8 @@ fn a_reference_changes_no_perplexity() {
     let alone = |model: &Tiny| evaluate(model.scored(), None, passage, &mut silent).unwrap().perplexity;
     assert_eq!(compared.perplexity, alone(&model));
     assert_eq!(compared.reference_perplexity, Some(alone(&other)));
+    let quotient = compared.perplexity.value / alone(&other).value;
+    assert!((compared.perplexity_ratio.unwrap().value - quotient).abs() < 1e-12 * quotient);
 }
 
 #[test]

@@ -96,6 +96,7 @@ fn evaluation(evaluation: &Evaluation) -> Section {
         ("perplexity", perplexity(evaluation.perplexity)),
     ];
     facts.extend(evaluation.reference_perplexity.map(|p| ("of the reference", perplexity(p))));
+    facts.extend(evaluation.perplexity_ratio.map(|p| ("ratio of the two", measured(p.value, p.stderr))));
     facts.extend(evaluation.kl_divergence.map(|kl| ("KL divergence", measured(kl.mean, kl.stderr))));
     facts.extend(evaluation.top1_agreement.map(|share| ("top-1 agreement", percent(share))));
     let table = evaluation.kl_divergence.map(quantiles);

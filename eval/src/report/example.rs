@@ -21,6 +21,7 @@ pub(crate) fn evaluation() -> Evaluation {
         convention: Convention::LlamaCpp,
         perplexity: Perplexity { value: 42.123_456, stderr: 0.512_34 },
         reference_perplexity: Some(Perplexity { value: 41.741_2, stderr: 0.505_1 }),
+        perplexity_ratio: Some(Perplexity { value: 1.009_158, stderr: 0.000_812 }),
         kl_divergence: Some(Divergence {
             mean: 0.008_812_3,
             stderr: 0.000_211_9,
