@@ -162,10 +162,9 @@ pub enum Misfit {
 }
 
 impl Error {
-    /// What the user could do about it, where there is something to do.
+    /// What could be done about it outside this program, where there is something to do.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::Exists { .. } => Some("choose another output, or replace this one with --force"),
             Self::NotACheckpoint { found: Found::Pickle, .. } => {
                 Some("save the model as safetensors first: in Python, model.save_pretrained(folder)")
             }

@@ -5,6 +5,7 @@
 //! names, shapes, storage tags and slices of a memory map; what a tensor *means* is not known here.
 
 pub mod atomic;
+pub mod compressed_tensors;
 pub mod container;
 pub mod dtype;
 pub mod error;
