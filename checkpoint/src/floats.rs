@@ -1,4 +1,4 @@
-//! Stored floating-point values to `f32`.
+//! Stored floating-point values to `f32` and back.
 
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
@@ -37,6 +37,34 @@ pub fn decode_floats(dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>, Error> {
     Ok(out)
 }
 
+/// Encodes `values` as little-endian floats, rounded to the nearest value the type has, ties to even.
+///
+/// What is too large for the type becomes infinite.
+///
+/// # Errors
+/// [`Error::NotFloats`] for types other than f64, f32, f16 and bf16.
+pub fn encode_floats(dtype: Dtype, values: &[f32]) -> Result<Vec<u8>, Error> {
+    let encode: fn(&[f32], &mut [u8]) = match dtype {
+        Dtype::F64 => |values, out| put_each(values, out, |x| f64::from(x).to_le_bytes()),
+        Dtype::F32 => |values, out| put_each(values, out, f32::to_le_bytes),
+        Dtype::Bf16 => |values, out| put_each(values, out, |x| half::bf16::from_f32(x).to_le_bytes()),
+        Dtype::F16 => encode_f16,
+        _ => return Err(Error::NotFloats { dtype }),
+    };
+    let unit_bytes = dtype.block_bytes();
+    let mut out = vec![0; values.len() * unit_bytes];
+    out.par_chunks_mut(CHUNK_LEN * unit_bytes)
+        .zip(values.par_chunks(CHUNK_LEN))
+        .for_each(|(out, values)| encode(values, out));
+    Ok(out)
+}
+
+fn put_each<const N: usize>(values: &[f32], out: &mut [u8], encode: impl Fn(f32) -> [u8; N]) {
+    for (out, &value) in out.as_chunks_mut::<N>().0.iter_mut().zip(values) {
+        *out = encode(value);
+    }
+}
+
 fn each<const N: usize>(bytes: &[u8], out: &mut [f32], decode: impl Fn([u8; N]) -> f32) {
     let (values, _) = bytes.as_chunks::<N>();
     for (out, value) in out.iter_mut().zip(values) {
@@ -61,6 +89,17 @@ fn decode_f16(bytes: &[u8], out: &mut [f32]) {
             *half = half::f16::from_le_bytes(*pair);
         }
         halves.convert_to_f32_slice(out);
+    }
+}
+
+fn encode_f16(values: &[f32], out: &mut [u8]) {
+    let mut halves = [half::f16::ZERO; 512];
+    for (values, out) in values.chunks(halves.len()).zip(out.chunks_mut(halves.len() * 2)) {
+        let halves = &mut halves[..values.len()];
+        halves.convert_from_f32_slice(values);
+        for (pair, half) in out.as_chunks_mut::<2>().0.iter_mut().zip(halves) {
+            *pair = half.to_le_bytes();
+        }
     }
 }
 
@@ -146,6 +185,39 @@ mod tests {
         let f64_bytes: Vec<u8> = values.iter().flat_map(|&x| f64::from(x).to_le_bytes()).collect();
         assert_eq!(decode_floats(Dtype::F32, &f32_bytes).unwrap(), values);
         assert_eq!(decode_floats(Dtype::F64, &f64_bytes).unwrap(), values);
+    }
+
+    #[test]
+    fn what_the_type_holds_encodes_to_the_bytes_it_came_from() {
+        for dtype in [Dtype::F16, Dtype::Bf16] {
+            let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+            let values = decode_floats(dtype, &bytes).unwrap();
+            let back = encode_floats(dtype, &values).unwrap();
+            for (i, x) in values.iter().enumerate().filter(|(_, x)| !x.is_nan()) {
+                assert_eq!(back[2 * i..2 * i + 2], bytes[2 * i..2 * i + 2], "{x} in {dtype}");
+            }
+        }
+        let values = [0.1, -3.4e38, f32::MIN_POSITIVE, -0.0];
+        for dtype in [Dtype::F32, Dtype::F64] {
+            let bytes = encode_floats(dtype, &values).unwrap();
+            assert_eq!(decode_floats(dtype, &bytes).unwrap(), values, "{dtype}");
+        }
+    }
+
+    #[test]
+    fn rounding_goes_to_the_nearest_with_ties_to_even_and_overflow_to_infinity() {
+        let round = |dtype, x| decode_floats(dtype, &encode_floats(dtype, &[x]).unwrap()).unwrap()[0];
+        for (dtype, x, expected) in [
+            (Dtype::F16, 1.0 + 1.0 / 2048.0, 1.0),
+            (Dtype::F16, 1.0 + 3.0 / 2048.0, 1.0 + 2.0 / 1024.0),
+            (Dtype::Bf16, 1.0 + 1.0 / 256.0, 1.0),
+            (Dtype::Bf16, 1.0 + 3.0 / 256.0, 1.0 + 2.0 / 128.0),
+            (Dtype::F16, 65519.0, 65504.0),
+            (Dtype::F16, 65520.0, f32::INFINITY),
+        ] {
+            assert_eq!(round(dtype, x).to_bits(), f32::to_bits(expected), "{x} in {dtype}");
+        }
+        assert!(matches!(encode_floats(Dtype::F8E4m3, &[1.0]), Err(Error::NotFloats { .. })));
     }
 
     #[test]

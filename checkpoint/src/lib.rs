@@ -20,5 +20,5 @@ mod slots;
 pub use container::{Container, TensorInfo};
 pub use dtype::{Dtype, GgmlType};
 pub use error::Error;
-pub use floats::decode_floats;
+pub use floats::{decode_floats, encode_floats};
 pub use format::{FORMATS, Format, open};

@@ -68,6 +68,11 @@ impl Names {
     }
 }
 
+/// The name of the tensor that holds the codes of `weight`, which is there exactly where the weight is packed.
+pub fn packed_name(weight: &str) -> String {
+    format!("{weight}_packed")
+}
+
 /// The weight a packed tensor stands for: `X.weight` for `X.weight_packed`.
 pub fn weight_of(packed: &str) -> Option<String> {
     packed.strip_suffix("_packed").filter(|weight| weight.ends_with(".weight")).map(str::to_owned)
@@ -123,6 +128,14 @@ impl Scheme {
     }
 }
 
+/// What a whole `config.json` says about the layout; `None` where it names no quantization at all.
+///
+/// # Errors
+/// As [`Packed::from_json`].
+pub fn parse(config: &Value) -> Result<Option<Packed>, Flaw> {
+    config.get(CONFIG_KEY).map(Packed::from_json).transpose()
+}
+
 /// The bytes of a `weight_shape`.
 pub fn shape_bytes(shape: [usize; 2]) -> [u8; 16] {
     let mut bytes = [0; 16];
@@ -142,7 +155,7 @@ pub struct Group {
 
 /// What `config.json` says about the layout.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Config {
+pub struct Packed {
     /// The groups; where two match a module, the first counts.
     pub groups: Vec<Group>,
     /// Modules left as they are, named like targets.
@@ -176,7 +189,7 @@ pub enum Flaw {
     Tensor(#[from] Error),
 }
 
-impl Config {
+impl Packed {
     /// The value of [`CONFIG_KEY`].
     pub fn to_json(&self) -> Value {
         let groups = self.groups.iter().enumerate().map(|(no, group)| {
@@ -207,7 +220,7 @@ impl Config {
     /// [`Flaw::Json`] where it is not of the layout's form, [`Flaw::Unsupported`] where it asks for something else
     /// than packed integer weights.
     pub fn from_json(json: &Value) -> Result<Self, Flaw> {
-        let raw = RawConfig::deserialize(json)?;
+        let raw = RawPacked::deserialize(json)?;
         refuse_unless("quant_method", raw.quant_method.as_str(), &[QUANT_METHOD], QUANT_METHOD)?;
         refuse_unless("format", raw.format.as_str(), &[PACK_QUANTIZED], PACK_QUANTIZED)?;
         let groups = raw.config_groups.values().map(Group::from_json).collect::<Result<_, _>>()?;
@@ -252,7 +265,7 @@ fn read_shape(bytes: &[u8]) -> Option<[usize; 2]> {
 }
 
 #[derive(Deserialize)]
-struct RawConfig {
+struct RawPacked {
     quant_method: String,
     format: String,
     config_groups: serde_json::Map<String, Value>,

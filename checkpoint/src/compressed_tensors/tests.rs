@@ -21,9 +21,9 @@ const GOLDEN: &str = r#"{
     "moe_sparsity_config": null, "quant_method": "compressed-tensors", "quantization_status": "compressed",
     "sparsity_config": {}, "transform_config": {}, "version": "0.20.0"}"#;
 
-fn config(schemes: &[Scheme]) -> Config {
+fn config(schemes: &[Scheme]) -> Packed {
     let groups = schemes.iter().map(|&scheme| Group { targets: vec!["Linear".to_owned()], scheme });
-    Config { groups: groups.collect(), ignore: vec!["lm_head".to_owned()] }
+    Packed { groups: groups.collect(), ignore: vec!["lm_head".to_owned()] }
 }
 
 /// A model whose one weight is stored by `scheme`, after `change`.
@@ -81,7 +81,10 @@ fn a_group_size_that_does_not_divide_the_rows_and_a_name_without_weight_have_no_
 #[test]
 fn the_package_s_own_json_is_understood() {
     let golden: Value = serde_json::from_str(GOLDEN).unwrap();
-    assert_eq!(Config::from_json(&golden).unwrap(), config(&[W3]));
+    assert_eq!(Packed::from_json(&golden).unwrap(), config(&[W3]));
+    assert_eq!(parse(&json!({"quantization_config": golden})).unwrap(), Some(config(&[W3])));
+    assert_eq!(parse(&json!({"model_type": "llama"})).unwrap(), None);
+    assert!(matches!(parse(&json!({"quantization_config": null})), Err(Flaw::Json(_))));
 }
 
 #[test]
@@ -98,7 +101,7 @@ fn json_of_other_layouts_is_refused_by_the_key_that_says_so() {
     let with = |pointer: &str, value: Value| {
         let mut json = config(&[W4]).to_json();
         *json.pointer_mut(pointer).unwrap() = value;
-        Config::from_json(&json).unwrap_err()
+        Packed::from_json(&json).unwrap_err()
     };
     for (pointer, value, expected) in [
         ("/quant_method", json!("gptq"), "quant_method"),
@@ -128,9 +131,9 @@ fn json_of_other_layouts_is_refused_by_the_key_that_says_so() {
     }
     let mut ordered = config(&[W4]).to_json();
     ordered["config_groups"]["group_0"]["weights"]["actorder"] = json!("group");
-    assert!(matches!(Config::from_json(&ordered), Err(Flaw::Unsupported { key: "actorder", .. })));
+    assert!(matches!(Packed::from_json(&ordered), Err(Flaw::Unsupported { key: "actorder", .. })));
     ordered["config_groups"]["group_0"]["weights"]["actorder"] = json!("weight");
-    assert!(Config::from_json(&ordered).is_ok());
+    assert!(Packed::from_json(&ordered).is_ok());
 }
 
 #[test]
@@ -141,6 +144,7 @@ fn the_tensors_tell_which_group_a_weight_belongs_to() {
         assert_eq!(config.find(&model, "l.weight").unwrap(), Some((scheme, [16, 192])));
         assert_eq!(config.find(&model, "other.weight").unwrap(), None);
     }
+    assert_eq!(packed_name("l.weight"), Names::of("l.weight").unwrap().packed);
     assert_eq!(weight_of("l.weight_packed").as_deref(), Some("l.weight"));
     assert_eq!(weight_of("l.packed"), None);
 }
@@ -194,7 +198,7 @@ proptest! {
             .into_iter()
             .map(|(num_bits, group_size, symmetric)| Scheme { num_bits, group_size, symmetric })
             .collect();
-        let config = Config { ignore, ..config(&schemes) };
-        prop_assert_eq!(Config::from_json(&config.to_json()).unwrap(), config);
+        let config = Packed { ignore, ..config(&schemes) };
+        prop_assert_eq!(Packed::from_json(&config.to_json()).unwrap(), config);
     }
 }

@@ -39,6 +39,14 @@ struct Index {
     weight_map: header::Entries<String>,
 }
 
+/// [`Folder::open`].
+///
+/// # Errors
+/// As there.
+pub fn open(path: &Path) -> Result<Folder, Error> {
+    Folder::open(path)
+}
+
 impl Folder {
     /// Opens a folder that holds [`SINGLE`] or [`INDEX`] (the single file first, as transformers does), or one
     /// `.safetensors` file.
