@@ -76,9 +76,17 @@ pub(crate) fn lanes(mut f: impl FnMut(usize) -> f32) -> Lanes {
     out
 }
 
-/// Puts runs `first..first + 16` of `out.len()` values each side by side; lanes past the last run are 0.
+/// Runs `first..first + 16` of `N` values each side by side; lanes past the last run are 0.
 #[inline(always)]
-pub(crate) fn gather(values: &[f32], first: usize, out: &mut [Lanes]) {
+pub(crate) fn gather<const N: usize>(values: &[f32], first: usize) -> [Lanes; N] {
+    let mut out = [[0.0; LANES]; N];
+    gather_into(values, first, &mut out);
+    out
+}
+
+/// As [`gather`], into as many values a run as `out` is long.
+#[inline(always)]
+pub(crate) fn gather_into(values: &[f32], first: usize, out: &mut [Lanes]) {
     let len = out.len();
     let runs = (values.len() / len - first).min(LANES);
     if runs < LANES {
@@ -132,7 +140,7 @@ mod tests {
     fn gather_leaves_missing_lanes_zero() {
         let values: Vec<f32> = (0..18 * 3).map(|i| i as f32).collect();
         let mut out = [[9.0; LANES]; 3];
-        gather(&values, 16, &mut out);
+        gather_into(&values, 16, &mut out);
         assert_eq!(
             [out[0][0], out[2][1], out[1][2], out[2][15]].map(f32::to_bits),
             [48.0f32, 53.0, 0.0, 0.0].map(f32::to_bits)

@@ -9,7 +9,7 @@ use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
 use super::{Encoding, Fit, GridEncoding};
-use crate::lanes::{LANES, Lanes, gather};
+use crate::lanes::{LANES, sums_of_squares};
 use crate::{Error, Grid};
 
 /// Weights a task works on at least, so that lanes are filled and tasks are not tiny.
@@ -59,36 +59,25 @@ pub(super) struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// The importance of the columns of runs `first..first + 16` of `out.len()` weights, side by side.
+    /// What an error on each weight costs where `importance` is known: `importance * sqrt(factor * mean + x^2)`, with the
+    /// mean square of its run of `run` weights.
     #[inline(always)]
-    pub fn gather_importance(&self, importance: &[f32], first: usize, out: &mut [Lanes]) {
-        for k in 0..LANES {
-            let col = (first + k) * out.len() % self.cols;
-            for (slot, &value) in out.iter_mut().zip(&importance[col..]) {
-                slot[k] = value;
+    pub fn costs(&self, importance: &[f32], run: usize, factor: f32) -> Vec<f32> {
+        let mut costs = vec![0.0; self.x.len()];
+        let sums = sums_of_squares(self.x, run);
+        for (i, (costs, x)) in costs.chunks_exact_mut(run).zip(self.x.chunks_exact(run)).enumerate() {
+            let spread = factor * sums[i] / run as f32;
+            let importance = &importance[i * run % self.cols..][..run];
+            for ((cost, x), importance) in costs.iter_mut().zip(x).zip(importance) {
+                *cost = importance * (spread + x * x).sqrt();
             }
         }
+        costs
     }
 
-    /// Calls `f(first, weights)` for each sixteen runs of `N` weights.
-    #[inline(always)]
-    pub fn each_sixteen_runs<const N: usize>(&self, mut f: impl FnMut(usize, &[Lanes; N])) {
-        let mut x = [[0.0; LANES]; N];
-        for first in (0..self.x.len() / N).step_by(LANES) {
-            gather(self.x, first, &mut x);
-            f(first, &x);
-        }
-    }
-}
-
-/// Writes the codes of runs `first..` back in row order.
-#[inline(always)]
-pub(super) fn scatter<const N: usize>(from: &[[u8; LANES]; N], first: usize, codes: &mut [u8]) {
-    let runs = (codes.len() / N - first).min(LANES);
-    for k in 0..runs {
-        for (code, from) in codes[(first + k) * N..][..N].iter_mut().zip(from) {
-            *code = from[k];
-        }
+    /// The first of each sixteen runs of `len` weights.
+    pub fn batches(&self, len: usize) -> impl Iterator<Item = usize> + use<> {
+        (0..self.x.len() / len).step_by(LANES)
     }
 }
 

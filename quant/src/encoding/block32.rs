@@ -1,8 +1,8 @@
 //! The blocks of 32 weights with one half-precision scale, alone or with a minimum: `q4_0 q4_1 q5_0 q5_1`.
 
-use super::block::{Rows, half_bytes, scatter};
+use super::block::{Rows, half_bytes};
 use super::search::{Candidates, affine, symmetric};
-use crate::lanes::{Kernel, LANES, Lanes, sums_of_squares, truncate, widest};
+use crate::lanes::{Kernel, LANES, gather, truncate, widest};
 
 /// Weights per block.
 pub(super) const BLOCK: usize = 32;
@@ -80,15 +80,15 @@ impl Kernel for SymmetricSearch<'_> {
 
     #[inline(always)]
     fn run(self) {
-        let spread = row_spread(self.rows);
-        self.rows.each_sixteen_runs(|first, x: &[Lanes; BLOCK]| {
-            let w = weights(self.rows, self.importance, &spread, first, x);
-            let found = symmetric(x, &w, i32::from(self.half));
-            scatter(&found.codes(x), first, self.codes);
+        let costs = self.rows.costs(self.importance, self.rows.cols, 1.0);
+        for first in self.rows.batches(BLOCK) {
+            let (x, w) = (&gather::<BLOCK>(self.rows.x, first), &gather::<BLOCK>(&costs, first));
+            let found = symmetric(x, w, i32::from(self.half));
+            found.write_codes(&self.rows.x[first * BLOCK..], &mut self.codes[first * BLOCK..], BLOCK);
             for (header, &scale) in self.headers.chunks_exact_mut(2).skip(first).zip(&found.scale) {
                 header.copy_from_slice(&half_bytes(scale));
             }
-        });
+        }
     }
 }
 
@@ -105,43 +105,17 @@ impl Kernel for AffineSearch<'_> {
 
     #[inline(always)]
     fn run(self) {
-        let spread = row_spread(self.rows);
-        self.rows.each_sixteen_runs(|first, x: &[Lanes; BLOCK]| {
-            let w = weights(self.rows, self.importance, &spread, first, x);
-            let found = affine(x, &w, i32::from(self.max_code), Candidates::WEIGHTED);
-            scatter(&found.codes(x), first, self.codes);
+        let costs = self.rows.costs(self.importance, self.rows.cols, 1.0);
+        for first in self.rows.batches(BLOCK) {
+            let (x, w) = (&gather::<BLOCK>(self.rows.x, first), &gather::<BLOCK>(&costs, first));
+            let found = affine(x, w, i32::from(self.max_code), Candidates::WEIGHTED);
+            found.write_codes(&self.rows.x[first * BLOCK..], &mut self.codes[first * BLOCK..], BLOCK);
             for (k, header) in self.headers.chunks_exact_mut(4).skip(first).take(LANES).enumerate() {
                 header[..2].copy_from_slice(&half_bytes(found.scale[k]));
                 header[2..].copy_from_slice(&half_bytes(-found.min[k]));
             }
-        });
-    }
-}
-
-/// The mean square of each row.
-fn row_spread(rows: &Rows<'_>) -> Vec<f32> {
-    sums_of_squares(rows.x, rows.cols).iter().map(|sum| sum / rows.cols as f32).collect()
-}
-
-/// What an error on each weight costs: the column's importance times `sqrt(mean square of the row + x^2)`.
-#[inline(always)]
-fn weights(
-    rows: &Rows<'_>,
-    importance: &[f32],
-    spread: &[f32],
-    first: usize,
-    x: &[Lanes; BLOCK],
-) -> [Lanes; BLOCK] {
-    let mut w = [[0.0; LANES]; BLOCK];
-    rows.gather_importance(importance, first, &mut w);
-    let spread: Lanes =
-        std::array::from_fn(|k| spread.get((first + k) * BLOCK / rows.cols).copied().unwrap_or_default());
-    for (w, x) in w.iter_mut().zip(x) {
-        for k in 0..LANES {
-            w[k] *= (spread[k] + x[k] * x[k]).sqrt();
         }
     }
-    w
 }
 
 /// The low four bits of the codes: byte `j` holds weight `j` low and weight `j + 16` high.

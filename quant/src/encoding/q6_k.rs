@@ -1,6 +1,6 @@
-use super::block::{BlockFormat, Group, Rows, half_at, half_bytes, scatter};
+use super::block::{BlockFormat, Group, Rows, half_at, half_bytes};
 use super::search::{NOTHING, symmetric};
-use crate::lanes::{Kernel, LANES, Lanes, nearest, widest};
+use crate::lanes::{Kernel, Lanes, gather, nearest, widest};
 
 const SUPER: usize = 256;
 const BLOCK: usize = 16;
@@ -66,25 +66,19 @@ impl Kernel for Search<'_> {
     #[inline(always)]
     fn run(self) {
         let Self { rows, headers, codes } = self;
-        rows.each_sixteen_runs(|first, x: &[Lanes; BLOCK]| {
-            let mut w = [[0.0; LANES]; BLOCK];
-            match rows.importance {
-                Some(importance) => rows.gather_importance(importance, first, &mut w),
-                None => {
-                    for (w, x) in w.iter_mut().zip(x) {
-                        for k in 0..LANES {
-                            w[k] = x[k] * x[k];
-                        }
-                    }
-                }
-            }
-            let found = symmetric(x, &w, 32);
-            scatter(&found.codes(x), first, codes);
+        let costs: Vec<f32> = match rows.importance {
+            Some(importance) => importance.iter().copied().cycle().take(rows.x.len()).collect(),
+            None => rows.x.iter().map(|x| x * x).collect(),
+        };
+        for first in rows.batches(BLOCK) {
+            let (x, w) = (&gather::<BLOCK>(rows.x, first), &gather::<BLOCK>(&costs, first));
+            let found = symmetric(x, w, 32);
+            found.write_codes(&rows.x[first * BLOCK..], &mut codes[first * BLOCK..], BLOCK);
             // Sixteen blocks are exactly one super-block.
             let i = first / BLOCKS;
             let header = &mut headers[i * Q6K::HEADER..][..Q6K::HEADER];
             finish(&rows.x[i * SUPER..][..SUPER], &found.scale, header, &mut codes[i * SUPER..][..SUPER]);
-        });
+        }
     }
 }
 

@@ -18,17 +18,17 @@ pub(super) struct Symmetric {
 }
 
 impl Symmetric {
-    /// The codes of the candidate that won (not of the scale refitted to them).
+    /// The codes of the candidates that won (not of the scales refitted to them), run after run as `x` and `codes` lie.
     #[inline(always)]
-    pub fn codes<const N: usize>(&self, x: &[Lanes; N]) -> [[u8; LANES]; N] {
-        let mut codes = [[0; LANES]; N];
-        for i in 0..N {
-            for k in 0..LANES {
-                let level = nearest(self.inverse[k] * x[i][k]).clamp(-self.half, self.half - 1);
-                codes[i][k] = if self.empty[k] { 0 } else { (level + self.half) as u8 };
+    pub fn write_codes(&self, x: &[f32], codes: &mut [u8], len: usize) {
+        for (k, (x, codes)) in x.chunks_exact(len).zip(codes.chunks_exact_mut(len)).take(LANES).enumerate() {
+            for (code, x) in codes.iter_mut().zip(x) {
+                *code = (nearest(self.inverse[k] * x).clamp(-self.half, self.half - 1) + self.half) as u8;
+            }
+            if self.empty[k] {
+                codes.fill(0);
             }
         }
-        codes
     }
 }
 
@@ -105,6 +105,8 @@ pub(super) struct Affine {
     pub scale: Lanes,
     /// Never negative: 0 is always within reach.
     pub min: Lanes,
+    /// The sum of the weights of the errors.
+    pub weight: Lanes,
     inverse: Lanes,
     offset: Lanes,
     flat: [bool; LANES],
@@ -112,17 +114,18 @@ pub(super) struct Affine {
 }
 
 impl Affine {
-    /// The codes of the candidate that won (not of the scale and min refitted to them).
+    /// The codes of the candidates that won (not of the scales and minima refitted to them), run after run as `x` and
+    /// `codes` lie.
     #[inline(always)]
-    pub fn codes<const N: usize>(&self, x: &[Lanes; N]) -> [[u8; LANES]; N] {
-        let mut codes = [[0; LANES]; N];
-        for i in 0..N {
-            for k in 0..LANES {
-                let code = nearest(self.inverse[k] * (x[i][k] - self.offset[k])).clamp(0, self.max_code);
-                codes[i][k] = if self.flat[k] { 0 } else { code as u8 };
+    pub fn write_codes(&self, x: &[f32], codes: &mut [u8], len: usize) {
+        for (k, (x, codes)) in x.chunks_exact(len).zip(codes.chunks_exact_mut(len)).take(LANES).enumerate() {
+            for (code, x) in codes.iter_mut().zip(x) {
+                *code = nearest(self.inverse[k] * (x - self.offset[k])).clamp(0, self.max_code) as u8;
+            }
+            if self.flat[k] {
+                codes.fill(0);
             }
         }
-        codes
     }
 }
 
@@ -146,13 +149,13 @@ pub(super) fn affine<const N: usize>(
     let mut offset = low;
     let mut scale = lanes(|k| 1.0 / inverse[k]);
     let mut codes = [[0.0; LANES]; N];
-    level_codes(x, &inverse, &low, max_code, &mut codes);
+    least_squares(x, w, Line { inverse: &inverse, low: &low, max_code }, (&weight, &weighted), &mut codes);
     let mut best = squared_error(x, w, &codes, &scale, &low);
     for i in 0..=candidates.steps {
         let reach = candidates.first + candidates.step * f32::from(i) + top;
         let candidate = lanes(|k| reach / (max[k] - low[k]));
-        level_codes(x, &candidate, &low, max_code, &mut codes);
-        let (determinant, fit_scale, fit_min) = least_squares(x, w, &codes, &weight, &weighted);
+        let line = Line { inverse: &candidate, low: &low, max_code };
+        let (determinant, fit_scale, fit_min) = least_squares(x, w, line, (&weight, &weighted), &mut codes);
         let error = squared_error(x, w, &codes, &fit_scale, &fit_min);
         for k in 0..LANES {
             let better = (determinant[k] > 0.0) & (error[k] < best[k]);
@@ -163,14 +166,8 @@ pub(super) fn affine<const N: usize>(
             low[k] = if better { fit_min[k] } else { low[k] };
         }
     }
-    Affine {
-        scale: lanes(|k| if flat[k] { 0.0 } else { scale[k] }),
-        min: low.map(|m| -m),
-        inverse,
-        offset,
-        flat,
-        max_code,
-    }
+    let scale = lanes(|k| if flat[k] { 0.0 } else { scale[k] });
+    Affine { scale, min: low.map(|m| -m), weight, inverse, offset, flat, max_code }
 }
 
 struct Ranges {
@@ -196,21 +193,6 @@ fn ranges<const N: usize>(x: &[Lanes; N], w: &[Lanes; N]) -> Ranges {
 }
 
 #[inline(always)]
-fn level_codes<const N: usize>(
-    x: &[Lanes; N],
-    inverse: &Lanes,
-    low: &Lanes,
-    max_code: i32,
-    codes: &mut [Lanes; N],
-) {
-    for i in 0..N {
-        for k in 0..LANES {
-            codes[i][k] = nearest(inverse[k] * (x[i][k] - low[k])).clamp(0, max_code) as f32;
-        }
-    }
-}
-
-#[inline(always)]
 fn squared_error<const N: usize>(
     x: &[Lanes; N],
     w: &[Lanes; N],
@@ -228,24 +210,35 @@ fn squared_error<const N: usize>(
     error
 }
 
-/// Determinant, scale and minimum of the weighted fit of `scale * code + min` to `x`, the minimum not above 0.
+/// How `x` becomes codes: `(x - low) * inverse`, rounded and bounded.
+struct Line<'a> {
+    inverse: &'a Lanes,
+    low: &'a Lanes,
+    max_code: i32,
+}
+
+/// Codes by `line`, then determinant, scale and minimum of the weighted fit of `scale * code + min` to `x`, the minimum not
+/// above 0. `sums` are those of `w` and of `w x`.
 #[inline(always)]
 fn least_squares<const N: usize>(
     x: &[Lanes; N],
     w: &[Lanes; N],
-    codes: &[Lanes; N],
-    weight: &Lanes,
-    weighted: &Lanes,
+    line: Line<'_>,
+    (weight, weighted): (&Lanes, &Lanes),
+    codes: &mut [Lanes; N],
 ) -> (Lanes, Lanes, Lanes) {
     let mut l = [0.0f32; LANES];
     let mut ll = [0.0f32; LANES];
     let mut xl = [0.0f32; LANES];
     for i in 0..N {
         for k in 0..LANES {
-            let wl = w[i][k] * codes[i][k];
+            let steps = line.inverse[k] * (x[i][k] - line.low[k]);
+            let code = nearest(steps).clamp(0, line.max_code) as f32;
+            let wl = w[i][k] * code;
             l[k] += wl;
-            ll[k] += wl * codes[i][k];
+            ll[k] += wl * code;
             xl[k] += wl * x[i][k];
+            codes[i][k] = code;
         }
     }
     let determinant = lanes(|k| weight[k] * ll[k] - l[k] * l[k]);

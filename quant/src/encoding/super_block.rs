@@ -1,9 +1,9 @@
 //! Super-blocks of 8 blocks of 32 weights, each with a 6-bit scale and a 6-bit minimum in units of two
 //! half-precision numbers: `q4_k` and `q5_k`, which differ in the bits of a code only.
 
-use super::block::{Group, Rows, half_at, half_bytes, scatter};
+use super::block::{Group, Rows, half_at, half_bytes};
 use super::search::{Candidates, affine, positive};
-use crate::lanes::{Kernel, LANES, Lanes, nearest, sums_of_squares, widest};
+use crate::lanes::{Kernel, LANES, gather, nearest, sums_of_squares, widest};
 
 /// Weights per super-block.
 pub(super) const SUPER: usize = 256;
@@ -68,51 +68,32 @@ impl Kernel for BlockSearch<'_> {
     #[inline(always)]
     fn run(self) {
         let Self { rows, max_code, plain, found, codes } = self;
-        // Twice the mean square of the super-block with an importance, the mean square of the block without.
-        let (run, factor, candidates) =
-            if rows.importance.is_some() { (SUPER, 2.0, Candidates::WEIGHTED) } else { (BLOCK, 1.0, plain) };
-        let spread: Vec<f32> =
-            sums_of_squares(rows.x, run).iter().map(|sum| factor * sum / run as f32).collect();
-        rows.each_sixteen_runs(|first, x: &[Lanes; BLOCK]| {
-            let spread: Lanes =
-                std::array::from_fn(|k| spread.get((first + k) * BLOCK / run).copied().unwrap_or_default());
-            let (w, weight) = weights(rows, &spread, first, x);
-            let fit = affine(x, &w, i32::from(max_code), candidates);
-            scatter(&fit.codes(x), first, codes);
+        let (costs, candidates) = match rows.importance {
+            Some(importance) => (rows.costs(importance, SUPER, 2.0), Candidates::WEIGHTED),
+            None => (plain_costs(rows), plain),
+        };
+        for first in rows.batches(BLOCK) {
+            let (x, w) = (&gather::<BLOCK>(rows.x, first), &gather::<BLOCK>(&costs, first));
+            let fit = affine(x, w, i32::from(max_code), candidates);
+            fit.write_codes(&rows.x[first * BLOCK..], &mut codes[first * BLOCK..], BLOCK);
             let here = first..(first + LANES).min(found.scale.len());
             found.scale[here.clone()].copy_from_slice(&fit.scale[..here.len()]);
             found.min[here.clone()].copy_from_slice(&fit.min[..here.len()]);
-            found.weight[here.clone()].copy_from_slice(&weight[..here.len()]);
-        });
+            found.weight[here.clone()].copy_from_slice(&fit.weight[..here.len()]);
+        }
     }
 }
 
-/// What an error on each weight costs, and the sum of it over each block.
+/// What an error on each weight costs where nothing is known of the inputs: its magnitude and the block's mean one.
 #[inline(always)]
-fn weights(rows: &Rows<'_>, spread: &Lanes, first: usize, x: &[Lanes; BLOCK]) -> ([Lanes; BLOCK], Lanes) {
-    let mut w = [[0.0; LANES]; BLOCK];
-    if let Some(importance) = rows.importance {
-        rows.gather_importance(importance, first, &mut w);
-        for (w, x) in w.iter_mut().zip(x) {
-            for k in 0..LANES {
-                w[k] *= (spread[k] + x[k] * x[k]).sqrt();
-            }
-        }
-    } else {
-        let root = spread.map(f32::sqrt);
-        for (w, x) in w.iter_mut().zip(x) {
-            for k in 0..LANES {
-                w[k] = root[k] + x[k].abs();
-            }
-        }
+fn plain_costs(rows: &Rows<'_>) -> Vec<f32> {
+    let mut costs = vec![0.0; rows.x.len()];
+    let blocks = costs.chunks_exact_mut(BLOCK).zip(rows.x.chunks_exact(BLOCK));
+    for ((costs, x), sum) in blocks.zip(sums_of_squares(rows.x, BLOCK)) {
+        let root = (sum / BLOCK as f32).sqrt();
+        costs.iter_mut().zip(x).for_each(|(cost, x)| *cost = root + x.abs());
     }
-    let mut weight = [0.0f32; LANES];
-    for w in &w {
-        for k in 0..LANES {
-            weight[k] += w[k];
-        }
-    }
-    (w, weight)
+    costs
 }
 
 /// Rounds again to the scales as stored; blocks whose scale came out 0 keep the codes of the search.

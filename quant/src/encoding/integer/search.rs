@@ -1,7 +1,7 @@
 //! The scale search of grouped integers.
 
 use super::IntEncoding;
-use crate::lanes::{Kernel, LANES, Lanes, gather, lanes, nearest};
+use crate::lanes::{Kernel, LANES, Lanes, gather_into, lanes, nearest};
 
 /// How far the largest magnitude reaches in units of half the range: from a little wider than the range itself to
 /// 2.4 times past its end, where all that lies beyond is clipped. At few bits clipping pays.
@@ -33,7 +33,7 @@ impl Kernel for GroupSearch<'_> {
         let mut x = vec![[0.0; LANES]; len];
         let mut w = vec![[1.0; LANES]; len];
         for first in (0..self.scale.len()).step_by(LANES) {
-            gather(self.x, first, &mut x);
+            gather_into(self.x, first, &mut x);
             if let Some(importance) = self.importance {
                 for k in 0..LANES {
                     let col = (first + k) * len % self.cols;
