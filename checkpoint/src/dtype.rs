@@ -57,6 +57,11 @@ impl Dtype {
         PLAIN.iter().find(|(dtype, ..)| *dtype == self)
     }
 
+    /// Whether [`decode_floats`](crate::decode_floats) has an answer.
+    pub fn is_float(self) -> bool {
+        matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::Bf16 | Self::F8E4m3 | Self::F8E5m2)
+    }
+
     /// The tag safetensors writes, if it has one.
     pub fn safetensors_name(self) -> Option<&'static str> {
         self.plain().map(|row| row.1)

@@ -16,6 +16,7 @@ pub mod hf;
 mod map;
 pub mod safetensors;
 mod slots;
+pub mod tokenizer;
 
 pub use container::{Container, TensorInfo};
 pub use dtype::{Dtype, GgmlType};
