@@ -123,11 +123,11 @@ impl Block {
         }
     }
 
-    /// Puts another matrix `[out_features, in_features]` in the place of one role's; the bias stays.
+    /// The matrix of one role, `[out_features, in_features]`, to be changed in place; the bias stays.
     ///
     /// # Panics
-    /// If the role is not one of a block's seven matrices, or the shape is another.
-    pub fn set_weight(&mut self, role: Role, weight: Array2<f32>) {
+    /// If the role is not one of a block's seven matrices.
+    pub fn weight_mut(&mut self, role: Role) -> ArrayViewMut2<'_, f32> {
         let linear = match role {
             Role::Q => &mut self.q,
             Role::K => &mut self.k,
@@ -138,8 +138,7 @@ impl Block {
             Role::Down => &mut self.down,
             other => panic!("{other:?} is not a matrix of a block"),
         };
-        assert_eq!(linear.weight.dim(), weight.dim(), "the shape of {role:?}");
-        linear.weight = weight;
+        linear.weight.view_mut()
     }
 
     /// The norm before the attention: what q, k and v read.

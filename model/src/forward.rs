@@ -1,8 +1,8 @@
 //! The ends of a model, and its blocks one after another.
 
-use crate::weights::{matrix, vector};
+use crate::weights::{matrix, rows, vector};
 use crate::{Block, Error, ModelConfig, Role, TensorSpec, Weights};
-use ndarray::{Array1, Array2, ArrayView2, Axis};
+use ndarray::{Array1, Array2, ArrayView2};
 
 /// Tokens in windows of one length.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,9 +56,8 @@ pub fn embed(config: &ModelConfig, weights: &dyn Weights, tokens: &[u32]) -> Res
     {
         return Err(Error::Token { token, position, vocab_size });
     }
-    let table = matrix(weights, &outside(config, Role::Embedding)?)?;
-    let rows: Vec<usize> = tokens.iter().map(|&token| token as usize).collect();
-    Ok(table.select(Axis(0), &rows))
+    let wanted: Vec<usize> = tokens.iter().map(|&token| token as usize).collect();
+    rows(weights, &outside(config, Role::Embedding)?, &wanted)
 }
 
 /// The final norm and the matrix that makes logits.
@@ -86,15 +85,6 @@ impl Head {
     /// The matrix, `[vocab_size, hidden_size]`.
     pub fn weight(&self) -> ArrayView2<'_, f32> {
         self.weight.view()
-    }
-
-    /// Puts another matrix in the head's place.
-    ///
-    /// # Panics
-    /// If the shape is another.
-    pub fn set_weight(&mut self, weight: Array2<f32>) {
-        assert_eq!(self.weight.dim(), weight.dim(), "the shape of the head");
-        self.weight = weight;
     }
 
     /// The final norm of hidden states `[tokens, hidden_size]`: what the head reads.

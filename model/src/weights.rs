@@ -1,7 +1,7 @@
 //! Where a model's weights come from.
 
 use crate::{Error, TensorSpec};
-use ndarray::{Array1, Array2, ArrayD, Ix1, Ix2};
+use ndarray::{Array1, Array2, ArrayD, Axis, Ix1, Ix2};
 
 /// Why a source of weights could not deliver.
 pub type LoadError = Box<dyn std::error::Error + Send + Sync>;
@@ -14,6 +14,18 @@ pub trait Weights: Sync {
     /// The source's own.
     fn load(&self, name: &str) -> Result<ArrayD<f32>, LoadError>;
 
+    /// Some rows of the matrix called `name`, in the order asked for: of a large embedding a text needs few.
+    ///
+    /// # Errors
+    /// The source's own, a row that is not there among them.
+    fn load_rows(&self, name: &str, rows: &[usize]) -> Result<Array2<f32>, LoadError> {
+        let matrix = self.load(name)?.into_dimensionality::<Ix2>()?;
+        if let Some(row) = rows.iter().find(|&&row| row >= matrix.nrows()) {
+            return Err(format!("there is no row {row} among its {}", matrix.nrows()).into());
+        }
+        Ok(matrix.select(Axis(0), rows))
+    }
+
     /// Whether there is a tensor called `name`.
     fn has(&self, name: &str) -> bool;
 }
@@ -23,6 +35,16 @@ pub fn matrix(weights: &dyn Weights, spec: &TensorSpec) -> Result<Array2<f32>, E
     let found = any(weights, spec)?;
     let shape = found.shape().to_vec();
     found.into_dimensionality::<Ix2>().map_err(|_| other_shape(spec, shape))
+}
+
+/// Loads some rows of a matrix and holds them to its description.
+pub fn rows(weights: &dyn Weights, spec: &TensorSpec, rows: &[usize]) -> Result<Array2<f32>, Error> {
+    let load_error = |source| Error::Load { name: spec.name.clone(), source };
+    let found = weights.load_rows(&spec.name, rows).map_err(load_error)?;
+    if found.ncols() == spec.shape[1] {
+        return Ok(found);
+    }
+    Err(other_shape(spec, vec![spec.shape[0], found.ncols()]))
 }
 
 /// Loads a vector and holds it to its description.

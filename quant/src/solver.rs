@@ -66,6 +66,8 @@ pub struct Facts {
     pub relative_error: f64,
     /// The same for the codes of `rtn` with the same importance.
     pub rtn_relative_error: f64,
+    /// `tr(W H W^T)` itself: what the errors of several parts of one matrix are weighed by.
+    pub energy: f64,
     /// Tokens per column behind the statistics; `None` without.
     pub tokens_per_column: Option<f64>,
     /// Added to the Hessian's diagonal, in units of its mean; `None` where no feedback was used.
@@ -142,6 +144,7 @@ fn round_to_nearest(
     let facts = Facts {
         relative_error,
         rtn_relative_error: relative_error,
+        energy: judge.energy,
         tokens_per_column: factor.map(|factor| factor.statistics().tokens_per_column()),
         damping: None,
         shrinkage: None,

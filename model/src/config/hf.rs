@@ -3,7 +3,7 @@
 use super::{Llama3Scaling, ModelConfig, RopeScaling, listed, value};
 use crate::Error;
 use crate::family::{AttentionBias, FAMILIES, Family, Sliding};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Kinds of rotary scaling that are computed.
 const ROPE_TYPES: [&str; 3] = ["default", "linear", "llama3"];
@@ -59,6 +59,76 @@ impl ModelConfig {
         }
         .checked()
     }
+
+    /// The configuration as transformers reads it: the reverse of [`from_hf`](Self::from_hf).
+    ///
+    /// # Errors
+    /// Factors of the rotary frequencies that came from a GGUF file: transformers knows them only by the constants they
+    /// were computed from.
+    pub fn to_hf(&self) -> Result<Value, Error> {
+        let family = self.family;
+        let rope_scaling = match &self.rope_scaling {
+            None => Value::Null,
+            Some(RopeScaling::Linear(factor)) => {
+                json!({"rope_type": "linear", "type": "linear", "factor": factor})
+            }
+            Some(RopeScaling::Llama3(c)) => json!({
+                "rope_type": "llama3",
+                "factor": c.factor,
+                "low_freq_factor": c.low_freq_factor,
+                "high_freq_factor": c.high_freq_factor,
+                "original_max_position_embeddings": c.original_max_position_embeddings,
+            }),
+            Some(RopeScaling::Factors(_)) => {
+                return Err(unsupported("rope_freqs.weight", "a tensor", "constants in config.json".into()));
+            }
+        };
+        let mut config = json!({
+            "architectures": family.architectures.first(),
+            "model_type": family.model_types.first(),
+            "hidden_act": ACTIVATIONS[0],
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "head_dim": self.head_dim,
+            "vocab_size": self.vocab_size,
+            "max_position_embeddings": self.max_position_embeddings,
+            "rms_norm_eps": shortest(self.rms_norm_eps),
+            "rope_theta": self.rope_theta,
+            "rope_scaling": rope_scaling,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": match &self.eos_token_ids[..] {
+                [] => Value::Null,
+                [one] => json!(one),
+                several => json!(several),
+            },
+        });
+        if family.attention_bias == AttentionBias::Configured {
+            config["attention_bias"] = json!(self.attention_bias);
+        }
+        if family.mlp_bias {
+            config["mlp_bias"] = json!(self.mlp_bias);
+        }
+        match (family.sliding, self.sliding_windows.iter().flatten().next()) {
+            (Sliding::Never, _) => {}
+            (Sliding::All(_), width) => config["sliding_window"] = json!(width),
+            (Sliding::Configured, width) => {
+                let kind = |window: &Option<usize>| window.map_or("full_attention", |_| "sliding_attention");
+                config["use_sliding_window"] = json!(width.is_some());
+                config["sliding_window"] = json!(width);
+                config["layer_types"] = self.sliding_windows.iter().map(kind).collect();
+            }
+        }
+        Ok(config)
+    }
+}
+
+/// A number with as many digits as tell it from its neighbours in f32.
+fn shortest(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or_else(|_| x.into())
 }
 
 fn family(config: &Value) -> Result<&'static Family, Error> {

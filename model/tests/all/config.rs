@@ -179,3 +179,14 @@ fn ends_of_text_are_one_token_or_many() {
     assert_eq!(read(&json!({ "eos_token_id": [2, 7], "bos_token_id": null })).eos_token_ids, [2, 7]);
     assert_eq!(read(&json!({ "bos_token_id": 1 })).bos_token_id, Some(1));
 }
+
+#[test]
+fn a_configuration_written_for_transformers_reads_back_the_same() {
+    let folders = std::fs::read_dir(crate::checkpoint::golden()).unwrap().map(|entry| entry.unwrap().path());
+    let configs: Vec<_> = folders.filter(|folder| folder.join("config.json").exists()).collect();
+    assert!(configs.len() > 5, "{configs:?}");
+    for folder in configs {
+        let config = crate::checkpoint::config(&folder);
+        assert_eq!(ModelConfig::from_hf(&config.to_hf().unwrap()).unwrap(), config, "{}", folder.display());
+    }
+}

@@ -93,7 +93,7 @@ fn a_changed_weight_is_used_from_its_stage_on() {
     let mut block = Block::load(&config, 0, &weights).unwrap();
     let attn_in = block.attn_in(hidden.view());
     let before = block.attn_out(attn_in.view(), CTX);
-    block.set_weight(Role::V, Array2::zeros(block.linear(Role::V).weight.raw_dim()));
+    block.weight_mut(Role::V).fill(0.0);
     let after = block.attn_out(attn_in.view(), CTX);
     assert_ne!(before, after);
     // With v's weight gone its bias alone is left, the same for all tokens.
@@ -110,14 +110,6 @@ fn a_changed_weight_is_used_from_its_stage_on() {
         bias.slice_mut(s![.., head * config.head_dim..(head + 1) * config.head_dim]).assign(&values);
     }
     assert!((after - bias).iter().all(|x| x.abs() < 1e-6));
-}
-
-#[test]
-#[should_panic(expected = "the shape of Down")]
-fn a_weight_of_another_shape_is_refused() {
-    let weights = Folder::open(&golden().join("qwen2"));
-    let mut block = Block::load(&config(&golden().join("qwen2")), 0, &weights).unwrap();
-    block.set_weight(Role::Down, Array2::zeros((48, 32)));
 }
 
 /// A checkpoint with one tensor missing or of another shape.
