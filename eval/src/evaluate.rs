@@ -91,12 +91,9 @@ impl Predictions {
             progress(Progress { stage: Stage::Blocks, done, total });
         })
         .map_err(Error::Forward)?;
+        let hidden = at_positions(&hidden, passage.windows.ctx(), passage.positions());
         let head = Head::load(config, weights).map_err(Error::Forward)?;
-        Ok(Self {
-            head,
-            hidden: at_positions(&hidden, passage.windows.ctx(), passage.positions()),
-            vocab_size: config.vocab_size,
-        })
+        Ok(Self { head, hidden, vocab_size: config.vocab_size })
     }
 
     /// `[rows.len(), vocab_size]`.

@@ -25,4 +25,5 @@ pub use divergence::Divergence;
 pub use error::Error;
 pub use evaluate::{Passage, Progress, Reference, Scored, Stage, evaluate};
 pub use perplexity::Perplexity;
+pub use report::Report;
 pub use windows::{Convention, windows};

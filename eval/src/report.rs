@@ -154,6 +154,9 @@ pub struct Evaluation {
 pub struct Tensor {
     /// Hugging Face name.
     pub name: String,
+    /// Its name in the file, where it was written under another; packed integers have one for each part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stored_name: Option<String>,
     /// Its part in a block: `q_proj`, `down_proj`, `embed_tokens`...
     pub role: String,
     /// Number format it was stored in.
@@ -175,6 +178,9 @@ pub struct Tensor {
     /// What was done instead of what was asked, and why.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fallback: Option<String>,
+    /// SHA-256 of its numbers as a reader of the file decodes them: little-endian f32, rows in the file's order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decoded_sha256: Option<String>,
 }
 
 /// The text statistics were collected on.

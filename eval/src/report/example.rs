@@ -38,6 +38,7 @@ pub(crate) fn evaluation() -> Evaluation {
 fn tensor(layer: usize, role: &str, encoding: &str, relative_error: f64) -> Tensor {
     Tensor {
         name: format!("model.layers.{layer}.{role}.weight"),
+        stored_name: None,
         role: role.to_owned(),
         encoding: encoding.to_owned(),
         bits_per_weight: if encoding == "q6_k" { 6.5625 } else { 4.5 },
@@ -46,6 +47,7 @@ fn tensor(layer: usize, role: &str, encoding: &str, relative_error: f64) -> Tens
         tokens_per_column: Some(64.0),
         damping: Some(0.001),
         fallback: None,
+        decoded_sha256: None,
     }
 }
 
