@@ -1,1 +1,40 @@
-//! attar
+//! attar makes language models small without making them stupid.
+//!
+//! The pipeline, from what was typed to what was written: [`cli`] parses, [`plan`] decides every tensor's fate before
+//! any work starts, [`pipeline`] calibrates, compresses, writes and verifies. Numbers live in the crates below; here
+//! live names, files and the user.
+
+pub mod cli;
+pub mod commands;
+pub mod diagnostic;
+pub mod mix;
+pub mod pipeline;
+pub mod plan;
+pub mod recipe;
+pub mod scheme;
+pub mod source;
+pub mod talk;
+pub mod text;
+
+use cli::{Cli, Command};
+use diagnostic::{Explain, Result};
+
+/// Does what was typed.
+///
+/// # Errors
+/// Whatever kept it from being done.
+pub fn run(cli: &Cli) -> Result<()> {
+    if let Some(threads) = cli.global.threads {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.into())
+            .build_global()
+            .doing(|| format!("while starting {threads} threads"))?;
+    }
+    match &cli.command {
+        Command::Inspect { model } => commands::inspect::run(model, &cli.global),
+        Command::Quantize(args) => commands::quantize::run(args, &cli.global),
+        Command::Convert(args) => commands::convert::run(args, &cli.global),
+        Command::Eval(args) => commands::eval::run(args, &cli.global),
+        Command::Run { recipe } => recipe::run(recipe, &cli.global),
+    }
+}

@@ -1,0 +1,280 @@
+//! What was typed.
+
+use std::path::PathBuf;
+
+use attar_eval::Convention;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Deserialize;
+
+use crate::diagnostic::Failure;
+use crate::scheme::Scheme;
+
+/// Makes language models small without making them stupid, and proves what it cost.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// What every command understands.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// Flags that mean the same everywhere.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Everywhere")]
+pub struct Global {
+    /// Threads to compute with [default: all cores]; never changes a result
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+
+    /// Refuse to start work that is expected to need more memory, for example 16GB
+    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_bytes)]
+    pub max_memory: Option<u64>,
+
+    /// Print the plan and stop
+    #[arg(long, global = true)]
+    pub dry_run: bool,
+
+    /// Replace an output that exists
+    #[arg(long, global = true)]
+    pub force: bool,
+
+    /// Write the report as JSON to this file
+    #[arg(long, global = true, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+
+    /// Write the report in every form (JSON, Markdown, text) into this folder
+    #[arg(long, global = true, value_name = "DIR")]
+    pub report: Option<PathBuf>,
+
+    /// Say nothing but results and errors
+    #[arg(long, short, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+
+    /// Say more: a line per tensor
+    #[arg(long, short, global = true)]
+    pub verbose: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show what a model is: family, shapes, sizes, and what each scheme would make of it
+    Inspect {
+        /// A Hugging Face folder or a .gguf file
+        model: PathBuf,
+    },
+    /// Quantize a model, reopen what was written, and report what it cost
+    Quantize(QuantizeArgs),
+    /// Change the container only: the same numbers in a GGUF or in one safetensors folder
+    Convert(ConvertArgs),
+    /// Measure perplexity and, against a reference, KL divergence
+    Eval(EvalArgs),
+    /// Carry out a recipe: several outputs from one model, compared in one table
+    Run {
+        /// A TOML file, see fixtures/demo.toml
+        recipe: PathBuf,
+    },
+}
+
+/// Calibration tokens where no number is given.
+pub const CALIB_TOKENS: usize = 131_072;
+
+/// `attar quantize`.
+#[derive(Args, Clone, Debug)]
+pub struct QuantizeArgs {
+    /// A Hugging Face folder or a .gguf file of floats
+    pub model: PathBuf,
+
+    /// Where to write: a name ending in .gguf is a GGUF, anything else a folder of safetensors
+    #[arg(long, short)]
+    pub output: PathBuf,
+
+    /// The number format: q4_k_m, q6_k, q8_0, ... or w4a16-g128, w4a16-g128-asym, ...
+    #[arg(long, value_parser = parse_scheme)]
+    pub scheme: Scheme,
+
+    /// How the codes are chosen
+    #[arg(long, value_enum, default_value_t = Method::Auto)]
+    pub method: Method,
+
+    /// Text to calibrate on; may be given more than once [default: a short English text that comes with attar]
+    #[arg(long, value_name = "FILE")]
+    pub calib: Vec<PathBuf>,
+
+    /// Calibrate on at most this many tokens
+    #[arg(long, value_name = "N", default_value_t = CALIB_TOKENS)]
+    pub calib_tokens: usize,
+
+    /// Tokens per window, in calibration and evaluation [default: what the model was made for, 2048 at most]
+    #[arg(long, value_name = "N")]
+    pub ctx: Option<usize>,
+
+    /// Held-out text on which the written file is compared with the original [default: one that comes with attar]
+    #[arg(long, value_name = "FILE")]
+    pub text: Option<PathBuf>,
+
+    /// Compare on the first N windows of the text only
+    #[arg(long, value_name = "N")]
+    pub chunks: Option<usize>,
+
+    /// Which perplexity to report
+    #[arg(long, value_enum, default_value_t = ConventionArg::LlamaCpp)]
+    pub convention: ConventionArg,
+
+    /// Do not evaluate the written file (it is still reopened and compared with what was computed)
+    #[arg(long)]
+    pub no_eval: bool,
+
+    /// Tensor type for names that match, for example 'ffn_down=q6_k'; the first match wins
+    #[arg(long, value_name = "REGEX=TYPE")]
+    pub tensor: Vec<String>,
+
+    /// Layout of a safetensors folder [default: compressed-tensors for integers, plain for floats]
+    #[arg(long, value_enum)]
+    pub format: Option<Layout>,
+
+    /// Name for `tokenizer.ggml.pre`, where attar does not recognise the tokenizer's splitting rule
+    #[arg(long, value_name = "NAME")]
+    pub pre_tokenizer: Option<String>,
+}
+
+/// `attar convert`.
+#[derive(Args, Clone, Debug)]
+pub struct ConvertArgs {
+    /// A Hugging Face folder or a .gguf file
+    pub model: PathBuf,
+
+    /// Where to write: a name ending in .gguf is a GGUF, anything else a folder of safetensors
+    #[arg(long, short)]
+    pub output: PathBuf,
+
+    /// Name for `tokenizer.ggml.pre`, where attar does not recognise the tokenizer's splitting rule
+    #[arg(long, value_name = "NAME")]
+    pub pre_tokenizer: Option<String>,
+}
+
+/// `attar eval`.
+#[derive(Args, Clone, Debug)]
+pub struct EvalArgs {
+    /// A Hugging Face folder (float or compressed-tensors) or a .gguf file
+    pub model: PathBuf,
+
+    /// The text to score
+    #[arg(long, value_name = "FILE")]
+    pub text: PathBuf,
+
+    /// Tokens per window [default: what the model was made for, 2048 at most]
+    #[arg(long, value_name = "N")]
+    pub ctx: Option<usize>,
+
+    /// Score the first N windows only
+    #[arg(long, value_name = "N")]
+    pub chunks: Option<usize>,
+
+    /// Which perplexity to report
+    #[arg(long, value_enum, default_value_t = ConventionArg::LlamaCpp)]
+    pub convention: ConventionArg,
+
+    /// The original, to measure KL divergence and agreement against
+    #[arg(long, value_name = "MODEL")]
+    pub reference: Option<PathBuf>,
+}
+
+/// How codes are chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// gptq where there are codes to choose
+    #[default]
+    Auto,
+    /// Round to nearest; needs no text, weighs by it where --calib is given
+    Rtn,
+    /// Round column by column, each error fed back into the columns that are left
+    Gptq,
+}
+
+/// How a safetensors folder is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Layout {
+    /// Floats as transformers saves them
+    Plain,
+    /// Packed integers as vLLM and transformers load them
+    CompressedTensors,
+}
+
+/// Which perplexity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ConventionArg {
+    /// As llama-perplexity prints it: the second half of every window
+    #[value(name = "llama.cpp")]
+    LlamaCpp,
+    /// As Hugging Face's guide computes it: every token of every window
+    Hf,
+}
+
+impl From<ConventionArg> for Convention {
+    fn from(arg: ConventionArg) -> Self {
+        match arg {
+            ConventionArg::LlamaCpp => Self::LlamaCpp,
+            ConventionArg::Hf => Self::Hf,
+        }
+    }
+}
+
+impl Layout {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::CompressedTensors => "compressed-tensors",
+        }
+    }
+}
+
+fn parse_scheme(name: &str) -> Result<Scheme, String> {
+    name.parse().map_err(|failure: Failure| failure.in_one_line())
+}
+
+/// `16GB`, `512 MB`, `1.5GiB`, or plain bytes.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        "t" | "tb" => 1e12,
+        "kib" => 1024.0,
+        "mib" => 1_048_576.0,
+        "gib" => 1_073_741_824.0,
+        other => return Err(format!("`{other}` is not a unit; use kB, MB, GB, KiB, MiB or GiB")),
+    };
+    match number.parse::<f64>() {
+        Ok(number) if number > 0.0 => Ok((number * factor) as u64),
+        _ => Err("a size is a number and a unit, for example 16GB".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_decimal_unless_they_say_binary() {
+        assert_eq!(parse_bytes("16GB"), Ok(16_000_000_000));
+        assert_eq!(parse_bytes("1.5 GiB"), Ok(1_610_612_736));
+        assert_eq!(parse_bytes("123"), Ok(123));
+        assert!(parse_bytes("lots").is_err() && parse_bytes("3 parsecs").is_err());
+    }
+}

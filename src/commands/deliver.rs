@@ -1,0 +1,86 @@
+//! Reports to where they were asked for.
+
+use std::path::{Path, PathBuf};
+
+use attar_checkpoint::atomic::{self, AtomicFile, Overwrite};
+use attar_eval::Report;
+use attar_eval::render::{self, Renderer};
+
+use crate::diagnostic::{Explain, Failure, Result};
+use crate::pipeline::write::NewFolders;
+use crate::talk::say;
+
+/// What the files of `--report` are called, before their extension.
+const FILE_STEM: &str = "report";
+
+/// Where reports are wanted besides the terminal.
+#[derive(Clone, Debug, Default)]
+pub struct Delivery {
+    /// A JSON file.
+    pub json: Option<PathBuf>,
+    /// A folder for every form there is.
+    pub folder: Option<PathBuf>,
+}
+
+impl Delivery {
+    /// Finds out before long work whether the reports can be written after it.
+    ///
+    /// # Errors
+    /// A folder that cannot be made or written to.
+    pub fn check(&self) -> Result<()> {
+        let json = self.json.iter().map(|json| ("--json", json.clone()));
+        let folder = self.folder.iter().map(|folder| ("--report", folder.join(FILE_STEM)));
+        for (option, path) in json.chain(folder) {
+            let at = || format!("while preparing {option} for `{}`", path.display());
+            if path.is_dir() {
+                return Err(Failure::new("a folder is in the way of the report").hint("name a file")).doing(at);
+            }
+            let _tried = NewFolders::above(&path).doing(at)?;
+            atomic::check_writable(&path).doing(at)?;
+        }
+        Ok(())
+    }
+
+    /// One report on the terminal and wherever else it is wanted.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn one(&self, report: &Report) -> Result<()> {
+        self.write(|renderer| renderer.render(report))
+    }
+
+    /// Several reports side by side.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn compared(&self, reports: &[Report]) -> Result<()> {
+        self.write(|renderer| renderer.compare(reports))
+    }
+
+    /// Files first: what is shown is then on the disk.
+    fn write(&self, text_of: impl Fn(&dyn Renderer) -> String) -> Result<()> {
+        if let Some(folder) = &self.folder {
+            for &renderer in render::RENDERERS {
+                put(&folder.join(FILE_STEM).with_extension(renderer.extension()), &text_of(renderer))?;
+            }
+        }
+        let named = |name: &str| {
+            render::renderer(name).ok_or_else(|| Failure::new(format!("there is no rendering `{name}`")))
+        };
+        if let Some(json) = &self.json {
+            put(json, &text_of(named("json")?))?;
+        }
+        say(&text_of(named("terminal")?))
+    }
+}
+
+/// Reports are ours to replace.
+fn put(path: &Path, text: &str) -> Result<()> {
+    let write = || -> Result<()> {
+        let _made = NewFolders::above(path)?;
+        let mut file = AtomicFile::create(path, Overwrite::Yes)?;
+        file.write_at(0, text.as_bytes())?;
+        Ok(file.finish()?)
+    };
+    write().doing(|| format!("while writing the report `{}`", path.display()))
+}

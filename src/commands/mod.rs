@@ -1,0 +1,92 @@
+//! One file per command: what was typed becomes jobs, and their reports are delivered.
+
+pub mod convert;
+pub mod deliver;
+pub mod eval;
+pub mod inspect;
+pub mod quantize;
+
+use std::path::PathBuf;
+
+use attar_checkpoint::atomic::Overwrite;
+use attar_checkpoint::tokenizer::Tokenizer;
+use attar_eval::Convention;
+use attar_eval::report;
+
+use crate::cli::Global;
+use crate::diagnostic::Result;
+use crate::pipeline::Calibration;
+use crate::pipeline::score::Scoring;
+use crate::source::Source;
+use crate::talk::{Talk, Verbosity};
+use crate::text::{self, Text};
+
+impl Global {
+    /// The voice that was asked for.
+    pub fn talk(&self) -> Talk {
+        Talk::new(match (self.quiet, self.verbose) {
+            (true, _) => Verbosity::Quiet,
+            (false, false) => Verbosity::Normal,
+            (false, true) => Verbosity::Verbose,
+        })
+    }
+
+    /// What becomes of outputs that exist.
+    pub fn overwrite(&self) -> Overwrite {
+        if self.force { Overwrite::Yes } else { Overwrite::No }
+    }
+}
+
+/// The text to calibrate on as it was asked for.
+pub struct CalibrationRequest<'a> {
+    /// Files; the built-in text where there are none.
+    pub files: &'a [PathBuf],
+    /// At most this many tokens.
+    pub tokens: usize,
+    /// Tokens per window.
+    pub ctx: Option<usize>,
+}
+
+impl CalibrationRequest<'_> {
+    /// Reads and cuts it.
+    ///
+    /// # Errors
+    /// Files that cannot be read, texts without a usable token.
+    pub fn read(&self, source: &Source, tokenizer: &Tokenizer) -> Result<Calibration> {
+        let texts = Text::to_calibrate(self.files)?;
+        let ctx = self.ctx.unwrap_or_else(|| text::default_ctx(source.config.max_position_embeddings));
+        let windows = text::calibration_windows(&texts, tokenizer, ctx, self.tokens)?;
+        let facts = report::Calibration {
+            files: texts.iter().map(|text| text.name.clone()).collect(),
+            sha256: text::sha256(&texts),
+            tokens: windows.tokens().len() as u64,
+            ctx: windows.ctx() as u64,
+        };
+        Ok(Calibration { windows, facts })
+    }
+}
+
+/// The text to score on as it was asked for.
+pub struct ScoringRequest<'a> {
+    /// The file; the built-in held-out text where there is none.
+    pub file: Option<&'a PathBuf>,
+    /// Tokens per window.
+    pub ctx: Option<usize>,
+    /// The first windows only.
+    pub chunks: Option<usize>,
+    /// Which tokens count.
+    pub convention: Convention,
+}
+
+impl ScoringRequest<'_> {
+    /// Reads and cuts it.
+    ///
+    /// # Errors
+    /// A file that cannot be read, a text too short.
+    pub fn read(&self, source: &Source, tokenizer: &Tokenizer) -> Result<Scoring> {
+        let text = Text::held_out(self.file.map(PathBuf::as_path))?;
+        let ctx = self.ctx.unwrap_or_else(|| text::default_ctx(source.config.max_position_embeddings));
+        let windows = text::evaluation_windows(&text, tokenizer, ctx, self.convention, self.chunks)?;
+        Ok(Scoring { text: text.name, windows, convention: self.convention })
+    }
+}

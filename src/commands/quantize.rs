@@ -1,0 +1,107 @@
+//! `attar quantize`: the main job.
+
+use crate::cli::{Global, Method, QuantizeArgs};
+use crate::commands::deliver::Delivery;
+use crate::commands::{CalibrationRequest, ScoringRequest};
+use crate::diagnostic::Result;
+use crate::pipeline::{Clock, Job, is_gguf, refuse_quantized};
+use crate::plan::TensorRule;
+use crate::scheme::Scheme;
+use crate::source::Source;
+use crate::talk::say;
+
+/// Plans, checks, compresses, reopens, scores, reports.
+///
+/// # Errors
+/// Whatever kept it from being done; what can be found out early is.
+pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
+    let talk = global.talk();
+    let delivery = Delivery { json: global.json.clone(), folder: global.report.clone() };
+    let source = Source::open(&args.model)?;
+    refuse_quantized(&source)?;
+    args.layout_fits()?;
+    let rules = args.tensor.iter().map(|rule| rule.parse()).collect::<Result<Vec<TensorRule>>>()?;
+
+    let learns = args.scheme.has_codes() && (args.method != Method::Rtn || !args.calib.is_empty());
+    let needs_tokens = learns || !args.no_eval || is_gguf(&args.output);
+    let tokenizer = if needs_tokens { Some(source.tokenizer()?) } else { source.tokenizer().ok() };
+    let calibration = match &tokenizer {
+        Some(tokenizer) if learns => {
+            let request = CalibrationRequest { files: &args.calib, tokens: args.calib_tokens, ctx: args.ctx };
+            Some(request.read(&source, tokenizer)?)
+        }
+        _ => None,
+    };
+    let scoring = match &tokenizer {
+        Some(tokenizer) if !args.no_eval => Some(
+            ScoringRequest {
+                file: args.text.as_ref(),
+                ctx: args.ctx,
+                chunks: args.chunks,
+                convention: args.convention.into(),
+            }
+            .read(&source, tokenizer)?,
+        ),
+        _ => None,
+    };
+    let job = Job {
+        source: &source,
+        tokenizer: tokenizer.as_ref(),
+        scheme: Some(args.scheme),
+        method: args.method,
+        rules: &rules,
+        calibration: calibration.as_ref(),
+        output: &args.output,
+        overwrite: global.overwrite(),
+        pre_tokenizer: args.pre_tokenizer.as_deref(),
+        max_memory: global.max_memory,
+        talk,
+    };
+    let plan = job.plan()?;
+    if global.dry_run {
+        return say(&format!("{plan}\n"));
+    }
+    job.check(&plan)?;
+    delivery.check()?;
+
+    let mut clock = Clock::default();
+    clock.time("check", || check_weights(&source, talk))?;
+    let (written, mut report) = job.run(&plan, &mut clock)?;
+    if let Some(scoring) = &scoring {
+        let reference = clock.time("reference", || scoring.reference(&source, talk))?;
+        report.evaluation = Some(clock.time("evaluate", || scoring.score(&written, Some(&reference), talk))?);
+    }
+    report.run = Some(clock.run());
+    delivery.one(&report)
+}
+
+/// Looks for NaN and infinity in every weight.
+///
+/// # Errors
+/// The first tensor that has one.
+pub fn check_weights(source: &Source, talk: crate::talk::Talk) -> Result<()> {
+    let stage = talk.stage("checking", source.parameters(), "weights");
+    source.check_finite(|spec| stage.step(spec.len() as u64, spec.role.as_str()))?;
+    stage.done();
+    Ok(())
+}
+
+impl QuantizeArgs {
+    /// Whether `--format` names the layout the scheme has.
+    fn layout_fits(&self) -> Result<()> {
+        use crate::cli::Layout;
+        use crate::diagnostic::Failure;
+
+        let Some(layout) = self.format else { return Ok(()) };
+        let fits = match layout {
+            Layout::Plain => !self.scheme.has_codes(),
+            Layout::CompressedTensors => matches!(self.scheme, Scheme::Integer(_)),
+        };
+        if fits && !is_gguf(&self.output) {
+            return Ok(());
+        }
+        let (scheme, output) = (self.scheme.name(), self.output.display());
+        Err(Failure::new(format!("--format {} does not go with scheme {scheme} and output `{output}`", layout.name()))
+            .hint("plain holds f32, f16 and bf16, compressed-tensors holds wNa16-gG; a GGUF file has one layout only"))
+    }
+}

@@ -1,0 +1,343 @@
+//! One block at a time: observe what its matrices read, choose codes, write them, go on with what was written.
+//!
+//! The pass is staged: q, k and v are quantized before the input of o is observed, o before the input of gate and up,
+//! and so on, so that every matrix is fitted to the activations it will really see, in one forward pass of the block.
+
+use attar_checkpoint::{Dtype, decode_floats, encode_floats};
+use attar_eval::report;
+use attar_model::{Block, Error as ModelError, Role, Tap, TensorSpec, Weights, Windows};
+use attar_quant::{Factor, Facts, Named, Rtn, Settings, Solver, Statistics};
+use attar_tensor::op::rms_norm;
+use ndarray::{Array1, Array2, ArrayViewMut2, Ix1, s};
+
+use super::stream::Stream;
+use super::write::Sink;
+use crate::diagnostic::{Explain, Failure, Result};
+use crate::plan::{Plan, PlannedTensor, Treatment};
+use crate::source::{CHUNK_WEIGHTS, Source, rows_and_cols};
+use crate::talk::{Stage, Talk};
+
+/// The stages of a block: what is observed, and which matrices read it.
+const STAGES: [(Tap, &[Role]); 4] = [
+    (Tap::AttnIn, &[Role::Q, Role::K, Role::V]),
+    (Tap::AttnOut, &[Role::O]),
+    (Tap::MlpIn, &[Role::Gate, Role::Up]),
+    (Tap::MlpMid, &[Role::Down]),
+];
+
+/// Everything a pass needs.
+pub struct Pass<'a> {
+    /// What becomes of every tensor.
+    pub plan: &'a Plan,
+    /// The model that is read.
+    pub source: &'a Source,
+    /// How codes are chosen where there are statistics.
+    pub solver: &'a dyn Solver,
+    /// Calibration windows, where the solver is to have statistics.
+    pub windows: Option<&'a Windows>,
+    /// Where progress is told.
+    pub talk: Talk,
+}
+
+impl Pass<'_> {
+    /// Compresses every tensor of the plan into `sink`, and returns what was done to each, in the order of the plan.
+    ///
+    /// # Errors
+    /// A tensor that cannot be read, is not finite, or cannot be written.
+    pub fn run(&self, sink: &mut Sink) -> Result<Vec<report::Tensor>> {
+        let stage = self.talk.stage("quantizing", self.plan.weights(), "weights");
+        let mut done = Done { sink, stage: &stage, reports: Vec::new() };
+        match self.windows {
+            Some(windows) => self.with_data(windows, &mut done)?,
+            None => self
+                .plan
+                .tensors
+                .iter()
+                .try_for_each(|tensor| self.without_data(tensor, &mut done, |_, _| ()))?,
+        }
+        let mut reports = done.reports;
+        let position = |name: &str| self.plan.tensors.iter().position(|t| t.spec.name == name);
+        reports.sort_by_cached_key(|report| position(&report.name));
+        stage.done();
+        Ok(reports)
+    }
+
+    fn with_data(&self, windows: &Windows, done: &mut Done) -> Result<()> {
+        let config = &self.source.config;
+        let mut stream =
+            Stream::new(self.embed(windows, done)?, windows.ctx(), self.plan.memory.keep_mlp_mid);
+        for layer in 0..config.num_hidden_layers {
+            self.block(layer, &mut stream, done).doing(|| format!("while quantizing layer {layer}"))?;
+        }
+        let reads_head_input =
+            |t: &&PlannedTensor| t.spec.role != Role::Embedding || config.tie_word_embeddings;
+        for tensor in self.plan.outside_blocks().filter(reads_head_input) {
+            match tensor.treatment {
+                Treatment::Codes(encoding) => self.head(tensor, encoding, &stream, done)?,
+                Treatment::Float(_) => self.without_data(tensor, done, |_, _| ())?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The windows' embeddings as the reader of the output will look them up, `[tokens, hidden_size]`.
+    ///
+    /// An embedding that serves as the head too is written later, once the head's input is known; until then it is
+    /// rounded to nearest.
+    fn embed(&self, windows: &Windows, done: &mut Done) -> Result<Array2<f32>> {
+        let config = &self.source.config;
+        let (tokens, vocab_size) = (windows.tokens(), config.vocab_size);
+        if let Some((position, &token)) =
+            tokens.iter().enumerate().find(|(_, token)| **token as usize >= vocab_size)
+        {
+            return Err(ModelError::Token { token, position, vocab_size }.into());
+        }
+        let mut hidden = Array2::zeros((tokens.len(), config.hidden_size));
+        let mut look_up = |first: usize, rows: &Array2<f32>| {
+            for (mut to, &token) in hidden.rows_mut().into_iter().zip(tokens) {
+                if let Some(row) = (token as usize).checked_sub(first).filter(|row| *row < rows.nrows()) {
+                    to.assign(&rows.row(row));
+                }
+            }
+        };
+        for tensor in self.plan.outside_blocks().filter(|t| t.spec.role == Role::Embedding) {
+            match tensor.treatment {
+                Treatment::Codes(encoding) if config.tie_word_embeddings => {
+                    self.each_rows(tensor, done, |first, w, _| {
+                        let rounded =
+                            encoding.unpack(&encoding.quantize(w.view(), None), w.nrows(), w.ncols())?;
+                        look_up(first, &rounded);
+                        Ok(())
+                    })?
+                }
+                Treatment::Float(dtype) if config.tie_word_embeddings => {
+                    self.each_rows(tensor, done, |first, w, _| {
+                        look_up(first, &rounded(w, dtype)?);
+                        Ok(())
+                    })?
+                }
+                _ => self.without_data(tensor, done, &mut look_up)?,
+            }
+        }
+        Ok(hidden)
+    }
+
+    /// Stage by stage through one block.
+    fn block(&self, layer: usize, stream: &mut Stream, done: &mut Done) -> Result<()> {
+        let config = &self.source.config;
+        let mut block = Block::load(config, layer, self.source)?;
+        for tensor in self.plan.of_layer(layer).filter(|t| t.spec.tap.is_none()) {
+            self.without_data(tensor, done, |_, _| ())?;
+        }
+        for (tap, roles) in STAGES {
+            let tensors: Vec<_> =
+                self.plan.of_layer(layer).filter(|t| roles.contains(&t.spec.role)).collect();
+            let coded = tensors.iter().any(|t| matches!(t.treatment, Treatment::Codes(_)));
+            let mut statistics = coded.then(|| Statistics::new(config.tap_features(tap)));
+            stream.advance(&block, tap, |x| {
+                if let Some(statistics) = &mut statistics {
+                    statistics.observe(x);
+                }
+            });
+            let factor = statistics.as_ref().map(|statistics| Factor::new(statistics, Settings::default()));
+            for tensor in tensors {
+                let weight = block.weight_mut(tensor.spec.role);
+                self.matrix(tensor, weight, factor.as_ref(), done)
+                    .doing(|| format!("while quantizing `{}`", tensor.spec.name))?;
+            }
+        }
+        stream.finish(&block);
+        Ok(())
+    }
+
+    /// A matrix whose input is the normed end of the stream.
+    fn head(&self, tensor: &PlannedTensor, encoding: Named, stream: &Stream, done: &mut Done) -> Result<()> {
+        let config = &self.source.config;
+        let missing = || ModelError::Missing { key: "norm".to_owned() };
+        let norm = config.tensor(Role::FinalNorm, None).ok_or_else(missing)?;
+        let norm: Array1<f32> = self.load(&norm)?.into_dimensionality::<Ix1>()?;
+        let mut statistics = Statistics::new(config.tap_features(Tap::HeadIn));
+        stream.each_chunk(|hidden| {
+            statistics.observe(rms_norm(hidden, norm.view(), config.rms_norm_eps).view())
+        });
+        let factor = Factor::new(&statistics, Settings::default());
+        let mut facts = Merged::default();
+        self.each_rows(tensor, done, |_, w, done| {
+            let solution = self.solver.solve(w.view(), Some(&factor), grid_of(&encoding)?)?;
+            done.sink.codes(tensor, &encoding, &solution)?;
+            facts.add(solution.facts);
+            Ok(())
+        })?;
+        done.note(tensor, Some(facts));
+        Ok(())
+    }
+
+    /// Quantizes a matrix of the running block, in place, some rows at a time: rows are independent.
+    fn matrix(
+        &self,
+        tensor: &PlannedTensor,
+        mut weight: ArrayViewMut2<'_, f32>,
+        factor: Option<&Factor<'_>>,
+        done: &mut Done,
+    ) -> Result<()> {
+        let (count, step) = (weight.nrows(), done.sink.row_step(tensor, CHUNK_WEIGHTS));
+        let mut facts = None::<Merged>;
+        for start in (0..count).step_by(step) {
+            let mut rows = weight.slice_mut(s![start..count.min(start + step), ..]);
+            match &tensor.treatment {
+                Treatment::Float(dtype) => {
+                    let kept = rounded(rows.to_owned(), *dtype)?;
+                    rows.assign(&kept);
+                    done.sink.floats(tensor, *dtype, rows.iter().copied().collect())?;
+                }
+                Treatment::Codes(encoding) => {
+                    let solution = self.solver.solve(rows.view(), factor, grid_of(encoding)?)?;
+                    done.sink.codes(tensor, encoding, &solution)?;
+                    rows.assign(&solution.decoded);
+                    facts.get_or_insert_default().add(solution.facts);
+                }
+            }
+        }
+        done.note(tensor, facts);
+        Ok(())
+    }
+
+    /// Writes a tensor no statistics are known of, and shows `look` what a reader will get, with each run's first row.
+    fn without_data(
+        &self,
+        tensor: &PlannedTensor,
+        done: &mut Done,
+        mut look: impl FnMut(usize, &Array2<f32>),
+    ) -> Result<()> {
+        let mut facts = None::<Merged>;
+        self.each_rows(tensor, done, |first, w, done| {
+            match &tensor.treatment {
+                Treatment::Float(dtype) => {
+                    let w = rounded(w, *dtype)?;
+                    look(first, &w);
+                    done.sink.floats(tensor, *dtype, w.into_raw_vec_and_offset().0)?;
+                }
+                Treatment::Codes(encoding) => {
+                    let solution = Rtn.solve(w.view(), None, grid_of(encoding)?)?;
+                    look(first, &solution.decoded);
+                    done.sink.codes(tensor, encoding, &solution)?;
+                    facts.get_or_insert_default().add(solution.facts);
+                }
+            }
+            Ok(())
+        })?;
+        done.note(tensor, facts);
+        Ok(())
+    }
+
+    /// Reads a tensor some rows at a time; a vector is rows of one.
+    fn each_rows(
+        &self,
+        tensor: &PlannedTensor,
+        done: &mut Done,
+        mut each: impl FnMut(usize, Array2<f32>, &mut Done) -> Result<()>,
+    ) -> Result<()> {
+        let at = || format!("while quantizing `{}`", tensor.spec.name);
+        let [rows, cols] = rows_and_cols(&tensor.spec);
+        let step = done.sink.row_step(tensor, CHUNK_WEIGHTS);
+        if rows <= step {
+            let all = self.load(&tensor.spec)?.into_shape_with_order((rows, cols))?;
+            return each(0, all, done).doing(at);
+        }
+        for start in (0..rows).step_by(step) {
+            let wanted: Vec<usize> = (start..rows.min(start + step)).collect();
+            let w = self.source.load_rows(&tensor.spec.name, &wanted);
+            let w = w.map_err(|source| load_failed(&tensor.spec, source))?;
+            each(start, w, done).doing(at)?;
+        }
+        Ok(())
+    }
+
+    fn load(&self, spec: &TensorSpec) -> Result<ndarray::ArrayD<f32>> {
+        Ok(self.source.load(&spec.name).map_err(|source| load_failed(spec, source))?)
+    }
+}
+
+fn load_failed(spec: &TensorSpec, source: attar_model::LoadError) -> ModelError {
+    ModelError::Load { name: spec.name.clone(), source }
+}
+
+fn grid_of(encoding: &Named) -> Result<&dyn attar_quant::GridEncoding> {
+    encoding.grid().ok_or_else(|| Failure::new(format!("{} has no codes", encoding.name())))
+}
+
+/// What is left of numbers stored as `dtype`.
+fn rounded(w: Array2<f32>, dtype: Dtype) -> Result<Array2<f32>> {
+    if dtype == Dtype::F32 {
+        return Ok(w);
+    }
+    let shape = w.dim();
+    let values = w.as_standard_layout().into_owned().into_raw_vec_and_offset().0;
+    let kept = decode_floats(dtype, &encode_floats(dtype, &values)?)?;
+    if let Some(x) =
+        kept.iter().zip(&values).find_map(|(kept, x)| (kept.is_infinite() && x.is_finite()).then_some(x))
+    {
+        return Err(
+            Failure::new(format!("the value {x:e} is too large for {dtype}")).hint("choose bf16 or f32")
+        );
+    }
+    Ok(Array2::from_shape_vec(shape, kept)?)
+}
+
+/// What was done to the parts of one matrix.
+#[derive(Default)]
+struct Merged {
+    error: f64,
+    rtn_error: f64,
+    energy: f64,
+    last: Option<Facts>,
+    fallbacks: Vec<String>,
+}
+
+impl Merged {
+    fn add(&mut self, facts: Facts) {
+        self.error += facts.relative_error * facts.energy;
+        self.rtn_error += facts.rtn_relative_error * facts.energy;
+        self.energy += facts.energy;
+        self.fallbacks.extend(facts.fallback.clone().filter(|fallback| !self.fallbacks.contains(fallback)));
+        self.last = Some(facts);
+    }
+
+    /// Of an all-zero matrix nothing can be lost.
+    fn relative(&self, error: f64) -> f64 {
+        if error == 0.0 { 0.0 } else { error / self.energy }
+    }
+}
+
+/// Where finished tensors go.
+struct Done<'a> {
+    sink: &'a mut Sink,
+    stage: &'a Stage,
+    reports: Vec<report::Tensor>,
+}
+
+impl Done<'_> {
+    fn note(&mut self, tensor: &PlannedTensor, facts: Option<Merged>) {
+        let spec = &tensor.spec;
+        let fallback = facts.iter().flat_map(|facts| facts.fallbacks.iter()).chain(&tensor.fallback);
+        let fallback: Vec<_> = fallback.map(String::as_str).collect();
+        let last = facts.as_ref().and_then(|facts| facts.last.as_ref());
+        let report = report::Tensor {
+            name: spec.name.clone(),
+            stored_name: None,
+            role: spec.role.as_str().to_owned(),
+            encoding: tensor.encoding_name(),
+            bits_per_weight: 8.0 * tensor.bytes as f64 / tensor.weights() as f64,
+            relative_error: facts.as_ref().map(|facts| facts.relative(facts.error)),
+            rtn_relative_error: facts.as_ref().map(|facts| facts.relative(facts.rtn_error)),
+            tokens_per_column: last.and_then(|facts| facts.tokens_per_column),
+            damping: last.and_then(|facts| facts.damping),
+            fallback: (!fallback.is_empty()).then(|| fallback.join("; ")),
+            decoded_sha256: None,
+        };
+        let error = report.relative_error.map_or(String::new(), |e| format!(", relative error {e:.2e}"));
+        self.stage.detail(&format!("{}: {}{error}", report.name, report.encoding));
+        self.stage.step(tensor.weights() as u64, spec.role.as_str());
+        self.reports.push(report);
+    }
+}

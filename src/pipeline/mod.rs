@@ -1,0 +1,279 @@
+//! From a plan to a file that has been reopened and scored.
+
+pub mod compress;
+pub mod score;
+pub mod stream;
+pub mod verify;
+pub mod write;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use attar_checkpoint::atomic::Overwrite;
+use attar_checkpoint::tokenizer::Tokenizer;
+use attar_eval::Report;
+use attar_eval::report::{self, RunStage};
+use attar_model::Windows;
+use attar_quant::{Gptq, Rtn, Solver};
+
+use crate::cli::Method;
+use crate::diagnostic::{Failure, Result};
+use crate::plan::{CalibrationSize, Output, Plan, Request, TensorRule, Treatment};
+use crate::scheme::Scheme;
+use crate::source::Source;
+use crate::talk::Talk;
+use compress::Pass;
+use write::Target;
+
+/// Text that statistics are collected on.
+#[derive(Debug)]
+pub struct Calibration {
+    /// Its tokens.
+    pub windows: Windows,
+    /// What the report says of it.
+    pub facts: report::Calibration,
+}
+
+/// One model to be made into one output.
+pub struct Job<'a> {
+    /// The model.
+    pub source: &'a Source,
+    /// Its tokenizer, where it has one.
+    pub tokenizer: Option<&'a Tokenizer>,
+    /// The number format; none changes the container only.
+    pub scheme: Option<Scheme>,
+    /// How codes are chosen.
+    pub method: Method,
+    /// Rules for single tensors.
+    pub rules: &'a [TensorRule],
+    /// Text to learn from, if there is any.
+    pub calibration: Option<&'a Calibration>,
+    /// The file or folder to be written.
+    pub output: &'a Path,
+    /// Whether one that exists is replaced.
+    pub overwrite: Overwrite,
+    /// The user's word for `tokenizer.ggml.pre`.
+    pub pre_tokenizer: Option<&'a str>,
+    /// Memory the pass may use, if bounded.
+    pub max_memory: Option<u64>,
+    /// Where progress is told.
+    pub talk: Talk,
+}
+
+/// Whether a path names a GGUF file.
+pub fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))
+}
+
+impl Job<'_> {
+    /// Decides what will happen.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn plan(&self) -> Result<Plan> {
+        let size = |calibration: &Calibration| CalibrationSize {
+            tokens: calibration.windows.tokens().len(),
+            ctx: calibration.windows.ctx(),
+        };
+        Plan::new(&Request {
+            source: self.source,
+            scheme: self.scheme,
+            gguf: is_gguf(self.output),
+            rules: self.rules,
+            calibration: self.calibration.map(size),
+            max_memory: self.max_memory,
+        })
+    }
+
+    fn target<'a>(&'a self, plan: &'a Plan) -> Target<'a> {
+        Target {
+            plan,
+            source: self.source,
+            tokenizer: self.tokenizer,
+            path: self.output,
+            overwrite: self.overwrite,
+            pre_tokenizer: self.pre_tokenizer,
+        }
+    }
+
+    /// What would keep the output from being written, as far as can be told without writing.
+    ///
+    /// # Errors
+    /// As [`Target::check`].
+    pub fn check(&self, plan: &Plan) -> Result<()> {
+        self.target(plan).check()
+    }
+
+    fn solver(&self) -> &'static dyn Solver {
+        match self.method {
+            Method::Rtn => &Rtn,
+            Method::Auto | Method::Gptq => &Gptq::DEFAULT,
+        }
+    }
+
+    /// Compresses, writes, reopens what was written and compares it, number by number, with what was meant.
+    ///
+    /// The report still lacks the evaluation.
+    ///
+    /// # Errors
+    /// What kept the output from being written, or the first tensor that reads back otherwise.
+    pub fn run(&self, plan: &Plan, clock: &mut Clock) -> Result<(Source, Report)> {
+        let mut sink = self.target(plan).create()?;
+        let pass = Pass {
+            plan,
+            source: self.source,
+            solver: self.solver(),
+            windows: self.calibration.filter(|_| plan.calibration.is_some()).map(|c| &c.windows),
+            talk: self.talk,
+        };
+        let mut tensors = clock.time("quantize", || pass.run(&mut sink))?;
+        let hashes = clock.time("write", || sink.finish(plan))?;
+        let (written, facts) =
+            clock.time("verify", || verify::reopen(self.output, plan, &hashes, self.talk))?;
+        for tensor in &mut tensors {
+            tensor.decoded_sha256 = hashes.get(&tensor.name).cloned();
+            let spec = plan.tensors.iter().find(|t| t.spec.name == tensor.name).map(|t| &t.spec);
+            tensor.stored_name =
+                spec.filter(|spec| written.stored_name(spec) != spec.name).map(|spec| spec.gguf_name.clone());
+        }
+        let mut report = Report::new(describe(self.source));
+        report.output = Some(report::Output {
+            path: self.output.display().to_string(),
+            format: plan.output.format().to_owned(),
+            scheme: self.scheme.map_or_else(|| plan.main_type(), Scheme::name),
+            method: self.method_name(plan),
+            bytes: facts.bytes,
+            bits_per_weight: plan.bits_per_weight(),
+            sha256: Some(facts.sha256),
+        });
+        report.tensors = tensors;
+        report.calibration = self.calibration.filter(|_| plan.calibration.is_some()).map(|c| c.facts.clone());
+        Ok((written, report))
+    }
+
+    /// How codes are chosen, where there are any.
+    fn method_name(&self, plan: &Plan) -> Option<String> {
+        let has_codes = plan.tensors.iter().any(|t| matches!(t.treatment, Treatment::Codes(_)));
+        has_codes.then(|| self.solver().name().to_owned())
+    }
+}
+
+/// What a report says of a model.
+pub fn describe(source: &Source) -> report::Model {
+    report::Model {
+        source: source.path.display().to_string(),
+        family: source.config.family.name.to_owned(),
+        parameters: source.parameters(),
+        bytes: source.bytes(),
+    }
+}
+
+/// Refuses to quantize what has been quantized: its errors would add up unseen.
+///
+/// # Errors
+/// A model with quantized weights.
+pub fn refuse_quantized(source: &Source) -> Result<()> {
+    if !source.is_quantized() {
+        return Ok(());
+    }
+    Err(Failure::new(format!("`{}` is quantized already", source.path.display())).hint(
+        "start from the full-precision model; attar convert decodes this one to floats, if there is no other",
+    ))
+}
+
+impl Output {
+    /// The container's name in reports.
+    pub fn format(&self) -> &'static str {
+        match self {
+            Self::Gguf { .. } => "gguf",
+            Self::Plain => "plain",
+            Self::CompressedTensors(_) => "compressed-tensors",
+        }
+    }
+}
+
+/// Where the time goes.
+#[derive(Debug)]
+pub struct Clock {
+    started: Instant,
+    stages: Vec<RunStage>,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self { started: Instant::now(), stages: Vec::new() }
+    }
+}
+
+impl Clock {
+    /// Does something and remembers how long it took; the same name again adds up.
+    pub fn time<T>(&mut self, name: &str, work: impl FnOnce() -> T) -> T {
+        let started = Instant::now();
+        let result = work();
+        self.add(name, started.elapsed());
+        result
+    }
+
+    fn add(&mut self, name: &str, took: Duration) {
+        let seconds = took.as_secs_f64();
+        match self.stages.iter_mut().find(|stage| stage.name == name) {
+            Some(stage) => stage.seconds += seconds,
+            None => self.stages.push(RunStage { name: name.to_owned(), seconds }),
+        }
+    }
+
+    /// What the report says of the run so far.
+    pub fn run(&self) -> report::Run {
+        report::Run {
+            command: std::env::args().map(|word| quoted(&word)).collect::<Vec<_>>().join(" "),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            device: "cpu".to_owned(),
+            threads: rayon::current_num_threads() as u64,
+            seconds: self.started.elapsed().as_secs_f64(),
+            peak_rss_bytes: peak_rss_bytes(),
+            stages: self.stages.clone(),
+        }
+    }
+}
+
+/// A word of a command line so that a shell reads it as one.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+/// The largest resident set of this process so far, where the system tells.
+fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_line_can_be_pasted_back_into_a_shell() {
+        assert_eq!(quoted("--scheme=q4_k_m"), "--scheme=q4_k_m");
+        assert_eq!(quoted("a b"), "'a b'");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!(quoted(""), "''");
+    }
+
+    #[test]
+    fn stages_of_one_name_add_up() {
+        let mut clock = Clock::default();
+        clock.add("write", Duration::from_secs(1));
+        clock.add("verify", Duration::from_secs(5));
+        clock.add("write", Duration::from_secs(2));
+        let stages: Vec<_> =
+            clock.run().stages.into_iter().map(|stage| (stage.name, stage.seconds)).collect();
+        assert_eq!(stages, [("write".to_owned(), 3.0), ("verify".to_owned(), 5.0)]);
+    }
+}

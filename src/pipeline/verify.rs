@@ -1,0 +1,88 @@
+//! The written file, opened as a stranger would: does it say what was meant?
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use crate::diagnostic::{Explain, Failure, Result};
+use crate::plan::Plan;
+use crate::source::Source;
+use crate::talk::Talk;
+use crate::text::hex;
+
+/// What is known of a written output as a whole.
+#[derive(Debug)]
+pub struct Facts {
+    /// Bytes of all its files.
+    pub bytes: u64,
+    /// SHA-256 of the file, or of a folder's weight files in order of name.
+    pub sha256: String,
+}
+
+/// Opens what was written at `path` and compares every number with what it should decode to: `hashes` by Hugging Face
+/// name.
+///
+/// # Errors
+/// A file that does not open, or the first tensor that decodes to something else.
+pub fn reopen(
+    path: &Path,
+    plan: &Plan,
+    hashes: &HashMap<String, String>,
+    talk: Talk,
+) -> Result<(Source, Facts)> {
+    let written = Source::open(path)?;
+    let stage = talk.stage("verifying", plan.weights(), "weights");
+    plan.tensors.par_iter().try_for_each(|tensor| {
+        let name = &tensor.spec.name;
+        let found = written.decoded_sha256(&tensor.spec).doing(|| format!("while verifying `{name}`"))?;
+        if hashes.get(name) != Some(&found) {
+            return Err(Failure::new(format!(
+                "`{}` reads back other numbers for `{name}` than were written",
+                path.display()
+            ))
+            .hint("the disk may be failing; otherwise this is a bug in attar, please report it"));
+        }
+        stage.step(tensor.weights() as u64, tensor.spec.role.as_str());
+        Ok(())
+    })?;
+    let facts = facts(path).doing(|| format!("while reading `{}` back", path.display()))?;
+    stage.done();
+    Ok((written, facts))
+}
+
+fn facts(path: &Path) -> std::io::Result<Facts> {
+    let files = if path.is_dir() {
+        let mut files =
+            fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
+        files.sort();
+        files
+    } else {
+        vec![path.to_owned()]
+    };
+    let mut bytes = 0;
+    for file in &files {
+        bytes += fs::metadata(file)?.len();
+    }
+    let is_weights =
+        |file: &&PathBuf| path.is_file() || file.extension().is_some_and(|ending| ending == "safetensors");
+    let mut hash = Sha256::new();
+    for file in files.iter().filter(is_weights) {
+        hash_file(file, &mut hash)?;
+    }
+    Ok(Facts { bytes, sha256: hex(&hash.finalize()) })
+}
+
+fn hash_file(path: &Path, hash: &mut Sha256) -> std::io::Result<()> {
+    let mut file = fs::File::open(path)?;
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(()),
+            len => hash.update(&buffer[..len]),
+        }
+    }
+}

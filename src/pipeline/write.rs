@@ -1,0 +1,417 @@
+//! Where compressed tensors go: a GGUF file or a folder of safetensors, complete under its name or not there at all.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use attar_checkpoint::atomic::{self, AtomicFolder, Overwrite};
+use attar_checkpoint::compressed_tensors::{self, Group, Packed};
+use attar_checkpoint::tokenizer::Tokenizer;
+use attar_checkpoint::{Dtype, GgmlType, TensorInfo, decode_floats, encode_floats, gguf, hf, safetensors};
+use attar_model::RowOrder;
+use attar_quant::{IntEncoding, Named, Solution};
+use ndarray::Axis;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::diagnostic::{Explain, Failure, Result};
+use crate::plan::{Output, Plan, PlannedTensor, Treatment};
+use crate::source::{Source, hash_floats, rows_and_cols};
+use crate::talk::human_bytes;
+use crate::text::hex;
+
+/// Files of more weights than this are cut into shards.
+const MAX_SHARD_BYTES: u64 = 5_000_000_000;
+
+/// What llama.cpp calls the format of quantized blocks.
+const QUANTIZATION_VERSION: u32 = 2;
+
+/// The factors of the rotary frequencies, which GGUF keeps as a tensor and Hugging Face as configuration.
+const ROPE_FREQS: &str = "rope_freqs.weight";
+
+/// What to do about something in the way.
+const ANOTHER: &str = "name another output, or move away what is there";
+
+/// What stands beside the weights of a Hugging Face folder and is copied as it is.
+const COMPANIONS: [&str; 11] = [
+    hf::GENERATION_CONFIG,
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "LICENSE",
+];
+
+/// What is to be written where.
+pub struct Target<'a> {
+    /// What becomes of every tensor.
+    pub plan: &'a Plan,
+    /// The model that is read.
+    pub source: &'a Source,
+    /// Its tokenizer, where it has one.
+    pub tokenizer: Option<&'a Tokenizer>,
+    /// The file or folder.
+    pub path: &'a Path,
+    /// Whether one that exists is replaced.
+    pub overwrite: Overwrite,
+    /// The user's word for `tokenizer.ggml.pre`.
+    pub pre_tokenizer: Option<&'a str>,
+}
+
+/// An output under construction. Rows of a tensor come in order, in runs that are whole heads where a GGUF reorders rows.
+pub struct Sink {
+    container: Container,
+    path: PathBuf,
+    hashes: HashMap<String, Sha256>, // of the numbers a reader gets, by Hugging Face name
+    _made: NewFolders,               // goes last, when nothing temporary is in them any more
+}
+
+enum Container {
+    Gguf(gguf::Writer),
+    Folder { folder: AtomicFolder, writer: safetensors::Writer },
+}
+
+impl Target<'_> {
+    /// What would keep the output from being written, as far as can be told without writing.
+    ///
+    /// # Errors
+    /// An output that exists, a folder that is missing or read-only, a disk too full.
+    pub fn check(&self) -> Result<()> {
+        let at = || format!("while preparing `{}`", self.path.display());
+        let is_gguf = matches!(self.plan.output, Output::Gguf { .. });
+        if self.path.exists() && self.path.canonicalize().ok() == self.source.path.canonicalize().ok() {
+            return Err(Failure::new("the output is the model itself").hint("name another output")).doing(at);
+        }
+        if is_gguf && self.path.is_dir() {
+            return Err(Failure::new("a folder is in the way of the GGUF file").hint(ANOTHER)).doing(at);
+        }
+        if !is_gguf && self.path.is_file() {
+            return Err(Failure::new("a file is in the way of the folder").hint(ANOTHER)).doing(at);
+        }
+        let taken = if is_gguf {
+            self.path.exists()
+        } else {
+            self.path.read_dir().is_ok_and(|mut entries| entries.next().is_some())
+        };
+        if taken && self.overwrite == Overwrite::No {
+            return Err(Failure::new(format!("`{}` exists already", self.path.display()))
+                .hint("--force replaces it, or name another output"));
+        }
+        if taken && !is_gguf && !self.path.join(hf::CONFIG).is_file() {
+            return Err(Failure::new("the folder is not empty, and there is no model in it")
+                .hint("--force replaces models only: name another output, or empty the folder"))
+            .doing(at);
+        }
+        let _tried = NewFolders::above(self.path).doing(at)?;
+        atomic::check_writable(self.path).doing(at)?;
+        match atomic::free_bytes(self.path) {
+            Some(free) if free < self.plan.bytes() => Err(Failure::new(format!(
+                "the output takes {}, the disk has {} left",
+                human_bytes(self.plan.bytes()),
+                human_bytes(free)
+            ))
+            .hint("make room, or write to another disk")),
+            _ => Ok(()),
+        }
+        .doing(at)
+    }
+
+    /// Begins the output: everything but the weights is on the disk when this returns, under a temporary name.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check); something the container has no place for, such as an unknown tokenizer.
+    pub fn create(&self) -> Result<Sink> {
+        let at = || format!("while creating `{}`", self.path.display());
+        let made = NewFolders::above(self.path).doing(at)?;
+        let container = match &self.plan.output {
+            Output::Gguf { file_type } => self.create_gguf(*file_type),
+            Output::Plain | Output::CompressedTensors(_) => self.create_folder(),
+        };
+        let (container, path) = (container.doing(at)?, self.path.to_owned());
+        let mut sink = Sink { container, path, hashes: HashMap::new(), _made: made };
+        if let (Container::Gguf(writer), Some(factors)) =
+            (&mut sink.container, self.source.config.rope_freqs())
+        {
+            writer.write(ROPE_FREQS, &encode_floats(Dtype::F32, &factors)?).doing(at)?;
+        }
+        Ok(sink)
+    }
+
+    fn create_gguf(&self, file_type: u32) -> Result<Container> {
+        let config = &self.source.config;
+        let tokenizer = self.tokenizer.ok_or_else(|| {
+            Failure::new("the model has no tokenizer, and a GGUF file must have one")
+                .hint("copy tokenizer.json (or tokenizer.model) of the original model into the folder")
+        })?;
+        let mut metadata = config.gguf_metadata()?;
+        let name =
+            self.source.path.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let general = [
+            ("general.type", gguf::Value::from("model")),
+            ("general.name", gguf::Value::from(name)),
+            ("general.file_type", gguf::Value::U32(file_type)),
+            ("general.quantization_version", gguf::Value::U32(QUANTIZATION_VERSION)),
+        ];
+        metadata.splice(1..1, general.map(|(key, value)| (key.to_owned(), value)));
+        metadata.extend(tokenizer.gguf_metadata(config.vocab_size, self.pre_tokenizer)?);
+        let mut tensors: Vec<_> = self.plan.tensors.iter().map(gguf_info).collect();
+        if let Some(factors) = config.rope_freqs() {
+            tensors.push(TensorInfo::new(ROPE_FREQS, Dtype::F32, &[factors.len()]));
+        }
+        Ok(Container::Gguf(gguf::Writer::create(self.path, self.overwrite, &metadata, &tensors)?))
+    }
+
+    fn create_folder(&self) -> Result<Container> {
+        let folder = AtomicFolder::create(self.path, self.overwrite)?;
+        let here = folder.temp_path();
+        let write = |name: &str, bytes: &[u8]| {
+            std::fs::write(here.join(name), bytes).doing(|| format!("while writing `{name}`"))
+        };
+        write(hf::CONFIG, format!("{:#}\n", self.config_json()?).as_bytes())?;
+        if self.source.folder().is_some() {
+            for name in COMPANIONS.iter().filter(|name| self.source.path.join(name).is_file()) {
+                std::fs::copy(self.source.path.join(name), here.join(name))
+                    .doing(|| format!("while copying `{name}`"))?;
+            }
+        } else if let Some(tokenizer) = self.tokenizer {
+            for (name, bytes) in tokenizer.hf_files()? {
+                write(&name, &bytes)?;
+            }
+        }
+        let tensors = self.plan.tensors.iter().map(folder_infos).collect::<Result<Vec<_>>>()?.concat();
+        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+        let writer = safetensors::Writer::create(here, Overwrite::No, &metadata, &tensors, MAX_SHARD_BYTES)?;
+        Ok(Container::Folder { folder, writer })
+    }
+
+    /// The source's configuration with what has changed.
+    fn config_json(&self) -> Result<Value> {
+        let mut config = match self.source.folder() {
+            Some(folder) => folder.config.clone(),
+            None => self.source.config.to_hf()?,
+        };
+        let object = config.as_object_mut().ok_or_else(|| Failure::new("the configuration is no object"))?;
+        object.shift_remove(compressed_tensors::CONFIG_KEY);
+        let dtype =
+            self.plan.tensors.iter().find(|t| t.spec.tap.is_some()).and_then(PlannedTensor::float_in_file);
+        if let Some(name) = dtype.and_then(torch_name) {
+            let key = if object.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+            object.insert(key.to_owned(), json!(name));
+        }
+        if let Output::CompressedTensors(scheme) = self.plan.output {
+            let is_kept =
+                |t: &&PlannedTensor| t.spec.tap.is_some() && matches!(t.treatment, Treatment::Float(_));
+            let module = |t: &PlannedTensor| t.spec.name.trim_end_matches(".weight").to_owned();
+            let mut ignore: Vec<_> = self.plan.tensors.iter().filter(is_kept).map(module).collect();
+            let head = "lm_head".to_owned();
+            if !ignore.contains(&head) {
+                ignore.push(head); // a tied head is no tensor, but a module all the same
+            }
+            let scheme = compressed_tensors::Scheme {
+                num_bits: scheme.bits,
+                group_size: Some(scheme.group_size),
+                symmetric: scheme.symmetric,
+            };
+            let group = Group { targets: vec!["Linear".to_owned()], scheme };
+            let packed = Packed { groups: vec![group], ignore };
+            object.insert(compressed_tensors::CONFIG_KEY.to_owned(), packed.to_json());
+        }
+        Ok(config)
+    }
+}
+
+/// The folders that had to be made above an output. Those that are empty when this is dropped go again.
+#[derive(Debug)]
+pub struct NewFolders(Vec<PathBuf>); // innermost first
+
+impl NewFolders {
+    /// Makes every missing folder above `path`.
+    ///
+    /// # Errors
+    /// A file in the way, a folder that is read-only.
+    pub fn above(path: &Path) -> std::io::Result<Self> {
+        let missing = path.ancestors().skip(1).take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists());
+        let made = Self(missing.map(Path::to_path_buf).collect());
+        match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            Some(parent) => std::fs::create_dir_all(parent).map(|()| made),
+            None => Ok(made),
+        }
+    }
+}
+
+impl Drop for NewFolders {
+    fn drop(&mut self) {
+        for folder in &self.0 {
+            let _ = std::fs::remove_dir(folder); // which spares what is not empty
+        }
+    }
+}
+
+fn torch_name(dtype: Dtype) -> Option<&'static str> {
+    match dtype {
+        Dtype::F32 => Some("float32"),
+        Dtype::F16 => Some("float16"),
+        Dtype::Bf16 => Some("bfloat16"),
+        _ => None,
+    }
+}
+
+fn gguf_info(tensor: &PlannedTensor) -> TensorInfo {
+    let dtype = match &tensor.treatment {
+        Treatment::Float(dtype) => *dtype,
+        Treatment::Codes(encoding) => Dtype::from(encoding.ggml_type().unwrap_or(GgmlType::F32)),
+    };
+    TensorInfo::new(&tensor.spec.gguf_name, dtype, &tensor.spec.shape)
+}
+
+fn folder_infos(tensor: &PlannedTensor) -> Result<Vec<TensorInfo>> {
+    let spec = &tensor.spec;
+    match &tensor.treatment {
+        Treatment::Float(dtype) => Ok(vec![TensorInfo::new(&spec.name, *dtype, &spec.shape)]),
+        Treatment::Codes(Named::Integer(encoding)) => {
+            let scheme = compressed_tensors::Scheme {
+                num_bits: encoding.bits(),
+                group_size: Some(encoding.group_size()),
+                symmetric: encoding.is_symmetric(),
+            };
+            let scale = crate::plan::scale_float(encoding.scale_dtype());
+            scheme.tensors(&spec.name, rows_and_cols(spec), scale).ok_or_else(|| unheld(tensor))
+        }
+        Treatment::Codes(Named::Listed(_)) => Err(unheld(tensor)),
+    }
+}
+
+fn unheld(tensor: &PlannedTensor) -> Failure {
+    Failure::new(format!(
+        "a folder of safetensors cannot hold `{}` as {}",
+        tensor.spec.name,
+        tensor.encoding_name()
+    ))
+}
+
+impl Sink {
+    /// Whether the output reorders the rows of q and k.
+    fn row_order(&self, tensor: &PlannedTensor) -> RowOrder {
+        match self.container {
+            Container::Gguf(_) => tensor.spec.row_order,
+            Container::Folder { .. } => RowOrder::AsIs,
+        }
+    }
+
+    /// The runs of rows a tensor must be written in, about `weights` long.
+    pub fn row_step(&self, tensor: &PlannedTensor, weights: usize) -> usize {
+        let [rows, cols] = rows_and_cols(&tensor.spec);
+        // Zero points of 32 rows fill whole words whatever their bits; heads are reordered as a whole.
+        let unit = match self.row_order(tensor) {
+            RowOrder::AsIs => 32,
+            RowOrder::RopeInterleaved { heads } => 32 * (rows / heads.max(1)).max(1),
+        };
+        (weights / cols.max(1)).max(unit) / unit * unit
+    }
+
+    /// Writes the next rows of a float tensor; gives back what a reader will get.
+    ///
+    /// # Errors
+    /// A disk that refuses.
+    pub fn floats(&mut self, tensor: &PlannedTensor, dtype: Dtype, mut values: Vec<f32>) -> Result<()> {
+        let [rows, cols] = rows_and_cols(&tensor.spec);
+        if let RowOrder::RopeInterleaved { heads } = self.row_order(tensor) {
+            let here = values.len() / cols;
+            let order = RowOrder::RopeInterleaved { heads: here * heads / rows }.to_gguf(here);
+            values = order.iter().flat_map(|&row| &values[row * cols..][..cols]).copied().collect();
+        }
+        let bytes = encode_floats(dtype, &values)?;
+        self.hash(tensor, &decode_floats(dtype, &bytes)?);
+        let name = match self.container {
+            Container::Gguf(_) => &tensor.spec.gguf_name,
+            Container::Folder { .. } => &tensor.spec.name,
+        };
+        self.write(name, &bytes)
+    }
+
+    /// Writes the next rows of a coded tensor.
+    ///
+    /// # Errors
+    /// A disk that refuses.
+    pub fn codes(&mut self, tensor: &PlannedTensor, encoding: &Named, solution: &Solution) -> Result<()> {
+        let (here, cols) = solution.codes.dim();
+        let unheld = || Failure::new(format!("{} has no codes", tensor.encoding_name()));
+        let bytes = encoding.grid().ok_or_else(unheld)?.pack(&solution.grid, solution.codes.view());
+        match encoding {
+            Named::Listed(_) => {
+                let (mut bytes, mut decoded) = (bytes, solution.decoded.view().into_owned());
+                if let RowOrder::RopeInterleaved { heads } = self.row_order(tensor) {
+                    let [rows, _] = rows_and_cols(&tensor.spec);
+                    let order = RowOrder::RopeInterleaved { heads: here * heads / rows }.to_gguf(here);
+                    let per_row = bytes.len() / here;
+                    bytes =
+                        order.iter().flat_map(|&row| &bytes[row * per_row..][..per_row]).copied().collect();
+                    decoded = decoded.select(Axis(0), &order);
+                }
+                self.hash(tensor, decoded.as_slice().unwrap_or_default());
+                self.write(&tensor.spec.gguf_name, &bytes)
+            }
+            Named::Integer(encoding) => {
+                self.hash(tensor, solution.decoded.as_slice().unwrap_or_default());
+                self.integers(tensor, encoding, &bytes, [here, cols])
+            }
+        }
+    }
+
+    fn integers(
+        &mut self,
+        tensor: &PlannedTensor,
+        encoding: &IntEncoding,
+        bytes: &[u8],
+        [here, cols]: [usize; 2],
+    ) -> Result<()> {
+        let names = compressed_tensors::Names::of(&tensor.spec.name).ok_or_else(|| unheld(tensor))?;
+        let parts = encoding.parts(bytes, here, cols)?;
+        self.write(&names.packed, parts.packed)?;
+        self.write(&names.scale, parts.scale)?;
+        if !encoding.is_symmetric() {
+            self.write(&names.zero_point, parts.zero_point)?;
+        }
+        Ok(())
+    }
+
+    fn hash(&mut self, tensor: &PlannedTensor, decoded: &[f32]) {
+        hash_floats(self.hashes.entry(tensor.spec.name.clone()).or_default(), decoded);
+    }
+
+    fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = &self.path;
+        match &mut self.container {
+            Container::Gguf(writer) => writer.write(name, bytes),
+            Container::Folder { writer, .. } => writer.write(name, bytes),
+        }
+        .doing(|| format!("while writing `{name}` to `{}`", path.display()))
+    }
+
+    /// Completes the output: it appears under its name, or not at all. Gives the hashes of what a reader will get for
+    /// each tensor, by Hugging Face name.
+    ///
+    /// # Errors
+    /// A tensor that is not complete, a disk that refuses.
+    pub fn finish(mut self, plan: &Plan) -> Result<HashMap<String, String>> {
+        let at = format!("while finishing `{}`", self.path.display());
+        for tensor in &plan.tensors {
+            if matches!(tensor.treatment, Treatment::Codes(Named::Integer(_)))
+                && let Some(names) = compressed_tensors::Names::of(&tensor.spec.name)
+            {
+                let shape = compressed_tensors::shape_bytes(rows_and_cols(&tensor.spec));
+                self.write(&names.shape, &shape)?;
+            }
+        }
+        match self.container {
+            Container::Gguf(writer) => writer.finish(),
+            Container::Folder { folder, writer } => writer.finish().and_then(|()| folder.finish()),
+        }
+        .doing(|| at)?;
+        Ok(self.hashes.into_iter().map(|(name, hash)| (name, hex(&hash.finalize()))).collect())
+    }
+}

@@ -1,0 +1,421 @@
+//! What will happen: every tensor, its type and size, what it takes, and what cannot work, before any work starts.
+
+mod memory;
+
+use std::fmt::Write as _;
+
+use attar_checkpoint::{Dtype, GgmlType};
+use attar_model::TensorSpec;
+use attar_quant::{IntEncoding, Named, ScaleDtype, encoding};
+use regex::Regex;
+
+use crate::diagnostic::{Explain, Failure, Result};
+use crate::mix::{MixContext, shape_fallback};
+use crate::scheme::{IntegerScheme, Scheme};
+use crate::source::Source;
+use crate::talk::{human_bytes, thousands};
+
+/// What becomes of one tensor.
+#[derive(Clone, Copy, Debug)]
+pub enum Treatment {
+    /// Stored as floats of this type.
+    Float(Dtype),
+    /// Stored as codes on a grid.
+    Codes(Named),
+}
+
+/// One tensor of the plan.
+#[derive(Clone, Debug)]
+pub struct PlannedTensor {
+    /// The tensor in the model.
+    pub spec: TensorSpec,
+    /// What becomes of it.
+    pub treatment: Treatment,
+    /// Bytes it takes in the output, scales and zero points included.
+    pub bytes: u64,
+    /// Why it did not get the type the scheme says.
+    pub fallback: Option<String>,
+}
+
+impl PlannedTensor {
+    /// Short name of the type it gets, as reports and plans show it.
+    pub fn encoding_name(&self) -> String {
+        match &self.treatment {
+            Treatment::Float(dtype) => dtype.to_string(),
+            Treatment::Codes(encoding) => encoding.name().into_owned(),
+        }
+    }
+
+    /// Number of weights.
+    pub fn weights(&self) -> usize {
+        self.spec.len()
+    }
+
+    /// The floats in the file: the weights themselves, or their scales; `None` for blocks.
+    pub fn float_in_file(&self) -> Option<Dtype> {
+        match &self.treatment {
+            Treatment::Float(dtype) => Some(*dtype),
+            Treatment::Codes(Named::Integer(encoding)) => Some(scale_float(encoding.scale_dtype())),
+            Treatment::Codes(Named::Listed(_)) => None,
+        }
+    }
+}
+
+/// The container to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// One GGUF file with this `general.file_type`.
+    Gguf {
+        /// Number of the file type, see [`crate::mix::FileType`].
+        file_type: u32,
+    },
+    /// A folder of safetensors as transformers saves floats.
+    Plain,
+    /// A folder of safetensors with packed integers.
+    CompressedTensors(IntegerScheme),
+}
+
+/// What a pass will need at its peak.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// Expected peak, in bytes, the program itself not counted.
+    pub peak_bytes: u64,
+    /// Whether the input of the down projection is kept between two stages, or computed twice.
+    pub keep_mlp_mid: bool,
+}
+
+/// How many tokens calibrate, in windows of how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CalibrationSize {
+    /// Tokens in all windows together.
+    pub tokens: usize,
+    /// Tokens per window.
+    pub ctx: usize,
+}
+
+/// What will happen to a model.
+pub struct Plan {
+    /// The container to be written.
+    pub output: Output,
+    /// Every tensor, in the order of the model.
+    pub tensors: Vec<PlannedTensor>,
+    /// Text the method learns from, if it does.
+    pub calibration: Option<CalibrationSize>,
+    /// What that needs.
+    pub memory: Memory,
+}
+
+/// What the user may say about single tensors: `REGEX=TYPE`.
+#[derive(Clone, Debug)]
+pub struct TensorRule {
+    pattern: Regex,
+    wanted: String,
+}
+
+impl std::str::FromStr for TensorRule {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (pattern, wanted) = text.rsplit_once('=').ok_or_else(|| {
+            Failure::new(format!("`{text}` is not a tensor rule"))
+                .hint("write REGEX=TYPE, for example --tensor 'ffn_down=q6_k'")
+        })?;
+        let pattern = Regex::new(pattern)
+            .doing(|| format!("while reading the tensor rule `{text}`"))
+            .hint(|| "what stands before the `=` is a regular expression, for example --tensor 'ffn_down=q6_k'")?;
+        Ok(Self { pattern, wanted: wanted.to_ascii_lowercase() })
+    }
+}
+
+impl TensorRule {
+    fn matches(&self, spec: &TensorSpec) -> bool {
+        self.pattern.is_match(&spec.name) || self.pattern.is_match(&spec.gguf_name)
+    }
+}
+
+/// What is asked of a plan.
+pub struct Request<'a> {
+    /// The model to be compressed.
+    pub source: &'a Source,
+    /// The number format; none keeps every number as it is.
+    pub scheme: Option<Scheme>,
+    /// Whether the output is one GGUF file.
+    pub gguf: bool,
+    /// Rules for single tensors, first match wins.
+    pub rules: &'a [TensorRule],
+    /// Text the method learns from, if it does.
+    pub calibration: Option<CalibrationSize>,
+    /// Memory the pass may use, if bounded.
+    pub max_memory: Option<u64>,
+}
+
+impl Plan {
+    /// Decides every tensor's type and size.
+    ///
+    /// # Errors
+    /// A scheme its container cannot hold, a group size that does not divide a row, a rule that fits nothing, more
+    /// memory than allowed.
+    pub fn new(request: &Request) -> Result<Self> {
+        let output = output(request)?;
+        check_rules(request)?;
+        let tensors = request
+            .source
+            .specs
+            .iter()
+            .map(|spec| {
+                plan_tensor(spec, request, &output).doing(|| format!("while planning `{}`", spec.name))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let has_codes = tensors.iter().any(|t| matches!(t.treatment, Treatment::Codes(_)));
+        let calibration = request.calibration.filter(|_| has_codes);
+        let memory = memory::estimate(&request.source.config, &tensors, calibration, request.max_memory)?;
+        Ok(Self { output, tensors, calibration, memory })
+    }
+
+    /// The tensors of one layer.
+    pub fn of_layer(&self, layer: usize) -> impl Iterator<Item = &PlannedTensor> {
+        self.tensors.iter().filter(move |t| t.spec.layer == Some(layer))
+    }
+
+    /// Embedding, final norm, head.
+    pub fn outside_blocks(&self) -> impl Iterator<Item = &PlannedTensor> {
+        self.tensors.iter().filter(|t| t.spec.layer.is_none())
+    }
+
+    /// Bytes of all weights in the output.
+    pub fn bytes(&self) -> u64 {
+        self.tensors.iter().map(|t| t.bytes).sum()
+    }
+
+    /// Number of weights in the output.
+    pub fn weights(&self) -> u64 {
+        self.tensors.iter().map(|t| t.weights() as u64).sum()
+    }
+
+    /// The type of most weights.
+    pub fn main_type(&self) -> String {
+        let mut weights = std::collections::BTreeMap::<String, usize>::new();
+        for tensor in &self.tensors {
+            *weights.entry(tensor.encoding_name()).or_default() += tensor.weights();
+        }
+        weights.into_iter().max_by_key(|(_, weights)| *weights).map_or_else(String::new, |(name, _)| name)
+    }
+
+    /// Average bits per weight, embeddings and head included.
+    pub fn bits_per_weight(&self) -> f64 {
+        8.0 * self.bytes() as f64 / self.weights() as f64
+    }
+}
+
+fn output(request: &Request) -> Result<Output> {
+    match (request.scheme, request.gguf) {
+        (Some(Scheme::Gguf(file_type)), true) => Ok(Output::Gguf { file_type: file_type.id }),
+        (Some(Scheme::Integer(scheme)), true) => Err(Failure::new(format!(
+            "a GGUF file cannot hold `{}`",
+            Scheme::Integer(scheme).name()
+        ))
+        .hint("name the output without .gguf to get a folder of safetensors, or choose a GGUF type such as q4_k_m")),
+        (Some(Scheme::Integer(scheme)), false) => Ok(Output::CompressedTensors(scheme)),
+        (Some(Scheme::Gguf(file_type)), false) if float_dtype(file_type.default_type).is_some() => Ok(Output::Plain),
+        (Some(scheme), false) => Err(Failure::new(format!(
+            "a folder of safetensors cannot hold the GGUF type `{}`",
+            scheme.name()
+        ))
+        .hint("let the output's name end in .gguf, or choose integers such as w4a16-g128")),
+        (None, true) => Ok(Output::Gguf { file_type: kept_file_type(request.source) }),
+        (None, false) => Ok(Output::Plain),
+    }
+}
+
+/// `general.file_type` of a GGUF that keeps the floats of its source: the type of most matrices.
+fn kept_file_type(source: &Source) -> u32 {
+    match source.matrix_dtype() {
+        Dtype::F16 => 1,
+        Dtype::Bf16 => 32,
+        _ => 0,
+    }
+}
+
+fn check_rules(request: &Request) -> Result<()> {
+    for rule in request.rules {
+        if !request.source.specs.iter().any(|spec| spec.is_matrix() && rule.matches(spec)) {
+            return Err(Failure::new(format!("no matrix of the model matches --tensor '{}'", rule.pattern))
+                .hint("attar inspect -v lists the names, Hugging Face's and GGUF's; both are searched"));
+        }
+    }
+    Ok(())
+}
+
+fn plan_tensor(spec: &TensorSpec, request: &Request, output: &Output) -> Result<PlannedTensor> {
+    let rule = request.rules.iter().find(|rule| rule.matches(spec));
+    let (treatment, fallback) = match (output, &spec.shape[..]) {
+        (Output::Gguf { .. }, [_, row_length]) => gguf_matrix(spec, *row_length, request, rule)?,
+        (Output::Gguf { .. }, _) => (Treatment::Float(Dtype::F32), None),
+        (Output::Plain, _) => (Treatment::Float(plain_dtype(spec, request)), None),
+        (Output::CompressedTensors(scheme), _) => (folder_matrix(spec, request, *scheme, rule)?, None),
+    };
+    let bytes = match &treatment {
+        Treatment::Float(dtype) => (spec.len() * dtype.block_bytes()) as u64,
+        Treatment::Codes(encoding) => encoding.bytes_for(spec.shape[0], spec.shape[1]) as u64,
+    };
+    Ok(PlannedTensor { spec: spec.clone(), treatment, bytes, fallback })
+}
+
+/// The type llama-quantize would give this matrix, or the user's rule, made to fit the row.
+fn gguf_matrix(
+    spec: &TensorSpec,
+    row_length: usize,
+    request: &Request,
+    rule: Option<&TensorRule>,
+) -> Result<(Treatment, Option<String>)> {
+    let Some(Scheme::Gguf(file_type)) = request.scheme else {
+        return Ok((Treatment::Float(request.source.float_dtype(spec)), None));
+    };
+    let config = &request.source.config;
+    let context = MixContext {
+        layers: config.num_hidden_layers,
+        tied: config.tie_word_embeddings,
+        with_data: request.calibration.is_some(),
+        is_llama_70b: config.family.gguf_arch == "llama"
+            && config.num_hidden_layers == 80
+            && config.num_attention_heads != config.num_key_value_heads,
+    };
+    let wanted = match rule {
+        Some(rule) => ggml_type(&rule.wanted)?,
+        None => file_type.tensor_type(spec.role, spec.layer.unwrap_or(0), row_length, context),
+    };
+    let chosen = shape_fallback(wanted, row_length);
+    let fallback = (chosen != wanted).then(|| {
+        format!(
+            "rows of {row_length} do not fit {} (blocks of {}): {}",
+            wanted.name(),
+            wanted.block_len(),
+            chosen.name()
+        )
+    });
+    let treatment = match float_dtype(chosen) {
+        Some(dtype) => Treatment::Float(dtype),
+        None => Treatment::Codes(encoding(chosen.name()).ok_or_else(|| not_written(chosen.name()))?),
+    };
+    Ok((treatment, fallback))
+}
+
+/// Integers for the matrices of the blocks, everything else as it is.
+fn folder_matrix(
+    spec: &TensorSpec,
+    request: &Request,
+    scheme: IntegerScheme,
+    rule: Option<&TensorRule>,
+) -> Result<Treatment> {
+    let kept = Treatment::Float(request.source.float_dtype(spec));
+    if spec.layer.is_none() || spec.tap.is_none() || spec.shape.len() != 2 {
+        return Ok(kept);
+    }
+    match rule.map(|rule| rule.wanted.as_str()) {
+        Some("float") => return Ok(kept),
+        Some(other) => {
+            return Err(Failure::new(format!(
+                "`{other}` is not a type for single tensors of a compressed-tensors folder"
+            ))
+            .hint("the one exception a folder can make is REGEX=float, which leaves a matrix unquantized"));
+        }
+        None => {}
+    }
+    let (rows, cols) = (spec.shape[0], spec.shape[1]);
+    let IntegerScheme { bits, group_size, symmetric } = scheme;
+    if !cols.is_multiple_of(group_size) {
+        let fitting = [128, 64, 32, 16, 8].into_iter().find(|g| cols.is_multiple_of(*g));
+        let advice = fitting.map_or("leave it unquantized".to_owned(), |g| {
+            format!("use groups of {g}, or leave it unquantized")
+        });
+        return Err(Failure::new(format!("groups of {group_size} do not divide its rows of {cols}"))
+            .hint(format!("{advice}: --tensor '{}=float'", spec.role.as_str())));
+    }
+    if !symmetric && !(rows * usize::from(bits)).is_multiple_of(32) {
+        return Err(Failure::new(format!(
+            "{rows} zero points of {bits} bits do not fill whole 32-bit words"
+        ))
+        .hint(format!(
+            "use the symmetric scheme, or leave it unquantized: --tensor '{}=float'",
+            spec.role.as_str()
+        )));
+    }
+    let scale_dtype = match request.source.float_dtype(spec) {
+        Dtype::F16 => ScaleDtype::F16,
+        Dtype::Bf16 => ScaleDtype::Bf16,
+        _ => ScaleDtype::F32,
+    };
+    let encoding = match symmetric {
+        true => IntEncoding::symmetric(bits, group_size),
+        false => IntEncoding::asymmetric(bits, group_size),
+    };
+    Ok(Treatment::Codes(Named::Integer(encoding.with_scale(scale_dtype))))
+}
+
+/// The float type scales are stored as.
+pub fn scale_float(scale: ScaleDtype) -> Dtype {
+    match scale {
+        ScaleDtype::F16 => Dtype::F16,
+        ScaleDtype::Bf16 => Dtype::Bf16,
+        ScaleDtype::F32 => Dtype::F32,
+    }
+}
+
+/// The float type of a plain folder: the scheme's for matrices, the source's for everything else.
+fn plain_dtype(spec: &TensorSpec, request: &Request) -> Dtype {
+    match request.scheme {
+        Some(Scheme::Gguf(file_type)) => float_dtype(file_type.default_type).unwrap_or(Dtype::F32),
+        _ => request.source.float_dtype(spec),
+    }
+}
+
+fn ggml_type(name: &str) -> Result<GgmlType> {
+    GgmlType::from_name(name).filter(|t| encoding(t.name()).is_some()).ok_or_else(|| not_written(name))
+}
+
+fn not_written(name: &str) -> Failure {
+    Failure::new(format!("attar does not write the tensor type `{name}`"))
+        .hint("types: f32 f16 bf16 q8_0 q6_k q5_k q5_1 q5_0 q4_k q4_1 q4_0")
+}
+
+fn float_dtype(ggml_type: GgmlType) -> Option<Dtype> {
+    match ggml_type {
+        GgmlType::F32 => Some(Dtype::F32),
+        GgmlType::F16 => Some(Dtype::F16),
+        GgmlType::Bf16 => Some(Dtype::Bf16),
+        _ => None,
+    }
+}
+
+/// The plan as a person reads it: one line per distinct treatment, then the sums.
+impl std::fmt::Display for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "{:<48} {:>16} {:>10} {:>12}", "tensor", "shape", "type", "size")?;
+        for tensor in &self.tensors {
+            let shape = tensor.spec.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(" x ");
+            let mut line = String::new();
+            write!(
+                line,
+                "{:<48} {shape:>16} {:>10} {:>12}",
+                tensor.spec.name,
+                tensor.encoding_name(),
+                human_bytes(tensor.bytes)
+            )?;
+            if let Some(fallback) = &tensor.fallback {
+                write!(line, "  {fallback}")?;
+            }
+            writeln!(f, "{line}")?;
+        }
+        writeln!(
+            f,
+            "{} weights, {}, {:.3} bits per weight",
+            thousands(self.weights()),
+            human_bytes(self.bytes()),
+            self.bits_per_weight()
+        )?;
+        if let Some(CalibrationSize { tokens, ctx }) = self.calibration {
+            writeln!(f, "calibration: {} tokens in windows of {ctx}", thousands(tokens as u64))?;
+        }
+        write!(f, "expected peak memory: {}", human_bytes(self.memory.peak_bytes))
+    }
+}

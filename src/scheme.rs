@@ -1,0 +1,93 @@
+//! What the user asks for: a scheme by its name in the field.
+
+use std::str::FromStr;
+
+use crate::diagnostic::Failure;
+use crate::mix::{FILE_TYPES, FileType};
+
+/// A number format for the whole model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// A GGUF file type with llama-quantize's mix of tensor types.
+    Gguf(FileType),
+    /// Integers with one scale per group of inputs, activations left alone: `w4a16-g128`.
+    Integer(IntegerScheme),
+}
+
+/// `wNa16-gG[-asym]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IntegerScheme {
+    /// Bits per code, 2 to 8.
+    pub bits: u8,
+    /// Weights of one row that share a scale.
+    pub group_size: usize,
+    /// No zero point is stored.
+    pub symmetric: bool,
+}
+
+impl Scheme {
+    /// Whether the matrices become codes, so that there is something to choose.
+    pub fn has_codes(self) -> bool {
+        match self {
+            Self::Gguf(file_type) => file_type.has_codes(),
+            Self::Integer(_) => true,
+        }
+    }
+
+    /// The scheme's name as typed.
+    pub fn name(self) -> String {
+        match self {
+            Self::Gguf(file_type) => file_type.name.to_owned(),
+            Self::Integer(IntegerScheme { bits, group_size, symmetric }) => {
+                format!("w{bits}a16-g{group_size}{}", if symmetric { "" } else { "-asym" })
+            }
+        }
+    }
+}
+
+impl FromStr for Scheme {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<Self, Failure> {
+        let name = text.to_ascii_lowercase();
+        if let Some(file_type) = FILE_TYPES.iter().find(|t| t.name == name) {
+            return Ok(Self::Gguf(*file_type));
+        }
+        integer_scheme(&name).map(Self::Integer).ok_or_else(|| {
+            let known: Vec<_> = FILE_TYPES.iter().map(|t| t.name).collect();
+            Failure::new(format!("there is no scheme `{text}`")).hint(format!(
+                "GGUF file types: {}; integers with N = 2 to 8 bits in groups of G: wNa16-gG or wNa16-gG-asym, for example w4a16-g128",
+                known.join(" ")
+            ))
+        })
+    }
+}
+
+fn integer_scheme(name: &str) -> Option<IntegerScheme> {
+    let (bits, rest) = name.strip_prefix('w')?.split_once("a16-g")?;
+    let (group, symmetric) = rest.strip_suffix("-asym").map_or((rest, true), |group| (group, false));
+    let scheme = IntegerScheme { bits: bits.parse().ok()?, group_size: group.parse().ok()?, symmetric };
+    ((2..=8).contains(&scheme.bits) && scheme.group_size >= 8).then_some(scheme)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_parsed_to_the_scheme_that_prints_it() {
+        let integers = ["w4a16-g128", "w3a16-g64", "w8a16-g32-asym"];
+        for name in FILE_TYPES.iter().map(|t| t.name).chain(integers) {
+            let scheme: Scheme = name.parse().expect(name);
+            assert_eq!(scheme.name(), name);
+        }
+    }
+
+    #[test]
+    fn an_unknown_scheme_is_told_what_there_is() {
+        for name in ["q4", "w9a16-g64", "w4a16", "w4a16-g", "w4a16-g64-sym"] {
+            let failure = name.parse::<Scheme>().expect_err(name).to_string();
+            assert!(failure.contains("q4_k_m") && failure.contains("hint:"), "{failure}");
+        }
+    }
+}

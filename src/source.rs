@@ -1,0 +1,444 @@
+//! Any checkpoint attar reads, as the weights a model asks for by their Hugging Face names.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use attar_checkpoint::compressed_tensors::{self, Packed};
+use attar_checkpoint::tokenizer::Tokenizer;
+use attar_checkpoint::{Container, Dtype, TensorInfo, decode_floats, gguf, hf, safetensors};
+use attar_model::{LoadError, ModelConfig, RowOrder, TensorSpec, Weights};
+use attar_quant::{Encoding, IntEncoding, ScaleDtype, encoding_of};
+use ndarray::{Array2, ArrayD, Axis, IxDyn};
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use crate::diagnostic::{Explain, Failure, Result};
+use crate::text::hex;
+
+/// Values of a tensor that are worked on together: enough to fill every thread, few enough to stay small.
+pub const CHUNK_WEIGHTS: usize = 1 << 24;
+
+/// Values that are decoded together where a tensor is only looked through, perhaps by every thread at once.
+const LOOK_WEIGHTS: usize = 1 << 21;
+
+/// An opened model: its shape, its bytes, and the way from one to the other.
+#[derive(Debug)]
+pub struct Source {
+    /// Where it was opened.
+    pub path: PathBuf,
+    /// Shapes and constants of the model.
+    pub config: ModelConfig,
+    /// Every tensor the model has, in the order of a forward pass.
+    pub specs: Vec<TensorSpec>,
+    by_name: HashMap<String, usize>,
+    opened: Opened,
+}
+
+#[derive(Debug)]
+enum Opened {
+    Folder { files: safetensors::Folder, folder: hf::Folder, packed: Option<Packed> },
+    Gguf(gguf::File),
+}
+
+/// Why a tensor's numbers cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// The file.
+    #[error(transparent)]
+    File(#[from] attar_checkpoint::Error),
+    /// The description of packed integers.
+    #[error(transparent)]
+    Packed(#[from] compressed_tensors::Flaw),
+    /// The bytes.
+    #[error(transparent)]
+    Bytes(#[from] attar_quant::Error),
+    /// A name that is none of the model's.
+    #[error("the model has no tensor `{name}`")]
+    Unknown {
+        /// The name.
+        name: String,
+    },
+    /// A tensor the configuration promises and the file lacks.
+    #[error("tensor `{name}` is missing")]
+    Missing {
+        /// The name in the file.
+        name: String,
+    },
+    /// A number format that is written by others and not known here.
+    #[error("tensor `{name}` is stored as `{stored}`, which attar does not decode")]
+    Type {
+        /// The name in the file.
+        name: String,
+        /// The format.
+        stored: String,
+    },
+    /// A row past the last.
+    #[error("tensor `{name}` has {rows} rows, row {row} was asked for")]
+    Row {
+        /// The tensor.
+        name: String,
+        /// The row.
+        row: usize,
+        /// Rows there are.
+        rows: usize,
+    },
+}
+
+/// How a tensor's numbers are stored.
+enum Stored<'a> {
+    Floats(&'a TensorInfo),
+    Blocks(&'a TensorInfo, &'static dyn Encoding),
+    Packed(IntEncoding),
+}
+
+/// What is said of a configuration that describes no model attar can run.
+const WHAT_RUNS: &str = "attar runs the architectures and options it names here, and no others yet; if this model \
+     should be one of them, its configuration is damaged: get it again";
+
+/// What is said of a model that does not open, where nothing more special is.
+const WHAT_A_MODEL_IS: &str = "a model is a Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a .gguf \
+     file; if this was one, it is damaged or cut short: download or copy it again";
+
+impl Source {
+    /// Opens a Hugging Face folder or a `.gguf` file and checks that every tensor of the model is there.
+    ///
+    /// # Errors
+    /// Files that are missing, damaged or lying; an unknown architecture; a tensor that is missing, has another
+    /// shape than the configuration says or a type that cannot be decoded.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::open_inner(path).hint(|| WHAT_A_MODEL_IS).doing(|| format!("while opening `{}`", path.display()))
+    }
+
+    fn open_inner(path: &Path) -> Result<Self> {
+        if !path.exists() {
+            return Err(Failure::new("there is no such file or folder").hint("check the path for a misprint"));
+        }
+        let (config, opened) = if path.is_dir() {
+            // Of a folder with neither weights nor a config, the missing weights say more.
+            let files = safetensors::open(path)?;
+            let folder = hf::Folder::open(path)?;
+            let config = ModelConfig::from_hf(&folder.config).hint(|| WHAT_RUNS)?;
+            let packed = compressed_tensors::parse(&folder.config)?;
+            (config, Opened::Folder { files, folder, packed })
+        } else {
+            let file = gguf::File::open(path)?;
+            (ModelConfig::from_gguf(&file).hint(|| WHAT_RUNS)?, Opened::Gguf(file))
+        };
+        let specs = config.tensors();
+        let by_name = specs.iter().enumerate().map(|(i, spec)| (spec.name.clone(), i)).collect();
+        let source = Self { path: path.to_owned(), config, specs, by_name, opened };
+        source.specs.iter().try_for_each(|spec| source.check_tensor(spec))?;
+        Ok(source)
+    }
+
+    fn check_tensor(&self, spec: &TensorSpec) -> Result<()> {
+        let stored = self
+            .stored(spec)
+            .hint(|| "the checkpoint is incomplete or of a kind attar does not read, or its configuration is another model's")?;
+        let found = match stored {
+            Stored::Floats(info) | Stored::Blocks(info, _) => &info.shape,
+            // Its tensors have just been held to its shape, and that to nothing yet.
+            Stored::Packed(_) => &self.packed(spec)?.map_or_else(Vec::new, |(_, shape)| shape.to_vec()),
+        };
+        if *found == spec.shape {
+            return Ok(());
+        }
+        let (name, expected) = (&spec.name, &spec.shape);
+        Err(Failure::new(format!("tensor `{name}` has shape {found:?}, the configuration says {expected:?}"))
+            .hint("the weights and the configuration belong to different models"))
+    }
+
+    fn container(&self) -> &dyn Container {
+        match &self.opened {
+            Opened::Folder { files, .. } => files,
+            Opened::Gguf(file) => file,
+        }
+    }
+
+    /// The name of a tensor in the file.
+    pub fn stored_name<'a>(&self, spec: &'a TensorSpec) -> &'a str {
+        match self.opened {
+            Opened::Folder { .. } => &spec.name,
+            Opened::Gguf(_) => &spec.gguf_name,
+        }
+    }
+
+    fn stored(&self, spec: &TensorSpec) -> std::result::Result<Stored<'_>, StorageError> {
+        let name = self.stored_name(spec);
+        let cannot =
+            |stored: &dyn ToString| StorageError::Type { name: name.to_owned(), stored: stored.to_string() };
+        if let Some(info) = self.container().info(name) {
+            return match info.dtype {
+                Dtype::Ggml(ggml) => encoding_of(ggml)
+                    .map(|encoding| Stored::Blocks(info, encoding))
+                    .ok_or_else(|| cannot(&ggml)),
+                dtype if dtype.is_float() => Ok(Stored::Floats(info)),
+                other => Err(cannot(&other)),
+            };
+        }
+        let Some((scheme, [_, in_features])) = self.packed(spec)? else {
+            return Err(StorageError::Missing { name: name.to_owned() });
+        };
+        let scale = compressed_tensors::Names::of(name).and_then(|names| self.container().info(&names.scale));
+        let scale = match scale.map(|info| info.dtype) {
+            Some(Dtype::F16) => ScaleDtype::F16,
+            Some(Dtype::Bf16) => ScaleDtype::Bf16,
+            Some(Dtype::F32) => ScaleDtype::F32,
+            other => return Err(cannot(&format!("integers with scales of type {other:?}"))),
+        };
+        let (bits, group_size) = (scheme.num_bits, scheme.group_size.unwrap_or(in_features));
+        if !(2..=8).contains(&bits) {
+            return Err(cannot(&format!("integers of {bits} bit")));
+        }
+        let encoding = match scheme.symmetric {
+            true => IntEncoding::symmetric(bits, group_size),
+            false => IntEncoding::asymmetric(bits, group_size),
+        };
+        Ok(Stored::Packed(encoding.with_scale(scale)))
+    }
+
+    /// Scheme and shape of a weight that is stored as packed integers.
+    fn packed(
+        &self,
+        spec: &TensorSpec,
+    ) -> std::result::Result<Option<(compressed_tensors::Scheme, [usize; 2])>, StorageError> {
+        match &self.opened {
+            Opened::Folder { packed: Some(packed), files, .. } => Ok(packed.find(files, &spec.name)?),
+            _ => Ok(None),
+        }
+    }
+
+    /// Rows of a tensor as they lie in the file, decoded; a vector is rows of one.
+    fn decode(&self, spec: &TensorSpec, rows: Range<usize>) -> std::result::Result<Vec<f32>, StorageError> {
+        let name = self.stored_name(spec);
+        let [count, cols] = rows_and_cols(spec);
+        if rows.end > count {
+            return Err(StorageError::Row { name: name.to_owned(), row: rows.end - 1, rows: count });
+        }
+        match self.stored(spec)? {
+            Stored::Floats(info) => Ok(decode_floats(info.dtype, self.row_bytes(name, count, &rows)?)?),
+            Stored::Blocks(_, encoding) => {
+                let values = encoding.unpack(self.row_bytes(name, count, &rows)?, rows.len(), cols)?;
+                Ok(values.into_raw_vec_and_offset().0)
+            }
+            Stored::Packed(encoding) => {
+                let names = compressed_tensors::Names::of(name)
+                    .ok_or_else(|| StorageError::Missing { name: name.to_owned() })?;
+                let files = self.container();
+                let zero_point =
+                    if encoding.is_symmetric() { &[][..] } else { files.bytes(&names.zero_point)? };
+                let bytes =
+                    IntEncoding::join(files.bytes(&names.packed)?, files.bytes(&names.scale)?, zero_point);
+                let all = encoding.unpack(&bytes, count, cols)?.into_raw_vec_and_offset().0;
+                Ok(if rows.len() == count { all } else { all[rows.start * cols..rows.end * cols].to_vec() })
+            }
+        }
+    }
+
+    /// The bytes of some rows of a tensor of `count` rows.
+    fn row_bytes(
+        &self,
+        name: &str,
+        count: usize,
+        rows: &Range<usize>,
+    ) -> std::result::Result<&[u8], StorageError> {
+        let bytes = self.container().bytes(name)?;
+        let per_row = bytes.len() / count.max(1);
+        Ok(&bytes[rows.start * per_row..rows.end * per_row])
+    }
+
+    /// Shows `look` the numbers of a tensor, in the order of the file, some rows at a time.
+    fn look_through(
+        &self,
+        spec: &TensorSpec,
+        mut look: impl FnMut(&[f32]),
+    ) -> std::result::Result<(), StorageError> {
+        let [rows, cols] = rows_and_cols(spec);
+        let step = match self.stored(spec)? {
+            Stored::Packed(_) => rows,
+            _ => (LOOK_WEIGHTS / cols).max(1),
+        };
+        for start in (0..rows).step_by(step.max(1)) {
+            look(&self.decode(spec, start..rows.min(start + step))?);
+        }
+        Ok(())
+    }
+
+    /// SHA-256 of a tensor's numbers as little-endian f32, in the order of the file.
+    ///
+    /// # Errors
+    /// As [`Weights::load`].
+    pub fn decoded_sha256(&self, spec: &TensorSpec) -> std::result::Result<String, StorageError> {
+        let mut hash = Sha256::new();
+        self.look_through(spec, |values| hash_floats(&mut hash, values))?;
+        Ok(hex(&hash.finalize()))
+    }
+
+    /// Refuses weights that are NaN or infinite.
+    ///
+    /// # Errors
+    /// The first such tensor, with its count.
+    pub fn check_finite(&self, mut looked_at: impl FnMut(&TensorSpec)) -> Result<()> {
+        for spec in &self.specs {
+            let mut bad = 0;
+            self.look_through(spec, |values| {
+                bad += values
+                    .par_chunks(1 << 16)
+                    .map(|part| part.iter().filter(|x| !x.is_finite()).count())
+                    .sum::<usize>();
+            })?;
+            if bad > 0 {
+                let (name, total) = (&spec.name, spec.len());
+                return Err(Failure::new(format!("{bad} of the {total} values of `{name}` are NaN or infinite"))
+                    .hint("the checkpoint is damaged: download it again, or convert it again from where it was trained"));
+            }
+            looked_at(spec);
+        }
+        Ok(())
+    }
+
+    /// The float type a tensor has, or the smallest that holds what it decodes to.
+    pub fn float_dtype(&self, spec: &TensorSpec) -> Dtype {
+        match self.stored(spec) {
+            Ok(Stored::Floats(info)) => match info.dtype {
+                Dtype::F8E4m3 | Dtype::F8E5m2 => Dtype::Bf16,
+                Dtype::F64 => Dtype::F32,
+                kept => kept,
+            },
+            _ => Dtype::F32,
+        }
+    }
+
+    /// The float type of the model's matrices.
+    pub fn matrix_dtype(&self) -> Dtype {
+        self.specs.iter().find(|spec| spec.tap.is_some()).map_or(Dtype::F32, |spec| self.float_dtype(spec))
+    }
+
+    /// Whether the numbers are already those of a quantized model.
+    pub fn is_quantized(&self) -> bool {
+        self.specs.iter().any(|spec| matches!(self.stored(spec), Ok(Stored::Blocks(..) | Stored::Packed(_))))
+    }
+
+    /// Whether the model is a GGUF file.
+    pub fn is_gguf(&self) -> bool {
+        matches!(self.opened, Opened::Gguf(_))
+    }
+
+    /// Bytes of all weight tensors as they are stored, scales and zero points included.
+    pub fn bytes(&self) -> u64 {
+        self.specs.iter().map(|spec| self.stored_bytes(spec)).sum()
+    }
+
+    /// Bytes of one tensor as it is stored.
+    pub fn stored_bytes(&self, spec: &TensorSpec) -> u64 {
+        let [rows, cols] = rows_and_cols(spec);
+        match self.stored(spec) {
+            Ok(Stored::Floats(info) | Stored::Blocks(info, _)) => info.bytes,
+            Ok(Stored::Packed(encoding)) => encoding.bytes_for(rows, cols) as u64,
+            Err(_) => 0,
+        }
+    }
+
+    /// Elements of all weight tensors.
+    pub fn parameters(&self) -> u64 {
+        self.specs.iter().map(|spec| spec.len() as u64).sum()
+    }
+
+    /// The name of a tensor's storage type, for people.
+    pub fn stored_type(&self, spec: &TensorSpec) -> String {
+        match self.stored(spec) {
+            Ok(Stored::Floats(info) | Stored::Blocks(info, _)) => info.dtype.to_string(),
+            Ok(Stored::Packed(encoding)) => encoding.name().into_owned(),
+            Err(_) => "unknown".to_owned(),
+        }
+    }
+
+    /// The Hugging Face folder, where the model is one.
+    pub fn folder(&self) -> Option<&hf::Folder> {
+        match &self.opened {
+            Opened::Folder { folder, .. } => Some(folder),
+            Opened::Gguf(_) => None,
+        }
+    }
+
+    /// The tokenizer that came with the model.
+    ///
+    /// # Errors
+    /// No tokenizer, one that cannot be read, or one with more tokens than the embedding has rows.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let opened = match &self.opened {
+            Opened::Folder { .. } => Tokenizer::from_folder(&self.path),
+            Opened::Gguf(file) => Tokenizer::from_gguf(file),
+        };
+        let tokenizer = opened
+            .doing(|| format!("while reading the tokenizer of `{}`", self.path.display()))
+            .hint(|| "get the tokenizer's files of the original model again")?;
+        let (tokens, rows) = (tokenizer.vocab_size(), self.config.vocab_size);
+        if tokens > rows {
+            return Err(Failure::new(format!(
+                "the tokenizer has {tokens} tokens, the embedding {rows} rows"
+            ))
+            .hint("the tokenizer belongs to another model"));
+        }
+        Ok(tokenizer)
+    }
+
+    fn spec(&self, name: &str) -> std::result::Result<&TensorSpec, StorageError> {
+        let unknown = || StorageError::Unknown { name: name.to_owned() };
+        self.by_name.get(name).map(|&index| &self.specs[index]).ok_or_else(unknown)
+    }
+
+    /// How the file orders the rows of a tensor.
+    pub fn row_order(&self, spec: &TensorSpec) -> RowOrder {
+        if self.is_gguf() { spec.row_order } else { RowOrder::AsIs }
+    }
+}
+
+impl Weights for Source {
+    fn load(&self, name: &str) -> std::result::Result<ArrayD<f32>, LoadError> {
+        let spec = self.spec(name)?;
+        let rows = spec.shape[0];
+        let values = ArrayD::from_shape_vec(IxDyn(&spec.shape), self.decode(spec, 0..rows)?)?;
+        Ok(match self.row_order(spec) {
+            RowOrder::AsIs => values,
+            order @ RowOrder::RopeInterleaved { .. } => values.select(Axis(0), &order.from_gguf(rows)),
+        })
+    }
+
+    fn load_rows(&self, name: &str, rows: &[usize]) -> std::result::Result<Array2<f32>, LoadError> {
+        let spec = self.spec(name)?;
+        let [count, cols] = rows_and_cols(spec);
+        let stored = match self.row_order(spec) {
+            RowOrder::AsIs => None,
+            order @ RowOrder::RopeInterleaved { .. } => Some(order.from_gguf(count)),
+        };
+        let mut values = vec![0.0; rows.len() * cols];
+        values.par_chunks_mut(cols.max(1)).zip(rows).try_for_each(|(to, &row)| {
+            let at = stored.as_ref().map_or(Some(row), |stored| stored.get(row).copied()).unwrap_or(count);
+            to.copy_from_slice(&self.decode(spec, at..at + 1)?);
+            Ok::<_, StorageError>(())
+        })?;
+        Ok(Array2::from_shape_vec((rows.len(), cols), values)?)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+}
+
+/// Rows and columns; a vector is rows of one.
+pub fn rows_and_cols(spec: &TensorSpec) -> [usize; 2] {
+    [spec.shape[0], spec.shape[1..].iter().product()]
+}
+
+/// Adds numbers to a hash as little-endian f32.
+pub fn hash_floats(hash: &mut Sha256, values: &[f32]) {
+    let mut bytes = [0; 4096];
+    for part in values.chunks(bytes.len() / 4) {
+        for (to, value) in bytes.as_chunks_mut().0.iter_mut().zip(part) {
+            *to = value.to_le_bytes();
+        }
+        hash.update(&bytes[..part.len() * 4]);
+    }
+}

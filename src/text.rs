@@ -1,0 +1,152 @@
+//! Texts: read, hashed, tokenized, cut into windows.
+
+use std::path::{Path, PathBuf};
+
+use attar_checkpoint::tokenizer::Tokenizer;
+use attar_eval::Convention;
+use attar_model::Windows;
+use sha2::{Digest, Sha256};
+
+use crate::diagnostic::{Explain, Failure, Result};
+
+/// The texts that come with the program: plain English prose written for attar.
+const BUILT_IN: [(&str, &str); 2] = [
+    ("built-in calibration text", include_str!("../fixtures/calibration.txt")),
+    ("built-in held-out text", include_str!("../fixtures/heldout.txt")),
+];
+
+/// A text and how it is named in reports.
+#[derive(Clone, Debug)]
+pub struct Text {
+    /// The path as given, or the name of a built-in text.
+    pub name: String,
+    /// What it says.
+    pub content: String,
+}
+
+impl Text {
+    /// Reads a UTF-8 text file.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is not UTF-8, or is empty.
+    pub fn read(path: &Path) -> Result<Self> {
+        let at = || format!("while reading the text `{}`", path.display());
+        let bytes = std::fs::read(path).doing(at)?;
+        let content = String::from_utf8(bytes).doing(at).hint(|| "texts are plain UTF-8 files")?;
+        if content.trim().is_empty() {
+            return Err(Failure::new(format!("the text `{}` is empty", path.display()))
+                .hint("give plain text of some pages at least, or leave the option out to use attar's own"));
+        }
+        Ok(Self { name: path.display().to_string(), content })
+    }
+
+    /// The texts of `paths`, or the built-in one to calibrate on.
+    ///
+    /// # Errors
+    /// As [`Text::read`].
+    pub fn to_calibrate(paths: &[PathBuf]) -> Result<Vec<Self>> {
+        if paths.is_empty() {
+            Ok(vec![Self::built_in(0)])
+        } else {
+            paths.iter().map(|p| Self::read(p)).collect()
+        }
+    }
+
+    /// The text at `path`, or the built-in one that nothing was calibrated on.
+    ///
+    /// # Errors
+    /// As [`Text::read`].
+    pub fn held_out(path: Option<&Path>) -> Result<Self> {
+        path.map_or_else(|| Ok(Self::built_in(1)), Self::read)
+    }
+
+    fn built_in(index: usize) -> Self {
+        let (name, content) = BUILT_IN[index];
+        Self { name: name.to_owned(), content: content.to_owned() }
+    }
+}
+
+/// SHA-256 of the texts one after the other, in lower-case hex.
+pub fn sha256(texts: &[Text]) -> String {
+    let mut hash = Sha256::new();
+    for text in texts {
+        hash.update(text.content.as_bytes());
+    }
+    hex(&hash.finalize())
+}
+
+/// Bytes in lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The context to work in where the user names none: what the model was made for, 2048 at most.
+pub fn default_ctx(max_position_embeddings: usize) -> usize {
+    max_position_embeddings.clamp(1, 2048)
+}
+
+/// The least a calibration window may be cut down to for a short text.
+const LEAST_CTX: usize = 16;
+
+/// Cuts texts into calibration windows of `ctx` tokens, as many as `most_tokens` allow, evenly from all texts.
+///
+/// Each window begins with BOS where the tokenizer adds one. A text shorter than one window makes all windows as
+/// short as it is.
+///
+/// # Errors
+/// Texts that give no usable token.
+pub fn calibration_windows(
+    texts: &[Text],
+    tokenizer: &Tokenizer,
+    ctx: usize,
+    most_tokens: usize,
+) -> Result<Windows> {
+    let encode = |text: &Text| Ok(tokenizer.encode(&text.content)?);
+    let tokens = texts.iter().map(encode).collect::<Result<Vec<_>>>()?;
+    let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
+    let extra = usize::from(bos.is_some());
+    let longest = tokens.iter().map(Vec::len).max().unwrap_or(0) + extra;
+    let ctx = ctx.min(longest).min(most_tokens);
+    if ctx < LEAST_CTX {
+        return Err(Failure::new(format!(
+            "calibration comes to windows of {ctx} tokens, which are too few: the least is {LEAST_CTX}"
+        ))
+        .hint("the least of --ctx, --calib-tokens and the longest --calib text counts; --method rtn needs no text"));
+    }
+    // Windows from all texts in turn, so that a limit cuts every text alike.
+    let mut cut: Vec<_> = tokens.iter().map(|text| text.chunks_exact(ctx - extra)).collect();
+    let mut windows = Vec::with_capacity(most_tokens.min(tokens.iter().map(Vec::len).sum::<usize>() * 2));
+    let mut found = true;
+    while found {
+        found = false;
+        for chunks in &mut cut {
+            if windows.len() + ctx > most_tokens {
+                break;
+            }
+            if let Some(chunk) = chunks.next() {
+                windows.extend(bos);
+                windows.extend_from_slice(chunk);
+                found = true;
+            }
+        }
+    }
+    Ok(Windows::new(ctx, windows))
+}
+
+/// Tokenizes a held-out text and cuts it as `convention` says.
+///
+/// # Errors
+/// A text too short for the convention.
+pub fn evaluation_windows(
+    text: &Text,
+    tokenizer: &Tokenizer,
+    ctx: usize,
+    convention: Convention,
+    chunks: Option<usize>,
+) -> Result<Windows> {
+    let tokens = tokenizer.encode(convention.trim(&text.content))?;
+    let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
+    attar_eval::windows(&tokens, ctx, convention, bos, chunks)
+        .doing(|| format!("while cutting `{}` into windows", text.name))
+        .hint(|| "use a longer text, or shorter windows with --ctx")
+}
