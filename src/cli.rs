@@ -1,5 +1,7 @@
 //! What was typed.
 
+#![expect(clippy::doc_markdown, reason = "these comments are the help text, where backticks only disturb")]
+
 use std::path::PathBuf;
 
 use attar_eval::Convention;
@@ -24,6 +26,7 @@ pub struct Cli {
 
 /// Flags that mean the same everywhere.
 #[derive(Args, Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 #[command(next_help_heading = "Everywhere")]
 pub struct Global {
     /// Threads to compute with [default: all cores]; never changes a result

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use attar_checkpoint::tokenizer::TokenizerError;
+
 /// Why a command could not be done: what was going on, the chain of causes, and a hint.
 #[derive(Debug)]
 pub struct Failure {
@@ -72,7 +74,7 @@ fn library_hint(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     if let Some(error) = error.downcast_ref::<std::io::Error>() {
         return system_hint(error.kind()).map(str::to_owned);
     }
-    error.downcast_ref::<attar_checkpoint::tokenizer::TokenizerError>().and_then(|error| error.hint())
+    error.downcast_ref::<TokenizerError>().and_then(TokenizerError::hint)
 }
 
 /// What can be done where the operating system refused.

@@ -23,9 +23,9 @@ pub struct FileType {
 enum Rules {
     /// Unquantized, or nothing but the head's rule.
     Plain,
-    /// `*_M`: value and down projections of the outer and every third layer get q6_K.
+    /// `*_M`: value and down projections of the outer and every third layer get `q6_K`.
     Medium,
-    /// `q4_k_s`: the first value and down projections get q5_K.
+    /// `q4_k_s`: the first value and down projections get `q5_K`.
     SmallQ4,
     /// `q4_0`, `q5_0`: with data, the first down projections get the type with a minimum.
     Legacy { with_minimum: GgmlType },

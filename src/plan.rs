@@ -120,9 +120,9 @@ impl std::str::FromStr for TensorRule {
             Failure::new(format!("`{text}` is not a tensor rule"))
                 .hint("write REGEX=TYPE, for example --tensor 'ffn_down=q6_k'")
         })?;
-        let pattern = Regex::new(pattern)
-            .doing(|| format!("while reading the tensor rule `{text}`"))
-            .hint(|| "what stands before the `=` is a regular expression, for example --tensor 'ffn_down=q6_k'")?;
+        let pattern = Regex::new(pattern).doing(|| format!("while reading the tensor rule `{text}`")).hint(
+            || "what stands before the `=` is a regular expression, for example --tensor 'ffn_down=q6_k'",
+        )?;
         Ok(Self { pattern, wanted: wanted.to_ascii_lowercase() })
     }
 }
@@ -345,9 +345,10 @@ fn folder_matrix(
         Dtype::Bf16 => ScaleDtype::Bf16,
         _ => ScaleDtype::F32,
     };
-    let encoding = match symmetric {
-        true => IntEncoding::symmetric(bits, group_size),
-        false => IntEncoding::asymmetric(bits, group_size),
+    let encoding = if symmetric {
+        IntEncoding::symmetric(bits, group_size)
+    } else {
+        IntEncoding::asymmetric(bits, group_size)
     };
     Ok(Treatment::Codes(Named::Integer(encoding.with_scale(scale_dtype))))
 }

@@ -107,7 +107,9 @@ impl Source {
     /// Files that are missing, damaged or lying; an unknown architecture; a tensor that is missing, has another
     /// shape than the configuration says or a type that cannot be decoded.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::open_inner(path).hint(|| WHAT_A_MODEL_IS).doing(|| format!("while opening `{}`", path.display()))
+        Self::open_inner(path)
+            .hint(|| WHAT_A_MODEL_IS)
+            .doing(|| format!("while opening `{}`", path.display()))
     }
 
     fn open_inner(path: &Path) -> Result<Self> {
@@ -191,9 +193,10 @@ impl Source {
         if !(2..=8).contains(&bits) {
             return Err(cannot(&format!("integers of {bits} bit")));
         }
-        let encoding = match scheme.symmetric {
-            true => IntEncoding::symmetric(bits, group_size),
-            false => IntEncoding::asymmetric(bits, group_size),
+        let encoding = if scheme.symmetric {
+            IntEncoding::symmetric(bits, group_size)
+        } else {
+            IntEncoding::asymmetric(bits, group_size)
         };
         Ok(Stored::Packed(encoding.with_scale(scale)))
     }

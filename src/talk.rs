@@ -103,7 +103,7 @@ impl Stage {
         let took = self.started.elapsed();
         let rate = self.rate();
         self.bar.finish_and_clear();
-        let time = if took < Duration::from_secs(60) {
+        let time = if took < Duration::from_mins(1) {
             format!("{:.1} s", took.as_secs_f64())
         } else {
             HumanDuration(took).to_string()
@@ -132,7 +132,9 @@ pub fn complain(failure: &Failure) {
 pub fn say(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).doing(|| "while printing the result"),
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(error).doing(|| "while printing the result")
+        }
         _ => Ok(()),
     }
 }

@@ -1,5 +1,6 @@
 //! Texts: read, hashed, tokenized, cut into windows.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use attar_checkpoint::tokenizer::Tokenizer;
@@ -77,7 +78,10 @@ pub fn sha256(texts: &[Text]) -> String {
 
 /// Bytes in lower-case hex.
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}"); // a String never fails
+        text
+    })
 }
 
 /// The context to work in where the user names none: what the model was made for, 2048 at most.

@@ -33,7 +33,8 @@ impl Delivery {
         for (option, path) in json.chain(folder) {
             let at = || format!("while preparing {option} for `{}`", path.display());
             if path.is_dir() {
-                return Err(Failure::new("a folder is in the way of the report").hint("name a file")).doing(at);
+                return Err(Failure::new("a folder is in the way of the report").hint("name a file"))
+                    .doing(at);
             }
             let _tried = NewFolders::above(&path).doing(at)?;
             atomic::check_writable(&path).doing(at)?;

@@ -108,13 +108,13 @@ impl Pass<'_> {
                             encoding.unpack(&encoding.quantize(w.view(), None), w.nrows(), w.ncols())?;
                         look_up(first, &rounded);
                         Ok(())
-                    })?
+                    })?;
                 }
                 Treatment::Float(dtype) if config.tie_word_embeddings => {
                     self.each_rows(tensor, done, |first, w, _| {
                         look_up(first, &rounded(w, dtype)?);
                         Ok(())
-                    })?
+                    })?;
                 }
                 _ => self.without_data(tensor, done, &mut look_up)?,
             }
@@ -158,7 +158,7 @@ impl Pass<'_> {
         let norm: Array1<f32> = self.load(&norm)?.into_dimensionality::<Ix1>()?;
         let mut statistics = Statistics::new(config.tap_features(Tap::HeadIn));
         stream.each_chunk(|hidden| {
-            statistics.observe(rms_norm(hidden, norm.view(), config.rms_norm_eps).view())
+            statistics.observe(rms_norm(hidden, norm.view(), config.rms_norm_eps).view());
         });
         let factor = Factor::new(&statistics, Settings::default());
         let mut facts = Merged::default();
@@ -168,7 +168,7 @@ impl Pass<'_> {
             facts.add(solution.facts);
             Ok(())
         })?;
-        done.note(tensor, Some(facts));
+        done.note(tensor, Some(&facts));
         Ok(())
     }
 
@@ -198,7 +198,7 @@ impl Pass<'_> {
                 }
             }
         }
-        done.note(tensor, facts);
+        done.note(tensor, facts.as_ref());
         Ok(())
     }
 
@@ -226,7 +226,7 @@ impl Pass<'_> {
             }
             Ok(())
         })?;
-        done.note(tensor, facts);
+        done.note(tensor, facts.as_ref());
         Ok(())
     }
 
@@ -317,19 +317,19 @@ struct Done<'a> {
 }
 
 impl Done<'_> {
-    fn note(&mut self, tensor: &PlannedTensor, facts: Option<Merged>) {
+    fn note(&mut self, tensor: &PlannedTensor, facts: Option<&Merged>) {
         let spec = &tensor.spec;
-        let fallback = facts.iter().flat_map(|facts| facts.fallbacks.iter()).chain(&tensor.fallback);
+        let fallback = facts.iter().flat_map(|facts| &facts.fallbacks).chain(&tensor.fallback);
         let fallback: Vec<_> = fallback.map(String::as_str).collect();
-        let last = facts.as_ref().and_then(|facts| facts.last.as_ref());
+        let last = facts.and_then(|facts| facts.last.as_ref());
         let report = report::Tensor {
             name: spec.name.clone(),
             stored_name: None,
             role: spec.role.as_str().to_owned(),
             encoding: tensor.encoding_name(),
             bits_per_weight: 8.0 * tensor.bytes as f64 / tensor.weights() as f64,
-            relative_error: facts.as_ref().map(|facts| facts.relative(facts.error)),
-            rtn_relative_error: facts.as_ref().map(|facts| facts.relative(facts.rtn_error)),
+            relative_error: facts.map(|facts| facts.relative(facts.error)),
+            rtn_relative_error: facts.map(|facts| facts.relative(facts.rtn_error)),
             tokens_per_column: last.and_then(|facts| facts.tokens_per_column),
             damping: last.and_then(|facts| facts.damping),
             fallback: (!fallback.is_empty()).then(|| fallback.join("; ")),

@@ -22,6 +22,9 @@ impl Stream {
     ///
     /// `keep_mlp_mid` keeps the input of down instead of computing it again after down is quantized: a third less
     /// work for `tokens * intermediate_size` floats of memory, and the same bits.
+    ///
+    /// # Panics
+    /// If the tokens are not whole windows.
     pub fn new(hidden: Array2<f32>, ctx: usize, keep_mlp_mid: bool) -> Self {
         assert!(hidden.nrows().is_multiple_of(ctx), "hidden states come in whole windows");
         Self { ctx, hidden, carried: Vec::new(), keep_mlp_mid }
@@ -56,12 +59,11 @@ impl Stream {
         let carried = std::mem::take(&mut self.carried);
         for (i, rows) in self.chunks().enumerate() {
             let mut hidden = self.hidden.slice_mut(s![rows, ..]);
-            match carried.get(i) {
-                Some(mid) => block.add_mlp(hidden.view_mut(), mid.view()),
-                None => {
-                    let mid = block.mlp_mid(block.mlp_in(hidden.view()).view());
-                    block.add_mlp(hidden.view_mut(), mid.view());
-                }
+            if let Some(mid) = carried.get(i) {
+                block.add_mlp(hidden.view_mut(), mid.view());
+            } else {
+                let mid = block.mlp_mid(block.mlp_in(hidden.view()).view());
+                block.add_mlp(hidden.view_mut(), mid.view());
             }
         }
     }

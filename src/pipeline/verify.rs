@@ -1,6 +1,5 @@
 //! The written file, opened as a stranger would: does it say what was meant?
 
-use std::collections::HashMap;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -8,6 +7,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use super::write::Hashes;
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::plan::Plan;
 use crate::source::Source;
@@ -28,12 +28,7 @@ pub struct Facts {
 ///
 /// # Errors
 /// A file that does not open, or the first tensor that decodes to something else.
-pub fn reopen(
-    path: &Path,
-    plan: &Plan,
-    hashes: &HashMap<String, String>,
-    talk: Talk,
-) -> Result<(Source, Facts)> {
+pub fn reopen(path: &Path, plan: &Plan, hashes: &Hashes, talk: Talk) -> Result<(Source, Facts)> {
     let written = Source::open(path)?;
     let stage = talk.stage("verifying", plan.weights(), "weights");
     plan.tensors.par_iter().try_for_each(|tensor| {

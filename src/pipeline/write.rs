@@ -62,6 +62,9 @@ pub struct Target<'a> {
     pub pre_tokenizer: Option<&'a str>,
 }
 
+/// SHA-256 of what a reader gets for each tensor, by Hugging Face name.
+pub type Hashes = HashMap<String, String>;
+
 /// An output under construction. Rows of a tensor come in order, in runs that are whole heads where a GGUF reorders rows.
 pub struct Sink {
     container: Container,
@@ -234,7 +237,8 @@ impl NewFolders {
     /// # Errors
     /// A file in the way, a folder that is read-only.
     pub fn above(path: &Path) -> std::io::Result<Self> {
-        let missing = path.ancestors().skip(1).take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists());
+        let missing =
+            path.ancestors().skip(1).take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists());
         let made = Self(missing.map(Path::to_path_buf).collect());
         match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             Some(parent) => std::fs::create_dir_all(parent).map(|()| made),
@@ -397,7 +401,7 @@ impl Sink {
     ///
     /// # Errors
     /// A tensor that is not complete, a disk that refuses.
-    pub fn finish(mut self, plan: &Plan) -> Result<HashMap<String, String>> {
+    pub fn finish(mut self, plan: &Plan) -> Result<Hashes> {
         let at = format!("while finishing `{}`", self.path.display());
         for tensor in &plan.tensors {
             if matches!(tensor.treatment, Treatment::Codes(Named::Integer(_)))
