@@ -14,14 +14,15 @@ pub fn gram_add(x: ArrayView2<'_, f32>, gram: &mut Array2<f32>) {
     let features = x.ncols();
     assert_eq!(gram.dim(), (features, features), "a Gram matrix is square in features");
     let side = tile_side(features);
+    let width = features.div_ceil(rayon::current_num_threads()).next_multiple_of(side);
     let mut tiles = Vec::new();
     for (i, band) in gram.axis_chunks_iter_mut(Axis(0), side).enumerate() {
         let (_, mut rest) = band.split_at(Axis(1), i * side);
         let mut col = i * side;
         while rest.ncols() > 0 {
-            let (tile, further) = rest.split_at(Axis(1), side.min(features - col));
+            let (tile, further) = rest.split_at(Axis(1), width.min(features - col));
             tiles.push((i * side, col, tile));
-            (rest, col) = (further, col + side);
+            (rest, col) = (further, col + width);
         }
     }
     tiles.into_par_iter().with_max_len(1).for_each(|(row, col, tile)| {
@@ -32,29 +33,44 @@ pub fn gram_add(x: ArrayView2<'_, f32>, gram: &mut Array2<f32>) {
     mirror(gram.view_mut());
 }
 
-/// Small tiles skip more of the lower triangle and feed more threads, large ones multiply faster.
+/// Rows of a tile: few of them skip more of the lower triangle, many multiply faster.
 fn tile_side(features: usize) -> usize {
     if features > 3000 { 384 } else { 192 }
 }
 
-/// Copies the upper triangle onto the lower one, tile by tile so that both sides stay in cache.
+/// Rows and columns copied at once, so that both sides stay in cache.
+const SIDE: usize = 64;
+
+/// Copies the upper triangle onto the lower one.
 fn mirror(mut h: ArrayViewMut2<'_, f32>) {
-    const SIDE: usize = 64;
     let n = h.nrows();
-    for top in (0..n).step_by(SIDE) {
-        let bottom = n.min(top + SIDE);
-        let (upper, mut lower) = h.view_mut().split_at(Axis(0), bottom);
-        for left in (bottom..n).step_by(SIDE) {
-            let right = n.min(left + SIDE);
-            let source = upper.slice(s![top.., left..right]);
-            lower.slice_mut(s![left - bottom..right - bottom, top..bottom]).assign(&source.t());
-        }
-        for i in top..bottom {
-            for j in top..i {
+    if n <= SIDE {
+        for i in 0..n {
+            for j in 0..i {
                 h[[i, j]] = h[[j, i]];
             }
         }
+        return;
     }
+    let half = (n / 2).next_multiple_of(SIDE);
+    let (upper, lower) = h.split_at(Axis(0), half);
+    let (first, source) = upper.split_at(Axis(1), half);
+    let (target, second) = lower.split_at(Axis(1), half);
+    rayon::join(|| transpose(source.view(), target), || rayon::join(|| mirror(first), || mirror(second)));
+}
+
+/// `target = source.T`, by quarters down to squares that are copied by way of a buffer: rows of a large matrix are so far
+/// apart that a column of them finds no room in the cache.
+fn transpose(source: ArrayView2<'_, f32>, mut target: ArrayViewMut2<'_, f32>) {
+    let (rows, cols) = source.dim();
+    if rows.max(cols) <= SIDE {
+        return target.assign(&source.to_owned().t());
+    }
+    let axis = Axis(usize::from(cols > rows));
+    let half = (rows.max(cols) / 2).next_multiple_of(SIDE);
+    let (source, further) = source.split_at(axis, half);
+    let (target, rest) = target.split_at(Axis(1 - axis.index()), half);
+    rayon::join(|| transpose(source, target), || transpose(further, rest));
 }
 
 #[cfg(test)]

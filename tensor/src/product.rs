@@ -13,8 +13,11 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, LinalgScalar, s};
 /// Terms of a sum that `gemm` adds without writing to memory; up to 512 it never splits a sum further.
 const DEPTH: usize = 512;
 
-/// Columns of a tile: a multiple of every register tile's width (48 with AVX-512).
-const TILE_COLS: usize = 768;
+/// Columns of a tile, at least and at most: multiples of every register tile's width (48 with AVX-512).
+const TILE_COLS: (usize, usize) = (192, 768);
+
+/// The least rows of a tile where rows are split at all.
+const TILE_ROWS: usize = 96;
 
 /// The least multiply-adds that are worth another thread's attention.
 const TASK_WORK: usize = 1 << 20;
@@ -82,22 +85,17 @@ pub(crate) fn product<T: Float>(
     });
 }
 
-/// Rows and columns of a tile: as large as leaves a few tiles to every thread, since small ones pack more.
+/// Rows and columns of a tile: as large as leaves a few tiles to every thread.
+///
+/// A tile packs its own copy of the columns of b it reads, so columns are split first: for a weight, whose columns of b lie
+/// across memory, 192 columns of 2048 rows cost nothing against one tile, 192 rows of 1024 columns two fifths of the speed.
 fn tile(m: usize, n: usize, k: usize) -> (usize, usize) {
     let threads = rayon::current_num_threads();
     let work = m.saturating_mul(n).saturating_mul(k);
-    let tasks = if threads == 1 { 1 } else { (3 * threads).min(work / TASK_WORK) };
-    let (mut rows, mut cols) = (m.max(1), n.clamp(1, TILE_COLS));
-    while m.div_ceil(rows) * n.div_ceil(cols) < tasks {
-        if rows > 256 || (rows > 96 && cols <= 192) {
-            rows = rows.div_ceil(2).next_multiple_of(48);
-        } else if cols > 192 {
-            cols = cols.div_ceil(2).next_multiple_of(48);
-        } else {
-            break;
-        }
-    }
-    (rows, cols)
+    let tasks = if threads == 1 { 1 } else { (3 * threads).min(work / TASK_WORK).max(1) };
+    let cols = n.div_ceil(tasks).next_multiple_of(48).clamp(TILE_COLS.0, TILE_COLS.1);
+    let bands = tasks.div_ceil(n.div_ceil(cols).max(1));
+    (m.div_ceil(bands).next_multiple_of(48).max(TILE_ROWS), cols)
 }
 
 /// [`product`] on the calling thread.
