@@ -53,6 +53,9 @@ pub trait Container: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`Error::NoTensor`] where there is none.
     fn bytes(&self, name: &str) -> Result<&[u8], Error>;
+
+    /// Says that the tensor called `name` is not needed for now, so that its bytes need not stay in memory.
+    fn release(&self, name: &str);
 }
 
 /// A tensor and its bytes' place in its file.

@@ -161,6 +161,26 @@ pub enum Misfit {
     Unfinished { name: String, planned: u64, written: u64 },
 }
 
+/// What can be done where the operating system refused.
+pub fn system_hint(kind: io::ErrorKind) -> Option<&'static str> {
+    use io::ErrorKind as Kind;
+
+    match kind {
+        Kind::NotFound => Some("check the path for a misprint"),
+        Kind::PermissionDenied | Kind::ReadOnlyFilesystem => {
+            Some("choose a folder you may write to, or change its permissions")
+        }
+        Kind::StorageFull | Kind::QuotaExceeded | Kind::FileTooLarge => {
+            Some("make room on the disk, or write to another one")
+        }
+        Kind::AlreadyExists | Kind::NotADirectory => {
+            Some("something else has a name on this path: choose another one")
+        }
+        Kind::IsADirectory => Some("that is a folder: name a file in it"),
+        _ => None,
+    }
+}
+
 impl Error {
     /// What could be done about it outside this program, where there is something to do.
     pub fn hint(&self) -> Option<&'static str> {
@@ -171,16 +191,7 @@ impl Error {
             Self::NotACheckpoint { found: Found::GgufInside, .. } => Some("name the .gguf file itself"),
             Self::Safetensors { source, .. } => source.hint(),
             Self::Gguf { source, .. } => source.hint(),
-            Self::Io { source, .. } => match source.kind() {
-                io::ErrorKind::NotFound => Some("check the path for a misprint"),
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                    Some("make room on the disk, or write to another one")
-                }
-                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                    Some("choose a folder you may write to, or change its permissions")
-                }
-                _ => None,
-            },
+            Self::Io { source, .. } => system_hint(source.kind()),
             _ => None,
         }
     }

@@ -2,10 +2,12 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 
 use crate::Error;
 
@@ -30,6 +32,26 @@ impl Map {
         let map = unsafe { Mmap::map(&file) }.map_err(failed())?;
         Ok(Self { path: path.to_path_buf(), map })
     }
+
+    /// Gives back the memory that holds these bytes of the file; reading them again brings them back.
+    ///
+    /// Without it a whole checkpoint, read once from end to end, counts as this process's memory.
+    #[cfg(unix)]
+    pub(crate) fn release(&self, bytes: Range<usize>) {
+        let len = bytes.end.saturating_sub(bytes.start);
+        if len == 0 || bytes.end > self.map.len() {
+            return;
+        }
+        // SAFETY: the map is of a file and read-only, so no page of it holds anything that the file does not; a page
+        // given up is filled from the file again when it is touched.
+        let advised = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, bytes.start, len) };
+        // Advice that is not taken costs memory and nothing else.
+        drop(advised);
+    }
+
+    /// Nothing to do where memory is not given back by the page.
+    #[cfg(not(unix))]
+    pub(crate) fn release(&self, _bytes: Range<usize>) {}
 
     pub(crate) fn path(&self) -> &Path {
         &self.path

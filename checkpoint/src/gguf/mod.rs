@@ -97,6 +97,12 @@ impl Container for File {
         let (_, (part, range)) = self.tensors.find(name, &self.path)?;
         Ok(&self.parts[*part][range.clone()])
     }
+
+    fn release(&self, name: &str) {
+        if let Some((_, (part, range))) = self.tensors.get(name) {
+            self.parts[*part].release(range.clone());
+        }
+    }
 }
 
 fn open_part(path: &Path) -> Result<(Map, parse::Header), Error> {

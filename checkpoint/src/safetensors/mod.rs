@@ -127,6 +127,12 @@ impl Container for Folder {
         let (_, (shard, range)) = self.tensors.find(name, &self.path)?;
         Ok(&self.shards[*shard][range.clone()])
     }
+
+    fn release(&self, name: &str) {
+        if let Some((_, (shard, range))) = self.tensors.get(name) {
+            self.shards[*shard].release(range.clone());
+        }
+    }
 }
 
 fn flawed(path: &Path) -> impl FnOnce(Flaw) -> Error + use<> {
