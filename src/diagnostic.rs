@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use attar_checkpoint::error::system_hint;
 use attar_checkpoint::tokenizer::TokenizerError;
 
 /// Why a command could not be done: what was going on, the chain of causes, and a hint.
@@ -75,25 +76,6 @@ fn library_hint(error: &(dyn std::error::Error + 'static)) -> Option<String> {
         return system_hint(error.kind()).map(str::to_owned);
     }
     error.downcast_ref::<TokenizerError>().and_then(TokenizerError::hint)
-}
-
-/// What can be done where the operating system refused.
-fn system_hint(kind: std::io::ErrorKind) -> Option<&'static str> {
-    use std::io::ErrorKind as Kind;
-
-    match kind {
-        Kind::NotFound => Some("check the path for a misprint"),
-        Kind::PermissionDenied | Kind::ReadOnlyFilesystem => {
-            Some("choose a folder you may write to, or change its permissions")
-        }
-        Kind::StorageFull | Kind::QuotaExceeded | Kind::FileTooLarge => {
-            Some("make room on the disk, or write to another one")
-        }
-        Kind::AlreadyExists | Kind::NotADirectory | Kind::IsADirectory => {
-            Some("something else has a name on this path: choose another one")
-        }
-        _ => None,
-    }
 }
 
 /// `error: ...`, one `caused by:` per cause, and the hint after an empty line.

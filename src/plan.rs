@@ -391,13 +391,13 @@ fn float_dtype(ggml_type: GgmlType) -> Option<Dtype> {
 /// The plan as a person reads it: one line per distinct treatment, then the sums.
 impl std::fmt::Display for Plan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        writeln!(f, "{:<48} {:>16} {:>10} {:>12}", "tensor", "shape", "type", "size")?;
+        writeln!(f, "{:<48} {:>16} {:>12} {:>10}", "tensor", "shape", "type", "size")?;
         for tensor in &self.tensors {
             let shape = tensor.spec.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(" x ");
             let mut line = String::new();
             write!(
                 line,
-                "{:<48} {shape:>16} {:>10} {:>12}",
+                "{:<48} {shape:>16} {:>12} {:>10}",
                 tensor.spec.name,
                 tensor.encoding_name(),
                 human_bytes(tensor.bytes)

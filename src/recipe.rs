@@ -193,7 +193,7 @@ pub fn run(path: &Path, global: &Global) -> Result<()> {
         return Ok(());
     }
     jobs.iter().zip(&plans).try_for_each(|(job, plan)| job.check(plan))?;
-    delivery.check()?;
+    delivery.check(&jobs.iter().map(|job| job.output).collect::<Vec<_>>())?;
     check_weights(&source, talk)?;
     make(&jobs, &plans, &scoring, &source, &delivery)
 }

@@ -239,6 +239,20 @@ impl Source {
         }
     }
 
+    /// Lets the memory go that the file's bytes of a tensor are mapped to: it has been decoded.
+    fn release(&self, spec: &TensorSpec) {
+        match compressed_tensors::Names::of(&spec.name)
+            .filter(|_| matches!(self.stored(spec), Ok(Stored::Packed(_))))
+        {
+            Some(names) => {
+                for name in [&names.packed, &names.scale, &names.zero_point] {
+                    self.container().release(name);
+                }
+            }
+            None => self.container().release(self.stored_name(spec)),
+        }
+    }
+
     /// The bytes of some rows of a tensor of `count` rows.
     fn row_bytes(
         &self,
@@ -265,6 +279,7 @@ impl Source {
         for start in (0..rows).step_by(step.max(1)) {
             look(&self.decode(spec, start..rows.min(start + step))?);
         }
+        self.release(spec);
         Ok(())
     }
 
@@ -403,6 +418,7 @@ impl Weights for Source {
         let spec = self.spec(name)?;
         let rows = spec.shape[0];
         let values = ArrayD::from_shape_vec(IxDyn(&spec.shape), self.decode(spec, 0..rows)?)?;
+        self.release(spec);
         Ok(match self.row_order(spec) {
             RowOrder::AsIs => values,
             order @ RowOrder::RopeInterleaved { .. } => values.select(Axis(0), &order.from_gguf(rows)),
@@ -422,6 +438,7 @@ impl Weights for Source {
             to.copy_from_slice(&self.decode(spec, at..at + 1)?);
             Ok::<_, StorageError>(())
         })?;
+        self.release(spec);
         Ok(Array2::from_shape_vec((rows.len(), cols), values)?)
     }
 

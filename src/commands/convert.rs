@@ -48,7 +48,7 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<()> {
         return say(&format!("{plan}\n"));
     }
     job.check(&plan)?;
-    delivery.check()?;
+    delivery.check(&[&args.output])?;
     let mut clock = Clock::default();
     clock.time("check", || check_weights(&source, talk))?;
     let (_, mut report) = job.run(&plan, &mut clock)?;

@@ -23,11 +23,11 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// Finds out before long work whether the reports can be written after it.
+    /// Finds out before long work whether the reports can be written after it, beside the `outputs`.
     ///
     /// # Errors
-    /// A folder that cannot be made or written to.
-    pub fn check(&self) -> Result<()> {
+    /// A folder that cannot be made or written to, a report that would take the place of an output.
+    pub fn check(&self, outputs: &[&Path]) -> Result<()> {
         let json = self.json.iter().map(|json| ("--json", json.clone()));
         let folder = self.folder.iter().map(|folder| ("--report", folder.join(FILE_STEM)));
         for (option, path) in json.chain(folder) {
@@ -35,6 +35,12 @@ impl Delivery {
             if path.is_dir() {
                 return Err(Failure::new("a folder is in the way of the report").hint("name a file"))
                     .doing(at);
+            }
+            if outputs.contains(&path.as_path()) {
+                return Err(
+                    Failure::new("the report would take the place of the output").hint("name another file")
+                )
+                .doing(at);
             }
             let _tried = NewFolders::above(&path).doing(at)?;
             atomic::check_writable(&path).doing(at)?;
@@ -60,19 +66,33 @@ impl Delivery {
 
     /// Files first: what is shown is then on the disk.
     fn write(&self, text_of: impl Fn(&dyn Renderer) -> String) -> Result<()> {
+        self.files(&text_of)?;
+        say(&text_of(named("terminal")?))
+    }
+
+    /// One report wherever it is wanted, but not on the terminal, where something else is shown.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn in_files(&self, report: &Report) -> Result<()> {
+        self.files(&|renderer| renderer.render(report))
+    }
+
+    fn files(&self, text_of: &dyn Fn(&dyn Renderer) -> String) -> Result<()> {
         if let Some(folder) = &self.folder {
             for &renderer in render::RENDERERS {
                 put(&folder.join(FILE_STEM).with_extension(renderer.extension()), &text_of(renderer))?;
             }
         }
-        let named = |name: &str| {
-            render::renderer(name).ok_or_else(|| Failure::new(format!("there is no rendering `{name}`")))
-        };
-        if let Some(json) = &self.json {
-            put(json, &text_of(named("json")?))?;
+        match &self.json {
+            Some(json) => put(json, &text_of(named("json")?)),
+            None => Ok(()),
         }
-        say(&text_of(named("terminal")?))
     }
+}
+
+fn named(rendering: &str) -> Result<&'static dyn Renderer> {
+    render::renderer(rendering).ok_or_else(|| Failure::new(format!("there is no rendering `{rendering}`")))
 }
 
 /// Reports are ours to replace.

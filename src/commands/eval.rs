@@ -38,7 +38,7 @@ pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
         let (tokens, ctx) = (scoring.windows.tokens().len(), scoring.windows.ctx());
         return say(&format!("{tokens} tokens in {} windows of {ctx}\n", scoring.windows.count()));
     }
-    delivery.check()?;
+    delivery.check(&[])?;
 
     let mut clock = Clock::default();
     let reference = match &reference {

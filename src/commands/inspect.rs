@@ -3,9 +3,13 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use attar_eval::Report;
+
 use crate::cli::Global;
+use crate::commands::deliver::Delivery;
 use crate::diagnostic::Result;
 use crate::mix::FILE_TYPES;
+use crate::pipeline::describe;
 use crate::plan::{CalibrationSize, Plan, Request};
 use crate::scheme::Scheme;
 use crate::source::Source;
@@ -30,6 +34,9 @@ pub fn run(model: &Path, global: &Global) -> Result<()> {
     } else {
         text.push_str(&schemes(&source));
     }
+    let delivery = Delivery { json: global.json.clone(), folder: global.report.clone() };
+    delivery.check(&[])?;
+    delivery.in_files(&Report::new(describe(&source)))?;
     say(&text)
 }
 

@@ -62,7 +62,7 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
         return say(&format!("{plan}\n"));
     }
     job.check(&plan)?;
-    delivery.check()?;
+    delivery.check(&[&args.output])?;
 
     let mut clock = Clock::default();
     clock.time("check", || check_weights(&source, talk))?;

@@ -112,7 +112,7 @@ impl Pass<'_> {
                 }
                 Treatment::Float(dtype) if config.tie_word_embeddings => {
                     self.each_rows(tensor, done, |first, w, _| {
-                        look_up(first, &rounded(w, dtype)?);
+                        look_up(first, &self.rounded(&tensor.spec, w, dtype)?);
                         Ok(())
                     })?;
                 }
@@ -186,7 +186,7 @@ impl Pass<'_> {
             let mut rows = weight.slice_mut(s![start..count.min(start + step), ..]);
             match &tensor.treatment {
                 Treatment::Float(dtype) => {
-                    let kept = rounded(rows.to_owned(), *dtype)?;
+                    let kept = self.rounded(&tensor.spec, rows.to_owned(), *dtype)?;
                     rows.assign(&kept);
                     done.sink.floats(tensor, *dtype, rows.iter().copied().collect())?;
                 }
@@ -213,7 +213,7 @@ impl Pass<'_> {
         self.each_rows(tensor, done, |first, w, done| {
             match &tensor.treatment {
                 Treatment::Float(dtype) => {
-                    let w = rounded(w, *dtype)?;
+                    let w = self.rounded(&tensor.spec, w, *dtype)?;
                     look(first, &w);
                     done.sink.floats(tensor, *dtype, w.into_raw_vec_and_offset().0)?;
                 }
@@ -253,6 +253,22 @@ impl Pass<'_> {
         Ok(())
     }
 
+    /// What is left of a tensor's numbers when they are stored as `dtype`.
+    fn rounded(&self, spec: &TensorSpec, w: Array2<f32>, dtype: Dtype) -> Result<Array2<f32>> {
+        if dtype == Dtype::F32 || dtype == self.source.float_dtype(spec) {
+            return Ok(w);
+        }
+        let shape = w.dim();
+        let values = w.as_standard_layout().into_owned().into_raw_vec_and_offset().0;
+        let kept = decode_floats(dtype, &encode_floats(dtype, &values)?)?;
+        let overflowed = |(kept, x): (&f32, &f32)| kept.is_infinite() && x.is_finite();
+        if let Some(at) = kept.iter().zip(&values).position(overflowed) {
+            return Err(Failure::new(format!("the value {:e} is too large for {dtype}", values[at]))
+                .hint("choose bf16 or f32"));
+        }
+        Ok(Array2::from_shape_vec(shape, kept)?)
+    }
+
     fn load(&self, spec: &TensorSpec) -> Result<ndarray::ArrayD<f32>> {
         Ok(self.source.load(&spec.name).map_err(|source| load_failed(spec, source))?)
     }
@@ -264,24 +280,6 @@ fn load_failed(spec: &TensorSpec, source: attar_model::LoadError) -> ModelError 
 
 fn grid_of(encoding: &Named) -> Result<&dyn attar_quant::GridEncoding> {
     encoding.grid().ok_or_else(|| Failure::new(format!("{} has no codes", encoding.name())))
-}
-
-/// What is left of numbers stored as `dtype`.
-fn rounded(w: Array2<f32>, dtype: Dtype) -> Result<Array2<f32>> {
-    if dtype == Dtype::F32 {
-        return Ok(w);
-    }
-    let shape = w.dim();
-    let values = w.as_standard_layout().into_owned().into_raw_vec_and_offset().0;
-    let kept = decode_floats(dtype, &encode_floats(dtype, &values)?)?;
-    if let Some(x) =
-        kept.iter().zip(&values).find_map(|(kept, x)| (kept.is_infinite() && x.is_finite()).then_some(x))
-    {
-        return Err(
-            Failure::new(format!("the value {x:e} is too large for {dtype}")).hint("choose bf16 or f32")
-        );
-    }
-    Ok(Array2::from_shape_vec(shape, kept)?)
 }
 
 /// What was done to the parts of one matrix.

@@ -89,6 +89,10 @@ impl Target<'_> {
         if self.path.exists() && self.path.canonicalize().ok() == self.source.path.canonicalize().ok() {
             return Err(Failure::new("the output is the model itself").hint("name another output")).doing(at);
         }
+        if is_gguf && self.path.as_os_str().as_encoded_bytes().last() == Some(&b'/') {
+            return Err(Failure::new("a GGUF is a file, and its name ends in `/`").hint("leave that out"))
+                .doing(at);
+        }
         if is_gguf && self.path.is_dir() {
             return Err(Failure::new("a folder is in the way of the GGUF file").hint(ANOTHER)).doing(at);
         }
@@ -195,7 +199,11 @@ impl Target<'_> {
     fn config_json(&self) -> Result<Value> {
         let mut config = match self.source.folder() {
             Some(folder) => folder.config.clone(),
-            None => self.source.config.to_hf()?,
+            None => self
+                .source
+                .config
+                .to_hf()
+                .hint(|| "start from the Hugging Face folder that the GGUF file was made from")?,
         };
         let object = config.as_object_mut().ok_or_else(|| Failure::new("the configuration is no object"))?;
         object.shift_remove(compressed_tensors::CONFIG_KEY);
@@ -329,20 +337,25 @@ impl Sink {
             values = order.iter().flat_map(|&row| &values[row * cols..][..cols]).copied().collect();
         }
         let bytes = encode_floats(dtype, &values)?;
-        self.hash(tensor, &decode_floats(dtype, &bytes)?);
         let name = match self.container {
             Container::Gguf(_) => &tensor.spec.gguf_name,
             Container::Folder { .. } => &tensor.spec.name,
         };
-        self.write(name, &bytes)
+        let decoded = decode_floats(dtype, &bytes)?;
+        self.write_hashed(tensor, &decoded, |sink| sink.write(name, &bytes))
     }
 
     /// Writes the next rows of a coded tensor.
     ///
     /// # Errors
-    /// A disk that refuses.
+    /// Weights so large that their scales are infinite; a disk that refuses.
     pub fn codes(&mut self, tensor: &PlannedTensor, encoding: &Named, solution: &Solution) -> Result<()> {
         let (here, cols) = solution.codes.dim();
+        if solution.decoded.iter().any(|x| !x.is_finite()) {
+            return Err(Failure::new(format!("its values are too large for the scales of {}", encoding.name()))
+                .hint("no format with scales in f16 holds this matrix: keep it as it is, with --tensor REGEX=bf16 in a \
+                       GGUF file or REGEX=float in a folder"));
+        }
         let unheld = || Failure::new(format!("{} has no codes", tensor.encoding_name()));
         let bytes = encoding.grid().ok_or_else(unheld)?.pack(&solution.grid, solution.codes.view());
         match encoding {
@@ -356,12 +369,16 @@ impl Sink {
                         order.iter().flat_map(|&row| &bytes[row * per_row..][..per_row]).copied().collect();
                     decoded = decoded.select(Axis(0), &order);
                 }
-                self.hash(tensor, decoded.as_slice().unwrap_or_default());
-                self.write(&tensor.spec.gguf_name, &bytes)
+                let decoded = decoded.as_standard_layout();
+                let decoded = decoded.as_slice().unwrap_or_default();
+                self.write_hashed(tensor, decoded, |sink| sink.write(&tensor.spec.gguf_name, &bytes))
             }
             Named::Integer(encoding) => {
-                self.hash(tensor, solution.decoded.as_slice().unwrap_or_default());
-                self.integers(tensor, encoding, &bytes, [here, cols])
+                let decoded = solution.decoded.as_standard_layout();
+                let decoded = decoded.as_slice().unwrap_or_default();
+                self.write_hashed(tensor, decoded, |sink| {
+                    sink.integers(tensor, encoding, &bytes, [here, cols])
+                })
             }
         }
     }
@@ -383,8 +400,24 @@ impl Sink {
         Ok(())
     }
 
-    fn hash(&mut self, tensor: &PlannedTensor, decoded: &[f32]) {
-        hash_floats(self.hashes.entry(tensor.spec.name.clone()).or_default(), decoded);
+    /// Hashes what a reader will get while the bytes are written.
+    fn write_hashed(
+        &mut self,
+        tensor: &PlannedTensor,
+        decoded: &[f32],
+        write: impl FnOnce(&mut Self) -> Result<()> + Send,
+    ) -> Result<()> {
+        let name = &tensor.spec.name;
+        let mut hash = self.hashes.remove(name).unwrap_or_default();
+        let (hash, written) = rayon::join(
+            move || {
+                hash_floats(&mut hash, decoded);
+                hash
+            },
+            || write(self),
+        );
+        self.hashes.insert(name.clone(), hash);
+        written
     }
 
     fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {

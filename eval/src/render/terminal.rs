@@ -4,7 +4,7 @@ use super::Renderer;
 use super::page::{self, Align, Page, Section, Table};
 use crate::report::Report;
 
-const COLUMNS: usize = 100;
+const COLUMNS: usize = 110;
 const GAP: &str = "  ";
 /// A name is not cut shorter than this.
 const LEAST_NAME: usize = 8;
