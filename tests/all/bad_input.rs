@@ -1,0 +1,6 @@
+//! What cannot be done is refused: in words, in time, and with nothing left behind.
+
+mod models;
+mod outputs;
+mod requests;
+mod texts;

@@ -1,0 +1,8 @@
+//! The main jobs from beginning to end, on the fixture model.
+
+mod containers;
+mod quality;
+mod reports;
+
+/// Little text, in short windows: enough to exercise everything, too little to say anything about quality.
+const QUICK: &str = "--calib-tokens 1024 --ctx 128 --chunks 4";

@@ -1,0 +1,11 @@
+//! The program as its users meet it: the real binary on real files.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod bad_input;
+mod end_to_end;
+mod forge;
+mod house;
+mod place;
+mod real_models;
+mod snapshots;

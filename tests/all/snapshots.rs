@@ -1,0 +1,45 @@
+//! What users read, word for word. `cargo insta review` shows what has changed.
+
+use assert_cmd::Command;
+
+use crate::place::{ATTAR, Place, Run};
+
+/// A run on a terminal of 100 columns, whatever the tests run on.
+fn run(line: &str) -> Run {
+    Place::new().run_with(Command::new(ATTAR).args(line.split_whitespace()).env("COLUMNS", "100"))
+}
+
+#[test]
+fn help() {
+    insta::assert_snapshot!(run("--help").stdout);
+}
+
+#[test]
+fn help_of_quantize() {
+    insta::assert_snapshot!(run("quantize --help").stdout);
+}
+
+#[test]
+fn help_of_eval() {
+    insta::assert_snapshot!(run("eval --help").stdout);
+}
+
+#[test]
+fn the_plan_of_q4_k_m() {
+    insta::assert_snapshot!(run("quantize books-2m -o out.gguf --scheme q4_k_m --dry-run").stdout);
+}
+
+#[test]
+fn inspecting_the_fixture() {
+    insta::assert_snapshot!(run("inspect books-2m").stdout);
+}
+
+#[test]
+fn an_error_with_its_place_cause_and_hint() {
+    insta::assert_snapshot!(run("quantize books-2m -o out --scheme w4a16-g96").stderr);
+}
+
+#[test]
+fn an_error_of_the_command_line() {
+    insta::assert_snapshot!(run("quantize books-2m -o out --scheme q4").stderr);
+}

@@ -1,0 +1,32 @@
+"""transformers loads a compressed-tensors folder of attar's and scores the perplexity attar reported, within 0.1 %.
+
+check_folder.py FOLDER REPORT.json TEXT
+"""
+import json
+import math
+import sys
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder, report_path, text_path = sys.argv[1:]
+evaluation = json.load(open(report_path))["evaluation"]
+ctx, reported = evaluation["ctx"], evaluation["perplexity"]["value"]
+
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+ids = tokenizer(open(text_path, encoding="utf-8").read(), add_special_tokens=False)["input_ids"]
+first = [tokenizer.bos_token_id] if tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id else []
+step = ctx - len(first)
+total, count = 0.0, 0
+with torch.no_grad():
+    for start in range(0, len(ids) - step + 1, step):
+        window = torch.tensor([first + ids[start : start + step]])
+        log_probs = model(window).logits[0, :-1].float().log_softmax(-1)
+        total -= log_probs.gather(1, window[0, 1:, None]).double().sum().item()
+        count += window.shape[1] - 1
+measured = math.exp(total / count)
+difference = abs(measured / reported - 1)
+print(f"{folder.rsplit('/', 1)[-1]}: transformers {measured:.4f}, attar {reported:.4f} over {count} tokens ({difference:.4%})")
+if count != evaluation["tokens"] or difference > 1e-3:
+    sys.exit("the figures differ by more than 0.1 %")

@@ -1,0 +1,23 @@
+"""The `gguf` package reads a file of attar's and dequantizes every tensor to the very bits attar reported.
+
+check_gguf.py FILE.gguf REPORT.json
+"""
+import hashlib
+import json
+import sys
+
+import numpy as np
+from gguf import GGUFReader
+from gguf.quants import dequantize
+
+path, report_path = sys.argv[1:]
+expected = {t["stored_name"]: t["decoded_sha256"] for t in json.load(open(report_path))["tensors"]}
+reader = GGUFReader(path)
+found = {t.name: t for t in reader.tensors}
+if set(found) != set(expected):
+    sys.exit(f"{path}: tensors differ from the report: {sorted(set(found) ^ set(expected))}")
+for name, tensor in found.items():
+    values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+    if hashlib.sha256(values.tobytes()).hexdigest() != expected[name]:
+        sys.exit(f"{path}: {name} ({tensor.tensor_type.name}) dequantizes to other bits than attar reported")
+print(f"{path.rsplit('/', 1)[-1]}: {len(found)} tensors, bit for bit")

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# What attar writes, loaded by the programs it is meant for: the `gguf` package, transformers with compressed-tensors,
+# and llama.cpp. Their packages come from PyPI into a folder under ~/.cache; what cannot be had is skipped visibly.
+#   run.sh ATTAR_BINARY
+set -euo pipefail
+attar=$(realpath "$1")
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+shared=${ATTAR_SHARED:-$root/../shared}
+peers=${ATTAR_PEERS:-$HOME/.cache/attar-peers}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+mkdir -p "$peers"
+python=$peers/py/bin/python
+if ! "$python" -c 'import torch, transformers, gguf, compressed_tensors' 2>/dev/null; then
+  echo "installing Python peers"
+  python3 -m venv "$peers/py"
+  "$peers/py/bin/pip" install --quiet --upgrade pip
+  if ! "$peers/py/bin/pip" install --quiet torch transformers gguf compressed-tensors accelerate; then
+    echo "skipped: the Python peers could not be installed"
+    exit 0
+  fi
+fi
+
+model=$root/fixtures/books-2m
+calib=$root/fixtures/calibration.txt
+text=$root/fixtures/heldout.txt
+scores=(--text "$text" --ctx 512)
+
+echo "--- gguf package: opens our files, and dequantizes them to the very same bits"
+for scheme in q8_0 q6_k q5_k_m q5_1 q5_0 q4_k_m q4_k_s q4_1 q4_0 f16 bf16; do
+  "$attar" quantize "$model" -o "$work/$scheme.gguf" --scheme "$scheme" --calib "$calib" --ctx 512 --no-eval --quiet \
+    --json "$work/$scheme.json" >/dev/null
+  "$python" "$here/check_gguf.py" "$work/$scheme.gguf" "$work/$scheme.json"
+done
+
+echo "--- transformers with compressed-tensors: loads our folders, and scores the perplexity we report"
+for scheme in w4a16-g64 w4a16-g64-asym w3a16-g64 w8a16-g128; do
+  "$attar" quantize "$model" -o "$work/$scheme" --scheme "$scheme" --calib "$calib" "${scores[@]}" --convention hf --quiet \
+    --json "$work/$scheme.json" >/dev/null
+  "$python" "$here/check_folder.py" "$work/$scheme" "$work/$scheme.json" "$text"
+done
+
+if [[ ! -e $shared/tools/peers/kld.sh ]]; then
+  echo "skipped: llama.cpp, its build script is not here"
+  exit 0
+fi
+echo "--- llama.cpp: loads our GGUF files, and agrees with our figures"
+"$here/check_llamacpp.sh" "$attar" "$shared/tools/peers" "$peers/llamacpp" "$work"
