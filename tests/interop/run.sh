@@ -39,7 +39,7 @@ echo "--- transformers with compressed-tensors: loads our folders, and scores th
 for scheme in w4a16-g64 w4a16-g64-asym w3a16-g64 w8a16-g128; do
   "$attar" quantize "$model" -o "$work/$scheme" --scheme "$scheme" --calib "$calib" "${scores[@]}" --convention hf --quiet \
     --json "$work/$scheme.json" >/dev/null
-  "$python" "$here/check_folder.py" "$work/$scheme" "$work/$scheme.json" "$text"
+  "$python" "$here/check_folder.py" "$work/$scheme" "$work/$scheme.json" "$text" 2>"$work/log" || { cat "$work/log"; exit 1; }
 done
 
 if [[ ! -e $shared/tools/peers/kld.sh ]]; then
