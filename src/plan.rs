@@ -78,7 +78,7 @@ pub enum Output {
 /// What a pass will need at its peak.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
-    /// Expected peak, in bytes, the program itself not counted.
+    /// Expected peak, in bytes.
     pub peak_bytes: u64,
     /// Whether the input of the down projection is kept between two stages, or computed twice.
     pub keep_mlp_mid: bool,

@@ -17,7 +17,7 @@ use crate::diagnostic::{Explain, Failure, Result};
 use crate::text::hex;
 
 /// Values of a tensor that are worked on together: enough to fill every thread, few enough to stay small.
-pub const CHUNK_WEIGHTS: usize = 1 << 24;
+pub const CHUNK_WEIGHTS: usize = 1 << 21;
 
 /// Values that are decoded together where a tensor is only looked through, perhaps by every thread at once.
 const LOOK_WEIGHTS: usize = 1 << 21;

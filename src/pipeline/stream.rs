@@ -6,7 +6,7 @@ use attar_model::{Block, Tap};
 use ndarray::{Array2, ArrayView2, s};
 
 /// Tokens that pass through a block together: enough to keep the products busy, few enough to stay small.
-pub const CHUNK_TOKENS: usize = 4096;
+pub const CHUNK_TOKENS: usize = 2048;
 
 /// Hidden states of every calibration token, and what the stage under way carries to the next one.
 pub struct Stream {

@@ -317,10 +317,9 @@ impl Sink {
     /// The runs of rows a tensor must be written in, about `weights` long.
     pub fn row_step(&self, tensor: &PlannedTensor, weights: usize) -> usize {
         let [rows, cols] = rows_and_cols(&tensor.spec);
-        // Zero points of 32 rows fill whole words whatever their bits; heads are reordered as a whole.
         let unit = match self.row_order(tensor) {
-            RowOrder::AsIs => 32,
-            RowOrder::RopeInterleaved { heads } => 32 * (rows / heads.max(1)).max(1),
+            RowOrder::AsIs => 32, // zero points of 32 rows fill whole words whatever their bits
+            RowOrder::RopeInterleaved { heads } => (rows / heads.max(1)).max(1), // heads are reordered as a whole
         };
         (weights / cols.max(1)).max(unit) / unit * unit
     }

@@ -2,12 +2,23 @@
 
 use attar_model::ModelConfig;
 
-use super::{CalibrationSize, Memory, PlannedTensor, Treatment};
+use super::{CalibrationSize, Memory, PlannedTensor};
 use crate::diagnostic::{Failure, Result};
 use crate::pipeline::stream::CHUNK_TOKENS;
+use crate::source::CHUNK_WEIGHTS;
 use crate::talk::human_bytes;
 
 const F32: u64 = 4;
+
+/// Matrices of the size of the rows being solved that a solver holds at once: the weights and what is left of them, errors,
+/// their product with the Hessian, what two sets of codes decode to, and the codes.
+const SOLVER_COPIES: u64 = 8;
+
+/// The program itself, its tokenizer, and what the allocator keeps back.
+const PROGRAM_BYTES: u64 = 64 << 20;
+
+/// Below this the peak is no matter, and speed counts.
+const SMALL_BYTES: u64 = 1 << 30;
 
 /// Estimates the peak, and whether keeping the down projection's input fits into `max_memory`.
 ///
@@ -21,12 +32,12 @@ pub fn estimate(
 ) -> Result<Memory> {
     let lean = peak(config, tensors, calibration, false);
     let roomy = peak(config, tensors, calibration, true);
-    let Some(limit) = max_memory else {
+    let limit = match max_memory {
+        Some(limit) => limit,
         // Keeping it is a third less work, but not worth a surprise on a small machine.
-        let keep_mlp_mid = roomy < 2 * lean;
-        return Ok(Memory { peak_bytes: if keep_mlp_mid { roomy } else { lean }, keep_mlp_mid });
+        None => SMALL_BYTES.max(lean + lean / 4),
     };
-    if lean > limit {
+    if max_memory.is_some() && lean > limit {
         return Err(Failure::new(format!(
             "this needs about {} of memory, and --max-memory is {}",
             human_bytes(lean),
@@ -48,21 +59,25 @@ fn peak(
     keep_mlp_mid: bool,
 ) -> u64 {
     let weights = |t: &PlannedTensor| t.weights() as u64;
-    let coded = || tensors.iter().filter(|t| matches!(t.treatment, Treatment::Codes(_)));
-    // A matrix being quantized: itself, its working copy, the decoded result, its codes.
-    let largest_solve = coded().map(weights).max().unwrap_or(0) * (3 * F32 + 1);
-    let largest_read = tensors.iter().map(weights).max().unwrap_or(0) * F32;
-    let Some(CalibrationSize { tokens, .. }) = calibration else {
-        return largest_solve.max(largest_read);
-    };
-    let (tokens, hidden, ffn) = (tokens as u64, config.hidden_size as u64, config.intermediate_size as u64);
-    let query = (config.num_attention_heads * config.head_dim) as u64;
+    let part = (CHUNK_WEIGHTS as u64).min(tensors.iter().map(weights).max().unwrap_or(0));
+    let solving = SOLVER_COPIES * part * F32;
+    let Some(CalibrationSize { tokens, ctx }) = calibration else { return PROGRAM_BYTES + solving };
+    let (tokens, ctx) = (tokens as u64, ctx as u64);
+    let (hidden, ffn) = (config.hidden_size as u64, config.intermediate_size as u64);
+    let (query, key_value) = (config.query_size() as u64, config.key_value_size() as u64);
+    let chunk = (CHUNK_TOKENS as u64).max(ctx).min(tokens);
     let block: u64 = tensors.iter().filter(|t| t.spec.layer == Some(0)).map(weights).sum();
-    let widest = coded().filter(|t| t.spec.tap.is_some()).map(|t| t.spec.shape[1] as u64).max().unwrap_or(0);
-    // The Gram matrix and, in f64, its factor with one working copy.
-    let statistics = widest * widest * (F32 + 2 * 8);
-    let carried = tokens * if keep_mlp_mid { query.max(ffn) } else { query };
-    let chunk = (CHUNK_TOKENS as u64).min(tokens) * (2 * hidden + 3 * ffn);
-    let in_blocks = (tokens * hidden + carried + chunk + block) * F32 + statistics + largest_solve;
-    in_blocks.max(tokens * hidden * F32 + largest_read + largest_solve)
+    // Each stage: the features whose statistics it takes, what it carries per token, what it computes per token.
+    let stages = [
+        (hidden, 0, hidden),
+        (query, query, 2 * (hidden + query + key_value)),
+        (hidden, query, hidden),
+        (ffn, if keep_mlp_mid { ffn } else { 0 }, hidden + 3 * ffn),
+    ];
+    let stage = |(features, carried, computed): (u64, u64, u64)| {
+        let square = features * features * F32;
+        // Beside the Gram matrix stand activations, then its factor in f64 and f32, then that in f32 and a solver's work.
+        tokens * carried * F32 + square + (chunk * computed * F32).max(3 * square).max(square + solving)
+    };
+    PROGRAM_BYTES + tokens * hidden * F32 + block * F32 + stages.map(stage).into_iter().max().unwrap_or(0)
 }
