@@ -30,7 +30,7 @@ pub struct Cli {
 #[command(next_help_heading = "Everywhere")]
 pub struct Global {
     /// Threads to compute with [default: all cores]; never changes a result
-    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
 
     /// Refuse to start work that is expected to need more memory, for example 16GB
@@ -112,7 +112,7 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "N", default_value_t = CALIB_TOKENS)]
     pub calib_tokens: usize,
 
-    /// Tokens per window, in calibration and evaluation [default: what the model was made for, 2048 at most]
+    /// Tokens per window [default: 2048 to calibrate, 512 to evaluate, less where the model was made for less]
     #[arg(long, value_name = "N")]
     pub ctx: Option<usize>,
 
@@ -129,7 +129,7 @@ pub struct QuantizeArgs {
     pub convention: ConventionArg,
 
     /// Do not evaluate the written file (it is still reopened and compared with what was computed)
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["text", "chunks", "convention"])]
     pub no_eval: bool,
 
     /// Tensor type for names that match, for example 'ffn_down=q6_k'; the first match wins
@@ -170,7 +170,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "FILE")]
     pub text: PathBuf,
 
-    /// Tokens per window [default: what the model was made for, 2048 at most]
+    /// Tokens per window [default: 512 as in llama-perplexity, less where the model was made for less]
     #[arg(long, value_name = "N")]
     pub ctx: Option<usize>,
 

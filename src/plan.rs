@@ -251,7 +251,7 @@ fn plan_tensor(spec: &TensorSpec, request: &Request, output: &Output) -> Result<
     let (treatment, fallback) = match (output, &spec.shape[..]) {
         (Output::Gguf { .. }, [_, row_length]) => gguf_matrix(spec, *row_length, request, rule)?,
         (Output::Gguf { .. }, _) => (Treatment::Float(Dtype::F32), None),
-        (Output::Plain, _) => (Treatment::Float(plain_dtype(spec, request)), None),
+        (Output::Plain, _) => (Treatment::Float(plain_dtype(spec, request, rule)?), None),
         (Output::CompressedTensors(scheme), _) => (folder_matrix(spec, request, *scheme, rule)?, None),
     };
     let bytes = match &treatment {
@@ -308,9 +308,6 @@ fn folder_matrix(
     rule: Option<&TensorRule>,
 ) -> Result<Treatment> {
     let kept = Treatment::Float(request.source.float_dtype(spec));
-    if spec.layer.is_none() || spec.tap.is_none() || spec.shape.len() != 2 {
-        return Ok(kept);
-    }
     match rule.map(|rule| rule.wanted.as_str()) {
         Some("float") => return Ok(kept),
         Some(other) => {
@@ -320,6 +317,9 @@ fn folder_matrix(
             .hint("the one exception a folder can make is REGEX=float, which leaves a matrix unquantized"));
         }
         None => {}
+    }
+    if spec.layer.is_none() || spec.tap.is_none() || spec.shape.len() != 2 {
+        return Ok(kept);
     }
     let (rows, cols) = (spec.shape[0], spec.shape[1]);
     let IntegerScheme { bits, group_size, symmetric } = scheme;
@@ -362,12 +362,19 @@ pub fn scale_float(scale: ScaleDtype) -> Dtype {
     }
 }
 
-/// The float type of a plain folder: the scheme's for matrices, the source's for everything else.
-fn plain_dtype(spec: &TensorSpec, request: &Request) -> Dtype {
-    match request.scheme {
+/// The float type of a plain folder: the rule's or the scheme's for matrices, the source's for everything else.
+fn plain_dtype(spec: &TensorSpec, request: &Request, rule: Option<&TensorRule>) -> Result<Dtype> {
+    if let Some(rule) = rule.filter(|_| spec.is_matrix()) {
+        let named = GgmlType::from_name(&rule.wanted).and_then(float_dtype);
+        return named.ok_or_else(|| {
+            Failure::new(format!("a plain folder of safetensors cannot hold `{}`", rule.wanted))
+                .hint("its types are f32, f16 and bf16")
+        });
+    }
+    Ok(match request.scheme {
         Some(Scheme::Gguf(file_type)) => float_dtype(file_type.default_type).unwrap_or(Dtype::F32),
         _ => request.source.float_dtype(spec),
-    }
+    })
 }
 
 fn ggml_type(name: &str) -> Result<GgmlType> {

@@ -122,7 +122,7 @@ fn tidy(path: &Path) -> PathBuf {
             tidy.push(part);
         }
     }
-    tidy
+    if tidy.as_os_str().is_empty() { PathBuf::from(".") } else { tidy }
 }
 
 /// An output with its words parsed.
@@ -140,8 +140,9 @@ impl<'a> Order<'a> {
         Ok(Self { table, scheme, rules })
     }
 
-    fn learns(&self) -> bool {
-        self.scheme.has_codes() && self.table.method != Method::Rtn
+    /// As `attar quantize` has it: rounding needs no text, and weighs by one that is given.
+    fn learns(&self, calibration: &CalibrationTable) -> bool {
+        self.scheme.has_codes() && (self.table.method != Method::Rtn || !calibration.files.is_empty())
     }
 }
 
@@ -152,14 +153,13 @@ impl<'a> Order<'a> {
 pub fn run(path: &Path, global: &Global) -> Result<()> {
     let talk = global.talk();
     let recipe = Recipe::read(path)?;
-    let delivery =
-        Delivery { json: global.json.clone(), folder: global.report.clone().or(recipe.report.clone()) };
+    let delivery = Delivery { folder: global.report.clone().or(recipe.report.clone()), ..global.delivery() };
     let orders = recipe.quantize.iter().map(Order::parse).collect::<Result<Vec<_>>>()?;
     let source = Source::open(&recipe.model)?;
     refuse_quantized(&source)?;
     let tokenizer = source.tokenizer()?;
     let CalibrationTable { files, tokens, ctx } = &recipe.calibration;
-    let calibration = if orders.iter().any(Order::learns) {
+    let calibration = if orders.iter().any(|order| order.learns(&recipe.calibration)) {
         let request = CalibrationRequest { files, tokens: *tokens, ctx: *ctx };
         Some(request.read(&source, &tokenizer)?)
     } else {
@@ -177,7 +177,7 @@ pub fn run(path: &Path, global: &Global) -> Result<()> {
             scheme: Some(order.scheme),
             method: order.table.method,
             rules: &order.rules,
-            calibration: calibration.as_ref().filter(|_| order.learns()),
+            calibration: calibration.as_ref().filter(|_| order.learns(&recipe.calibration)),
             output: &order.table.output,
             overwrite: global.overwrite(),
             pre_tokenizer: order.table.pre_tokenizer.as_deref(),
@@ -227,9 +227,13 @@ mod tests {
 
     #[test]
     fn paths_are_tidied_and_never_climb_by_accident() {
-        for (path, tidied) in
-            [("fixtures/../out/x", "out/x"), ("../a", "../a"), ("a/../../b", "../b"), ("/a/./b", "/a/b")]
-        {
+        for (path, tidied) in [
+            ("fixtures/../out/x", "out/x"),
+            ("../a", "../a"),
+            ("a/../../b", "../b"),
+            ("/a/./b", "/a/b"),
+            ("a/..", "."),
+        ] {
             assert_eq!(tidy(Path::new(path)), Path::new(tidied));
         }
     }

@@ -338,6 +338,18 @@ impl Source {
         self.specs.iter().any(|spec| matches!(self.stored(spec), Ok(Stored::Blocks(..) | Stored::Packed(_))))
     }
 
+    /// What the model is called: the name of its folder, or of its file without the ending.
+    pub fn name(&self) -> String {
+        let path = self.path.canonicalize().unwrap_or_else(|_| self.path.clone());
+        let name = if self.is_gguf() { path.file_stem() } else { path.file_name() };
+        name.map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+    }
+
+    /// Whether a part of the tensor cannot be decoded without the whole.
+    pub fn decodes_whole(&self, spec: &TensorSpec) -> bool {
+        matches!(self.stored(spec), Ok(Stored::Packed(_)))
+    }
+
     /// Whether the model is a GGUF file.
     pub fn is_gguf(&self) -> bool {
         matches!(self.opened, Opened::Gguf(_))
@@ -428,6 +440,13 @@ impl Weights for Source {
     fn load_rows(&self, name: &str, rows: &[usize]) -> std::result::Result<Array2<f32>, LoadError> {
         let spec = self.spec(name)?;
         let [count, cols] = rows_and_cols(spec);
+        if self.decodes_whole(spec) {
+            let all = Array2::from_shape_vec((count, cols), self.decode(spec, 0..count)?)?;
+            if let Some(&row) = rows.iter().find(|&&row| row >= count) {
+                return Err(StorageError::Row { name: name.to_owned(), row, rows: count }.into());
+            }
+            return Ok(all.select(Axis(0), rows));
+        }
         let stored = match self.row_order(spec) {
             RowOrder::AsIs => None,
             order @ RowOrder::RopeInterleaved { .. } => Some(order.from_gguf(count)),

@@ -84,18 +84,17 @@ pub fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// The context to work in where the user names none: what the model was made for, 2048 at most.
-pub fn default_ctx(max_position_embeddings: usize) -> usize {
-    max_position_embeddings.clamp(1, 2048)
-}
+/// Tokens per window where the user names none, unless the model was made for less: to calibrate on, and to score on as
+/// llama-perplexity does.
+pub const DEFAULT_CTX: [usize; 2] = [2048, 512];
 
 /// The least a calibration window may be cut down to for a short text.
 const LEAST_CTX: usize = 16;
 
 /// Cuts texts into calibration windows of `ctx` tokens, as many as `most_tokens` allow, evenly from all texts.
 ///
-/// Each window begins with BOS where the tokenizer adds one. A text shorter than one window makes all windows as
-/// short as it is.
+/// Each window begins with BOS where the tokenizer adds one. What is shorter than a window, texts and their ends, fills
+/// windows together; where no text is as long as one, all windows are as short as the longest text.
 ///
 /// # Errors
 /// Texts that give no usable token.
@@ -134,6 +133,12 @@ pub fn calibration_windows(
             }
         }
     }
+    // What is left of each, and texts shorter than a window, fill windows together.
+    let rest = cut.iter().flat_map(std::slice::ChunksExact::remainder).copied().collect::<Vec<_>>();
+    for chunk in rest.chunks_exact(ctx - extra).take((most_tokens - windows.len()) / ctx) {
+        windows.extend(bos);
+        windows.extend_from_slice(chunk);
+    }
     Ok(Windows::new(ctx, windows))
 }
 
@@ -151,6 +156,12 @@ pub fn evaluation_windows(
     let tokens = tokenizer.encode(convention.trim(&text.content))?;
     let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
     attar_eval::windows(&tokens, ctx, convention, bos, chunks)
+        .map_err(|error| {
+            let hint = match error {
+                attar_eval::Error::TextTooShort { .. } => "use a longer text, or shorter windows with --ctx",
+                _ => "ask for larger windows with --ctx, and for one of them at least with --chunks",
+            };
+            Failure::from(error).hint(hint)
+        })
         .doing(|| format!("while cutting `{}` into windows", text.name))
-        .hint(|| "use a longer text, or shorter windows with --ctx")
 }

@@ -1,12 +1,11 @@
 //! `attar convert`: the same numbers in another container.
 
 use crate::cli::{ConvertArgs, Global, Method};
-use crate::commands::deliver::Delivery;
+use crate::commands::prepare;
 use crate::commands::quantize::check_weights;
 use crate::diagnostic::{Failure, Result};
 use crate::pipeline::{Clock, Job, is_gguf};
 use crate::source::Source;
-use crate::talk::say;
 
 /// Plans, checks, writes, reopens, reports.
 ///
@@ -14,7 +13,7 @@ use crate::talk::say;
 /// Whatever kept it from being done.
 pub fn run(args: &ConvertArgs, global: &Global) -> Result<()> {
     let talk = global.talk();
-    let delivery = Delivery { json: global.json.clone(), folder: global.report.clone() };
+    let delivery = global.delivery();
     let source = Source::open(&args.model)?;
     if source.is_quantized() {
         if is_gguf(&args.output) {
@@ -43,12 +42,7 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<()> {
         max_memory: global.max_memory,
         talk,
     };
-    let plan = job.plan()?;
-    if global.dry_run {
-        return say(&format!("{plan}\n"));
-    }
-    job.check(&plan)?;
-    delivery.check(&[&args.output])?;
+    let Some(plan) = prepare(&job, &delivery, global)? else { return Ok(()) };
     let mut clock = Clock::default();
     clock.time("check", || check_weights(&source, talk))?;
     let (_, mut report) = job.run(&plan, &mut clock)?;

@@ -1,5 +1,7 @@
 //! Reports to where they were asked for.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use attar_checkpoint::atomic::{self, AtomicFile, Overwrite};
@@ -9,6 +11,9 @@ use attar_eval::render::{self, Renderer};
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::pipeline::write::NewFolders;
 use crate::talk::say;
+
+/// What the schemas of all reports, of whatever version, begin with.
+const SCHEMA_FAMILY: &str = "attar-report/";
 
 /// What the files of `--report` are called, before their extension.
 const FILE_STEM: &str = "report";
@@ -36,10 +41,15 @@ impl Delivery {
                 return Err(Failure::new("a folder is in the way of the report").hint("name a file"))
                     .doing(at);
             }
-            if outputs.contains(&path.as_path()) {
+            if outputs.iter().any(|output| same_place(output, &path)) {
                 return Err(
                     Failure::new("the report would take the place of the output").hint("name another file")
                 )
+                .doing(at);
+            }
+            if path.is_file() && !is_report(&path) {
+                return Err(Failure::new(format!("`{}` is no report of attar's", path.display()))
+                    .hint("only reports are replaced: name another file"))
                 .doing(at);
             }
             let _tried = NewFolders::above(&path).doing(at)?;
@@ -89,6 +99,22 @@ impl Delivery {
             None => Ok(()),
         }
     }
+}
+
+/// Whether two paths lead to one place, though spelled otherwise.
+fn same_place(a: &Path, b: &Path) -> bool {
+    let place = |path: &Path| {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Some((parent.canonicalize().ok()?, path.file_name()?.to_owned()))
+    };
+    a == b || place(a).is_some_and(|a| place(b) == Some(a))
+}
+
+/// Whether a file begins as reports in JSON do; an empty one may be taken too.
+fn is_report(path: &Path) -> bool {
+    let mut start = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(4096).read_to_end(&mut start));
+    read.is_ok() && (start.is_empty() || String::from_utf8_lossy(&start).contains(SCHEMA_FAMILY))
 }
 
 fn named(rendering: &str) -> Result<&'static dyn Renderer> {

@@ -4,7 +4,6 @@ use attar_eval::Report;
 
 use crate::cli::{EvalArgs, Global};
 use crate::commands::ScoringRequest;
-use crate::commands::deliver::Delivery;
 use crate::diagnostic::{Failure, Result};
 use crate::pipeline::{Clock, describe};
 use crate::source::Source;
@@ -16,7 +15,7 @@ use crate::talk::say;
 /// A model or text that cannot be read, models with different tokenizers.
 pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
     let talk = global.talk();
-    let delivery = Delivery { json: global.json.clone(), folder: global.report.clone() };
+    let delivery = global.delivery();
     let source = Source::open(&args.model)?;
     let reference = args.reference.as_deref().map(Source::open).transpose()?;
     let tokenizer = source.tokenizer()?;

@@ -6,7 +6,6 @@ use std::path::Path;
 use attar_eval::Report;
 
 use crate::cli::Global;
-use crate::commands::deliver::Delivery;
 use crate::diagnostic::Result;
 use crate::mix::FILE_TYPES;
 use crate::pipeline::describe;
@@ -34,7 +33,7 @@ pub fn run(model: &Path, global: &Global) -> Result<()> {
     } else {
         text.push_str(&schemes(&source));
     }
-    let delivery = Delivery { json: global.json.clone(), folder: global.report.clone() };
+    let delivery = global.delivery();
     delivery.check(&[])?;
     delivery.in_files(&Report::new(describe(&source)))?;
     say(&text)

@@ -15,11 +15,14 @@ use attar_eval::report;
 
 use crate::cli::Global;
 use crate::diagnostic::Result;
-use crate::pipeline::Calibration;
 use crate::pipeline::score::Scoring;
+use crate::pipeline::{Calibration, Job};
+use crate::plan::Plan;
 use crate::source::Source;
-use crate::talk::{Talk, Verbosity};
+use crate::talk::{Talk, Verbosity, say};
+
 use crate::text::{self, Text};
+use deliver::Delivery;
 
 impl Global {
     /// The voice that was asked for.
@@ -31,10 +34,31 @@ impl Global {
         })
     }
 
+    /// Where reports are wanted.
+    pub fn delivery(&self) -> Delivery {
+        Delivery { json: self.json.clone(), folder: self.report.clone() }
+    }
+
     /// What becomes of outputs that exist.
     pub fn overwrite(&self) -> Overwrite {
         if self.force { Overwrite::Yes } else { Overwrite::No }
     }
+}
+
+/// Plans a job and finds out what would keep it from being done; `None` where only the plan was asked for, which is then
+/// said.
+///
+/// # Errors
+/// What cannot work.
+pub fn prepare(job: &Job<'_>, delivery: &Delivery, global: &Global) -> Result<Option<Plan>> {
+    let plan = job.plan()?;
+    if global.dry_run {
+        say(&format!("{plan}\n"))?;
+        return Ok(None);
+    }
+    job.check(&plan)?;
+    delivery.check(&[job.output])?;
+    Ok(Some(plan))
 }
 
 /// The text to calibrate on as it was asked for.
@@ -54,7 +78,8 @@ impl CalibrationRequest<'_> {
     /// Files that cannot be read, texts without a usable token.
     pub fn read(&self, source: &Source, tokenizer: &Tokenizer) -> Result<Calibration> {
         let texts = Text::to_calibrate(self.files)?;
-        let ctx = self.ctx.unwrap_or_else(|| text::default_ctx(source.config.max_position_embeddings));
+        let [calibrate_ctx, _] = text::DEFAULT_CTX;
+        let ctx = self.ctx.unwrap_or(calibrate_ctx.min(source.config.max_position_embeddings).max(1));
         let windows = text::calibration_windows(&texts, tokenizer, ctx, self.tokens)?;
         let facts = report::Calibration {
             files: texts.iter().map(|text| text.name.clone()).collect(),
@@ -85,7 +110,8 @@ impl ScoringRequest<'_> {
     /// A file that cannot be read, a text too short.
     pub fn read(&self, source: &Source, tokenizer: &Tokenizer) -> Result<Scoring> {
         let text = Text::held_out(self.file.map(PathBuf::as_path))?;
-        let ctx = self.ctx.unwrap_or_else(|| text::default_ctx(source.config.max_position_embeddings));
+        let [_, score_ctx] = text::DEFAULT_CTX;
+        let ctx = self.ctx.unwrap_or(score_ctx.min(source.config.max_position_embeddings).max(1));
         let windows = text::evaluation_windows(&text, tokenizer, ctx, self.convention, self.chunks)?;
         Ok(Scoring { text: text.name, windows, convention: self.convention })
     }

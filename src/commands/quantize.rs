@@ -1,14 +1,12 @@
 //! `attar quantize`: the main job.
 
 use crate::cli::{Global, Method, QuantizeArgs};
-use crate::commands::deliver::Delivery;
-use crate::commands::{CalibrationRequest, ScoringRequest};
+use crate::commands::{CalibrationRequest, ScoringRequest, prepare};
 use crate::diagnostic::Result;
 use crate::pipeline::{Clock, Job, is_gguf, refuse_quantized};
 use crate::plan::TensorRule;
 use crate::scheme::Scheme;
 use crate::source::Source;
-use crate::talk::say;
 
 /// Plans, checks, compresses, reopens, scores, reports.
 ///
@@ -16,7 +14,7 @@ use crate::talk::say;
 /// Whatever kept it from being done; what can be found out early is.
 pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
     let talk = global.talk();
-    let delivery = Delivery { json: global.json.clone(), folder: global.report.clone() };
+    let delivery = global.delivery();
     let source = Source::open(&args.model)?;
     refuse_quantized(&source)?;
     args.layout_fits()?;
@@ -57,12 +55,7 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
         max_memory: global.max_memory,
         talk,
     };
-    let plan = job.plan()?;
-    if global.dry_run {
-        return say(&format!("{plan}\n"));
-    }
-    job.check(&plan)?;
-    delivery.check(&[&args.output])?;
+    let Some(plan) = prepare(&job, &delivery, global)? else { return Ok(()) };
 
     let mut clock = Clock::default();
     clock.time("check", || check_weights(&source, talk))?;

@@ -240,7 +240,7 @@ impl Pass<'_> {
         let at = || format!("while quantizing `{}`", tensor.spec.name);
         let [rows, cols] = rows_and_cols(&tensor.spec);
         let step = done.sink.row_step(tensor, CHUNK_WEIGHTS);
-        if rows <= step {
+        if rows <= step || self.source.decodes_whole(&tensor.spec) {
             let all = self.load(&tensor.spec)?.into_shape_with_order((rows, cols))?;
             return each(0, all, done).doing(at);
         }

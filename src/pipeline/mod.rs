@@ -225,7 +225,10 @@ impl Clock {
     /// What the report says of the run so far.
     pub fn run(&self) -> report::Run {
         report::Run {
-            command: std::env::args().map(|word| quoted(&word)).collect::<Vec<_>>().join(" "),
+            command: std::env::args_os()
+                .map(|word| quoted(&word.to_string_lossy()))
+                .collect::<Vec<_>>()
+                .join(" "),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             device: "cpu".to_owned(),
             threads: rayon::current_num_threads() as u64,

@@ -108,10 +108,19 @@ impl Target<'_> {
             return Err(Failure::new(format!("`{}` exists already", self.path.display()))
                 .hint("--force replaces it, or name another output"));
         }
+        if taken && !is_gguf && self.holds_source() {
+            return Err(Failure::new("the model lies in the folder that would be replaced").hint(ANOTHER))
+                .doing(at);
+        }
         if taken && !is_gguf && !self.path.join(hf::CONFIG).is_file() {
             return Err(Failure::new("the folder is not empty, and there is no model in it")
                 .hint("--force replaces models only: name another output, or empty the folder"))
             .doing(at);
+        }
+        if is_gguf {
+            self.metadata(0).doing(at)?;
+        } else {
+            self.config_json().doing(at)?;
         }
         let _tried = NewFolders::above(self.path).doing(at)?;
         atomic::check_writable(self.path).doing(at)?;
@@ -125,6 +134,14 @@ impl Target<'_> {
             _ => Ok(()),
         }
         .doing(at)
+    }
+
+    /// Whether the model lies somewhere in the output.
+    fn holds_source(&self) -> bool {
+        match (self.source.path.canonicalize(), self.path.canonicalize()) {
+            (Ok(source), Ok(output)) => source.starts_with(output),
+            _ => false,
+        }
     }
 
     /// Begins the output: everything but the weights is on the disk when this returns, under a temporary name.
@@ -148,15 +165,15 @@ impl Target<'_> {
         Ok(sink)
     }
 
-    fn create_gguf(&self, file_type: u32) -> Result<Container> {
+    /// The metadata of a GGUF file.
+    fn metadata(&self, file_type: u32) -> Result<Vec<(String, gguf::Value)>> {
         let config = &self.source.config;
         let tokenizer = self.tokenizer.ok_or_else(|| {
             Failure::new("the model has no tokenizer, and a GGUF file must have one")
                 .hint("copy tokenizer.json (or tokenizer.model) of the original model into the folder")
         })?;
         let mut metadata = config.gguf_metadata()?;
-        let name =
-            self.source.path.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let name = self.source.name();
         let general = [
             ("general.type", gguf::Value::from("model")),
             ("general.name", gguf::Value::from(name)),
@@ -165,6 +182,11 @@ impl Target<'_> {
         ];
         metadata.splice(1..1, general.map(|(key, value)| (key.to_owned(), value)));
         metadata.extend(tokenizer.gguf_metadata(config.vocab_size, self.pre_tokenizer)?);
+        Ok(metadata)
+    }
+
+    fn create_gguf(&self, file_type: u32) -> Result<Container> {
+        let (config, metadata) = (&self.source.config, self.metadata(file_type)?);
         let mut tensors: Vec<_> = self.plan.tensors.iter().map(gguf_info).collect();
         if let Some(factors) = config.rope_freqs() {
             tensors.push(TensorInfo::new(ROPE_FREQS, Dtype::F32, &[factors.len()]));

@@ -133,7 +133,7 @@ impl Scheme {
 /// # Errors
 /// As [`Packed::from_json`].
 pub fn parse(config: &Value) -> Result<Option<Packed>, Flaw> {
-    config.get(CONFIG_KEY).map(Packed::from_json).transpose()
+    config.get(CONFIG_KEY).filter(|json| !json.is_null()).map(Packed::from_json).transpose()
 }
 
 /// The bytes of a `weight_shape`.
@@ -220,6 +220,10 @@ impl Packed {
     /// [`Flaw::Json`] where it is not of the layout's form, [`Flaw::Unsupported`] where it asks for something else
     /// than packed integer weights.
     pub fn from_json(json: &Value) -> Result<Self, Flaw> {
+        // Other methods have other keys: theirs is said before any of them is missed.
+        if let Some(method) = json["quant_method"].as_str() {
+            refuse_unless("quant_method", method, &[QUANT_METHOD], QUANT_METHOD)?;
+        }
         let raw = RawPacked::deserialize(json)?;
         refuse_unless("quant_method", raw.quant_method.as_str(), &[QUANT_METHOD], QUANT_METHOD)?;
         refuse_unless("format", raw.format.as_str(), &[PACK_QUANTIZED], PACK_QUANTIZED)?;

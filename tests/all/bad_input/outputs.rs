@@ -68,6 +68,29 @@ fn a_folder_that_is_no_model_is_not_replaced_even_with_force() {
     place.refuses(&line, &["letters", "no model in it", "--force"]);
 }
 
+/// Replacing the folder would take the model with it.
+#[test]
+fn a_folder_around_the_model_is_not_replaced_even_with_force() {
+    let place = Place::new();
+    let model = forge::copy(&place, "model");
+    fs::create_dir(place.at("around")).unwrap();
+    fs::copy(model.join("config.json"), place.at("around/config.json")).unwrap();
+    fs::rename(model, place.at("around/model")).unwrap();
+    let line = TO_FOLDER.replace("books-2m -o out", "around/model -o around --force");
+    place.refuses(&line, &["around", "the model lies in the folder"]);
+}
+
+#[test]
+fn a_report_takes_the_place_of_reports_only() {
+    let place = Place::new();
+    place.write("letter.txt", "Dear Ada,\n");
+    for taken in ["letter.txt", "books-2m/config.json", "./out.gguf"] {
+        place.refuses(&format!("{TO_GGUF} --json {taken}"), &["--json", "name another file"]);
+    }
+    place.done(&format!("{TO_GGUF} --json report.json"));
+    place.done(&format!("{TO_GGUF} --force --json report.json"));
+}
+
 #[test]
 fn the_wrong_kind_of_thing_in_the_way() {
     let place = Place::new();

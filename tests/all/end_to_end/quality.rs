@@ -106,3 +106,21 @@ fn encodings(report: &Value) -> BTreeMap<String, String> {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     report["tensors"].as_array().unwrap().iter().map(|t| (text(&t["name"]), text(&t["encoding"]))).collect()
 }
+
+/// A long text leaves a tail and a short one no window at all: together they fill some.
+#[test]
+fn short_calibration_texts_count_too() {
+    let place = Place::new();
+    let long = std::fs::read_to_string(crate::place::fixture("calibration.txt")).unwrap();
+    place.write("long.txt", &long[..8000]);
+    place.write("short.txt", &long[20_000..21_200]);
+    place.write("another.txt", &long[30_000..31_200]);
+    let mut tokens = Vec::new();
+    for files in ["--calib long.txt", "--calib long.txt --calib short.txt --calib another.txt"] {
+        place.done(&format!(
+            "quantize books-2m -o out.gguf --scheme q4_0 --no-eval --force --quiet --json report.json {files}"
+        ));
+        tokens.push(place.json("report.json")["calibration"]["tokens"].as_u64().unwrap());
+    }
+    assert!(tokens[1] > tokens[0], "{tokens:?}");
+}
