@@ -2,7 +2,7 @@
 
 mod peak;
 
-use attar_tensor::gram_add;
+use attar_tensor::{bf16_gram_add, gram_add};
 use criterion::{Criterion, criterion_group, criterion_main};
 use ndarray::Array2;
 use peak::{Work, case, random};
@@ -20,6 +20,9 @@ fn gram(criterion: &mut Criterion) {
     let work = Work { amount: flops / 1e9, unit: "GFLOP/s", flops: Some(flops), number_bytes: 4 };
     case(&mut group, &format!("gram {tokens}x{features}"), work, || {
         gram_add(x.view(), &mut sums.lock().unwrap_or_else(PoisonError::into_inner));
+    });
+    case(&mut group, &format!("bf16 gram {tokens}x{features}"), Work { number_bytes: 2, ..work }, || {
+        bf16_gram_add(x.view(), &mut sums.lock().unwrap_or_else(PoisonError::into_inner));
     });
 }
 

@@ -1,8 +1,8 @@
-//! How near do f32 products come to what the machine's multipliers can do?
+//! How near do products in f32 and in bf16 come to what the machine's multipliers can do?
 
 mod peak;
 
-use attar_tensor::linear;
+use attar_tensor::{Bf16Matrix, bf16_linear, linear};
 use criterion::{Criterion, criterion_group, criterion_main};
 use peak::{Work, case, random};
 use std::hint::black_box;
@@ -17,6 +17,11 @@ fn products(criterion: &mut Criterion) {
         let work = Work { amount: flops / 1e9, unit: "GFLOP/s", flops: Some(flops), number_bytes: 4 };
         case(&mut group, &format!("product {tokens}x{out_features}x{in_features}"), work, || {
             black_box(linear(x.view(), w.view()));
+        });
+        let work = Work { number_bytes: 2, ..work };
+        let packed = Bf16Matrix::from_f32(w.view());
+        case(&mut group, &format!("bf16 product {tokens}x{out_features}x{in_features}"), work, || {
+            black_box(bf16_linear(x.view(), &packed));
         });
     }
 }

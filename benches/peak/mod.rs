@@ -19,7 +19,8 @@ pub struct Work {
     pub unit: &'static str,
     /// Its floating-point operations where they are worth counting; else the peak stands beside the rate without a share.
     pub flops: Option<f64>,
-    /// Bytes of the numbers they are done in: the peak in f64 is half of that in f32.
+    /// Bytes of the numbers they are done in: the peak in f64 is half of that in f32, the one in bf16 is measured where the
+    /// machine multiplies such numbers and is that in f32 elsewhere.
     pub number_bytes: u32,
 }
 
@@ -45,7 +46,7 @@ fn on_threads(
         Ok(pool) => {
             group.bench_function(format!("{name}, {label}"), |bencher| {
                 bencher.iter_custom(|count| {
-                    peaks.borrow_mut().push(peak(&pool));
+                    peaks.borrow_mut().push(peak(&pool, work.number_bytes));
                     let ((), spent) = spent(&pool, || pool.install(|| (0..count).for_each(|_| run())));
                     runs.borrow_mut().push(spent.per(count as f64));
                     spent.wall
@@ -64,7 +65,7 @@ impl Work {
     /// From runs a second and billions of f32 operations a second at the peak.
     fn told(&self, runs: Rate, peak: Rate) -> String {
         let rate = self.amount * runs.per_wall_sec;
-        let of_width = 4.0 / f64::from(self.number_bytes);
+        let of_width = 4.0 / f64::from(self.number_bytes.max(4));
         let peak =
             Rate { per_wall_sec: peak.per_wall_sec * of_width, per_cpu_sec: peak.per_cpu_sec * of_width };
         let Some(flops) = self.flops else {
@@ -134,10 +135,11 @@ fn cpu_time() -> Option<Duration> {
 }
 
 /// Billions of f32 operations, an addition and a multiplication counted each, of all threads of a pool at once on nothing but
-/// registers.
-fn peak(pool: &ThreadPool) -> Rate {
+/// registers; with factors in bf16 where their numbers have two bytes.
+fn peak(pool: &ThreadPool, number_bytes: u32) -> Rate {
     const STEPS: u32 = 2_000_000; // some tens of milliseconds
-    let (flops, spent) = spent(pool, || pool.broadcast(|_| multiply_add(STEPS)).into_iter().sum::<f64>());
+    let steps = if number_bytes == 2 { multiply_add_bf16 } else { multiply_add };
+    let (flops, spent) = spent(pool, || pool.broadcast(|_| steps(STEPS)).into_iter().sum::<f64>());
     spent.per(flops / 1e9)
 }
 
@@ -159,6 +161,33 @@ fn multiply_add(steps: u32) -> f64 {
         }
     }
     multiply_add_portable(steps, a, b)
+}
+
+/// Steps `x += a b + a b` with a and b in bf16, where the machine has the instruction, else those in f32.
+fn multiply_add_bf16(steps: u32) -> f64 {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") {
+        // SAFETY: the two features it is compiled with were just detected.
+        return unsafe { multiply_add_bf16_avx512(steps, black_box(0.999)) };
+    }
+    multiply_add(steps)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn multiply_add_bf16_avx512(steps: u32, a: f32) -> f64 {
+    use std::arch::x86_64::{_mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_reduce_add_ps, _mm512_set1_ps};
+    let mut x = [_mm512_set1_ps(a); CHAINS];
+    let a = _mm512_cvtne2ps_pbh(x[0], x[0]);
+    for _ in 0..steps {
+        for x in &mut x {
+            *x = _mm512_dpbf16_ps(*x, a, a);
+        }
+    }
+    for x in x {
+        black_box(_mm512_reduce_add_ps(x));
+    }
+    f64::from(steps) * (4 * 16 * CHAINS) as f64
 }
 
 #[cfg(target_arch = "x86_64")]

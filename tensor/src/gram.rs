@@ -42,7 +42,7 @@ fn tile_side(features: usize) -> usize {
 const SIDE: usize = 64;
 
 /// Copies the upper triangle onto the lower one.
-fn mirror(mut h: ArrayViewMut2<'_, f32>) {
+pub(crate) fn mirror(mut h: ArrayViewMut2<'_, f32>) {
     let n = h.nrows();
     if n <= SIDE {
         for i in 0..n {

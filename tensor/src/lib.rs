@@ -15,14 +15,18 @@
 
 pub mod op;
 
+mod bf16;
 mod cholesky;
 mod exp;
 mod gram;
 mod lanes;
+mod precision;
 mod product;
 #[cfg(test)]
 mod testing;
 
+pub use bf16::{Bf16Matrix, bf16_gram_add, bf16_linear, bf16_linear_add};
 pub use cholesky::{NotPositiveDefinite, cholesky_of_inverse};
 pub use gram::gram_add;
+pub use precision::Precision;
 pub use product::{general_mat_mul, linear, matmul};

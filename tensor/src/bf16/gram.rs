@@ -1,0 +1,61 @@
+//! Gram matrices of activations rounded to bf16.
+
+use super::kernel::{Kernel, LANES, ROWS, VECTORS};
+use super::pack::{PANEL, Panels, chunks};
+use super::product::{Held, contiguous, put};
+use crate::gram::mirror;
+use ndarray::parallel::prelude::*;
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
+
+/// Rows and columns of a task: both its factors' chunks of terms stay in the second cache.
+const TASK: usize = 4 * PANEL;
+
+/// `gram += x.T @ x` for activations x `[tokens, features]` rounded to bf16; sums are f32. gram is `[features, features]`,
+/// symmetric before and after; tokens are added in chunks of 1024.
+///
+/// Costs about half of the full product, as [`gram_add`](crate::gram_add) does.
+///
+/// # Panics
+/// If gram is not square in features.
+pub fn bf16_gram_add(x: ArrayView2<'_, f32>, gram: &mut Array2<f32>) {
+    with(Kernel::best(), x, gram);
+}
+
+/// It by a kernel of choice.
+pub(super) fn with(kernel: Kernel, x: ArrayView2<'_, f32>, gram: &mut Array2<f32>) {
+    let features = x.ncols();
+    assert_eq!(gram.dim(), (features, features), "a Gram matrix is square in features");
+    let panels = Panels::of_columns(x);
+    let mut tasks = Vec::new();
+    for (i, band) in gram.axis_chunks_iter_mut(Axis(0), TASK).enumerate() {
+        let (_, mut rest) = band.split_at(Axis(1), i * TASK);
+        let mut j = i;
+        while rest.ncols() > 0 {
+            let width = TASK.min(rest.ncols());
+            let (tile, further) = rest.split_at(Axis(1), width);
+            tasks.push((i * TASK, j * TASK, tile));
+            (rest, j) = (further, j + 1);
+        }
+    }
+    tasks.into_par_iter().with_max_len(1).for_each(|(top, left, tile)| {
+        task(kernel, &panels, top, left, tile);
+    });
+    mirror(gram.view_mut());
+}
+
+/// The tiles of one task on and above the diagonal, and what is left of it within a panel.
+fn task(kernel: Kernel, panels: &Panels, top: usize, left: usize, mut tile: ArrayViewMut2<'_, f32>) {
+    let end = left + tile.ncols();
+    let mut rows: Vec<&mut [f32]> = contiguous(&mut tile);
+    let mut sums = [[[0.0; LANES]; VECTORS]; ROWS];
+    for (from, to) in chunks(panels.depth()) {
+        for (row, rows) in (top..).step_by(ROWS).zip(rows.chunks_mut(ROWS)) {
+            let factor = panels.as_left(row, from..to);
+            for column in (left.max(row / PANEL * PANEL)..end).step_by(PANEL) {
+                let (right, vectors) = panels.panel(column / PANEL, from..to);
+                kernel.tile(factor, right, vectors, &mut sums);
+                put(&sums, rows, column - left, Held::AddedTo);
+            }
+        }
+    }
+}

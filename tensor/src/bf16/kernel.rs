@@ -1,0 +1,218 @@
+//! The inner loop: eight rows by up to forty-eight columns of sums that stay in registers while a chunk of terms goes by.
+
+use super::pack::Line;
+use super::round::{even, odd};
+
+/// Rows of a tile.
+pub const ROWS: usize = 8;
+
+/// Columns of a vector.
+pub const LANES: usize = 16;
+
+/// Vectors of a tile's row, at most. With 8 rows: 24 sums, 3 columns of b and one number of a make 28 of 32 registers.
+pub const VECTORS: usize = 3;
+
+/// The sums of a tile.
+pub type Sums = [[[f32; LANES]; VECTORS]; ROWS];
+
+/// Eight rows of the left factor: the pair of row r at place p is word `first + r * row_step + p * pair_step`.
+#[derive(Clone, Copy)]
+pub struct Left<'a> {
+    pub lines: &'a [Line],
+    pub first: usize,
+    pub row_step: usize,
+    pub pair_step: usize,
+}
+
+impl Left<'_> {
+    fn at(&self, row: usize, pair: usize) -> u32 {
+        let word = self.first + row * self.row_step + pair * self.pair_step;
+        self.lines[word / LANES].0[word % LANES]
+    }
+
+    /// Whether all its words up to the last pair's are there.
+    fn holds(&self, pairs: usize) -> bool {
+        let last = self.first + (ROWS - 1) * self.row_step + pairs.saturating_sub(1) * self.pair_step;
+        last < self.lines.len() * LANES
+    }
+}
+
+/// Whose instructions add up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    /// No machine's in particular: the truth.
+    Plain,
+    /// Numbers widened to f32, then fused steps; a fused step of an exact product rounds as the plain one does.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// `vdpbf16ps`.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Kernel {
+    /// All that this machine can run, the fastest last.
+    pub fn available() -> impl DoubleEndedIterator<Item = Self> {
+        let kernels = [
+            Some(Self::Plain),
+            #[cfg(target_arch = "x86_64")]
+            (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            (is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16"))
+                .then_some(Self::Avx512),
+        ];
+        kernels.into_iter().flatten()
+    }
+
+    /// The fastest.
+    pub fn best() -> Self {
+        Self::available().next_back().unwrap_or(Self::Plain)
+    }
+
+    /// Replaces the first `vectors` vectors of every row of `sums` by the sums of products of `left` and `right`; right is
+    /// `[pairs, vectors]`.
+    ///
+    /// # Panics
+    /// If right is not whole pairs, or left has fewer of them.
+    pub fn tile(self, left: Left<'_>, right: &[Line], vectors: usize, sums: &mut Sums) {
+        assert!((1..=VECTORS).contains(&vectors) && right.len().is_multiple_of(vectors), "whole pairs");
+        assert!(right.is_empty() || left.holds(right.len() / vectors), "as many pairs left as right");
+        match self {
+            Self::Plain => plain(left, right, vectors, sums),
+            // SAFETY: `available` has detected the instructions; the asserts above are what the loops rely on.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => unsafe { x86::avx2(left, right, vectors, sums) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => unsafe {
+                match (vectors, left.pair_step) {
+                    (1, 1) => x86::avx512::<1, { x86::BY_ROW }>(left, right, sums),
+                    (2, 1) => x86::avx512::<2, { x86::BY_ROW }>(left, right, sums),
+                    (_, 1) => x86::avx512::<3, { x86::BY_ROW }>(left, right, sums),
+                    (1, _) => x86::avx512::<1, { x86::BY_PAIR }>(left, right, sums),
+                    (2, _) => x86::avx512::<2, { x86::BY_PAIR }>(left, right, sums),
+                    (_, _) => x86::avx512::<3, { x86::BY_PAIR }>(left, right, sums),
+                }
+            },
+        }
+    }
+}
+
+fn plain(left: Left<'_>, right: &[Line], vectors: usize, sums: &mut Sums) {
+    *sums = [[[0.0; LANES]; VECTORS]; ROWS];
+    for (pair, lines) in right.chunks_exact(vectors).enumerate() {
+        for (row, sums) in sums.iter_mut().enumerate() {
+            let x = left.at(row, pair);
+            for (sums, line) in sums.iter_mut().zip(lines) {
+                for (sum, &w) in sums.iter_mut().zip(&line.0) {
+                    *sum += odd(x) * odd(w);
+                    *sum += even(x) * even(w);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{LANES, Left, Line, ROWS, Sums, VECTORS};
+    use std::arch::x86_64::{
+        __m256, __m512bh, __m512i, _mm256_and_si256, _mm256_castsi256_ps, _mm256_fmadd_ps, _mm256_load_si256,
+        _mm256_set1_epi32, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm512_dpbf16_ps,
+        _mm512_load_si512, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
+    };
+    use std::mem::transmute;
+
+    /// Left factors whose pairs of one row follow one another.
+    pub const BY_ROW: u8 = 0;
+    /// Left factors whose rows of one pair follow one another.
+    pub const BY_PAIR: u8 = 1;
+
+    /// # Safety
+    /// The machine has the instructions; left holds `right.len() / V` pairs, its step of 1 is the one that ORDER says.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub unsafe fn avx512<const V: usize, const ORDER: u8>(left: Left<'_>, right: &[Line], sums: &mut Sums) {
+        let (row_step, pair_step) = if ORDER == BY_ROW { (left.row_step, 1) } else { (1, left.pair_step) };
+        let mut acc = [[_mm512_setzero_ps(); V]; ROWS];
+        // SAFETY: the caller has checked that all pairs are there; lines are aligned as their vectors must be.
+        unsafe {
+            let mut x = left.lines.as_ptr().cast::<i32>().add(left.first);
+            for lines in right.chunks_exact(V) {
+                let mut w = [transmute::<__m512i, __m512bh>(_mm512_set1_epi32(0)); V];
+                for (w, line) in w.iter_mut().zip(lines) {
+                    *w = transmute::<__m512i, __m512bh>(_mm512_load_si512(line.0.as_ptr().cast()));
+                }
+                for (row, acc) in acc.iter_mut().enumerate() {
+                    let x = transmute::<__m512i, __m512bh>(_mm512_set1_epi32(*x.add(row * row_step)));
+                    for (acc, &w) in acc.iter_mut().zip(&w) {
+                        *acc = _mm512_dpbf16_ps(*acc, x, w);
+                    }
+                }
+                x = x.wrapping_add(pair_step);
+            }
+            for (sums, acc) in sums.iter_mut().zip(&acc) {
+                for (sums, &acc) in sums.iter_mut().zip(acc) {
+                    _mm512_storeu_ps(sums.as_mut_ptr(), acc);
+                }
+            }
+        }
+    }
+
+    /// Rows whose sums are in registers at once.
+    const FEW: usize = 4;
+
+    /// # Safety
+    /// The machine has the instructions; left holds `right.len() / vectors` pairs.
+    #[target_feature(enable = "avx2,fma")]
+    pub unsafe fn avx2(left: Left<'_>, right: &[Line], vectors: usize, sums: &mut Sums) {
+        for vector in 0..vectors.min(VECTORS) {
+            for top in (0..ROWS).step_by(FEW) {
+                // SAFETY: as for this function.
+                let acc = unsafe { few_rows(left, top, right, vectors, vector) };
+                for (sums, acc) in sums[top..top + FEW].iter_mut().zip(&acc) {
+                    let (first, second) = sums[vector].split_at_mut(LANES / 2);
+                    // SAFETY: either half has eight floats.
+                    unsafe {
+                        _mm256_storeu_ps(first.as_mut_ptr(), acc[0]);
+                        _mm256_storeu_ps(second.as_mut_ptr(), acc[1]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`avx2`].
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn few_rows(
+        left: Left<'_>,
+        top: usize,
+        right: &[Line],
+        vectors: usize,
+        vector: usize,
+    ) -> [[__m256; 2]; FEW] {
+        let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+        let mut acc = [[_mm256_setzero_ps(); 2]; FEW];
+        // SAFETY: the caller has checked that all pairs are there; lines are aligned as their halves must be.
+        unsafe {
+            let mut x = left.lines.as_ptr().cast::<i32>().add(left.first + top * left.row_step);
+            for lines in right.chunks_exact(vectors) {
+                let w = lines.get_unchecked(vector).0.as_ptr();
+                let w = [_mm256_load_si256(w.cast()), _mm256_load_si256(w.add(LANES / 2).cast())];
+                for (row, acc) in acc.iter_mut().enumerate() {
+                    let x = _mm256_set1_epi32(*x.add(row * left.row_step));
+                    let x_odd = _mm256_castsi256_ps(_mm256_and_si256(x, high));
+                    let x_even = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(x));
+                    for (acc, &w) in acc.iter_mut().zip(&w) {
+                        let w_odd = _mm256_castsi256_ps(_mm256_and_si256(w, high));
+                        let w_even = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w));
+                        *acc = _mm256_fmadd_ps(x_odd, w_odd, *acc);
+                        *acc = _mm256_fmadd_ps(x_even, w_even, *acc);
+                    }
+                }
+                x = x.wrapping_add(left.pair_step);
+            }
+        }
+        acc
+    }
+}

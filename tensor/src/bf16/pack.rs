@@ -1,0 +1,209 @@
+//! Both factors of a product, rounded and laid out in the order the kernel reads them.
+//!
+//! Legend: a is `[m, k]`, b `[k, n]`; terms k and k + 1 stand together in one word, the last one beside a zero where k is odd.
+
+use super::DEPTH;
+use super::kernel::{LANES, Left, ROWS, VECTORS};
+use super::round::{even, odd, pair};
+use crate::lanes::dispatch;
+use ndarray::{ArrayView2, s};
+use rayon::prelude::*;
+use std::mem::MaybeUninit;
+
+/// A cache line of pairs, and a vector of the kernel.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub struct Line(pub [u32; LANES]);
+
+const ZERO: Line = Line([0; LANES]);
+
+/// Columns of a panel but the last, which is as many vectors wide as it needs.
+pub const PANEL: usize = LANES * VECTORS;
+
+/// The right factor, `[k, n]`, panel after panel: of each, pair after pair of terms, side by side for its columns.
+#[derive(Debug, Clone)]
+pub struct Panels {
+    lines: Vec<Line>,
+    depth: usize,
+    columns: usize,
+}
+
+impl Panels {
+    /// Of a matrix that has the columns in its rows, `[n, k]`: a weight.
+    pub fn of_rows(w: ArrayView2<'_, f32>) -> Self {
+        let (columns, depth) = w.dim();
+        Self::filled(depth, columns, |first, vectors, panel| {
+            for column in first..columns.min(first + PANEL) {
+                let (vector, lane) = ((column - first) / LANES, (column - first) % LANES);
+                let row = w.row(column);
+                let row = row.as_standard_layout();
+                let terms = row.as_slice().unwrap_or(&[]).chunks(2);
+                for (lines, terms) in panel.chunks_exact_mut(vectors).zip(terms) {
+                    lines[vector].0[lane] = pair(terms[0], terms.get(1).copied().unwrap_or(0.0));
+                }
+            }
+        })
+    }
+
+    /// Of a matrix as it stands, `[k, n]`: activations of which sums over tokens are wanted.
+    pub fn of_columns(x: ArrayView2<'_, f32>) -> Self {
+        let (depth, columns) = x.dim();
+        let x = x.as_standard_layout();
+        Self::filled(depth, columns, |first, vectors, panel| {
+            let last = columns.min(first + PANEL);
+            for (pair, lines) in panel.chunks_exact_mut(vectors).enumerate() {
+                let row = |token: usize| {
+                    let row = (token < depth).then(|| x.slice(s![token, first..last]));
+                    row.and_then(|row| row.to_slice())
+                };
+                interleave(row(2 * pair).unwrap_or(&[]), row(2 * pair + 1), lines);
+            }
+        })
+    }
+
+    /// Calls `fill` with the first column, the width in vectors and the lines of every panel.
+    fn filled(depth: usize, columns: usize, fill: impl Fn(usize, usize, &mut [Line]) + Sync) -> Self {
+        let pairs = depth.div_ceil(2);
+        let mut lines = vec![ZERO; pairs * columns.div_ceil(LANES)];
+        lines.par_chunks_mut((pairs * VECTORS).max(1)).enumerate().for_each(|(panel, lines)| {
+            let first = panel * PANEL;
+            fill(first, vectors_of(columns - first), lines);
+        });
+        Self { lines, depth, columns }
+    }
+
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    pub fn bytes(&self) -> usize {
+        size_of_val(&self.lines[..])
+    }
+
+    /// Term k of a column.
+    pub fn at(&self, k: usize, column: usize) -> f32 {
+        let (panel, within) = (column / PANEL, column % PANEL);
+        let (lines, vectors) = self.panel(panel, 0..self.depth.div_ceil(2));
+        let pair = lines[k / 2 * vectors + within / LANES].0[within % LANES];
+        if k.is_multiple_of(2) { even(pair) } else { odd(pair) }
+    }
+
+    /// Some pairs of a panel, and its width in vectors.
+    pub fn panel(&self, panel: usize, pairs: std::ops::Range<usize>) -> (&[Line], usize) {
+        let all = self.depth.div_ceil(2);
+        let vectors = vectors_of(self.columns - panel * PANEL);
+        let start = panel * VECTORS * all;
+        (&self.lines[start + pairs.start * vectors..start + pairs.end * vectors], vectors)
+    }
+
+    /// Eight columns from `first` on, a multiple of eight, as rows of the left factor.
+    pub fn as_left(&self, first: usize, pairs: std::ops::Range<usize>) -> Left<'_> {
+        let (lines, vectors) = self.panel(first / PANEL, pairs);
+        Left { lines, first: first % PANEL, row_step: 1, pair_step: vectors * LANES }
+    }
+}
+
+/// Vectors that the columns from some panel's first on need of it.
+fn vectors_of(columns: usize) -> usize {
+    columns.div_ceil(LANES).min(VECTORS)
+}
+
+/// Two rows side by side, pair by pair; without a second one, zeros.
+fn interleave(evens: &[f32], odds: Option<&[f32]>, lines: &mut [Line]) {
+    let zeros = [0.0; PANEL];
+    let odds = odds.unwrap_or(&zeros[..evens.len()]);
+    dispatch(
+        #[inline(always)]
+        || {
+            for ((line, evens), odds) in lines.iter_mut().zip(evens.chunks(LANES)).zip(odds.chunks(LANES)) {
+                for ((word, &even), &odd) in line.0.iter_mut().zip(evens).zip(odds) {
+                    *word = pair(even, odd);
+                }
+            }
+        },
+    );
+}
+
+/// The left factor, `[m, k]`, in strips of eight rows: of each, chunk after chunk of the summed length, row by row.
+///
+/// Rows that are missing in the last strip are zero. A row of a chunk is followed by a line of zeros, so that the rows of a
+/// strip do not meet in the same sets of a cache.
+pub struct Strips {
+    lines: Vec<Line>,
+    depth: usize,
+}
+
+impl Strips {
+    /// Rounds and packs a.
+    pub fn of(a: ArrayView2<'_, f32>) -> Self {
+        let (rows, depth) = a.dim();
+        let strip = ROWS * lines_of_row(depth);
+        let len = rows.div_ceil(ROWS) * strip;
+        let mut lines = Vec::with_capacity(len);
+        let spare: &mut [MaybeUninit<Line>] = &mut lines.spare_capacity_mut()[..len];
+        let a = a.as_standard_layout();
+        spare.par_chunks_mut(strip.max(1)).enumerate().for_each(|(i, mut strip)| {
+            for (from, to) in chunks(depth) {
+                let chunk_lines;
+                (chunk_lines, strip) = strip.split_at_mut(ROWS * lines_of(from, to));
+                for (row, lines) in (i * ROWS..).zip(chunk_lines.chunks_exact_mut(lines_of(from, to))) {
+                    let terms = 2 * from..depth.min(2 * to);
+                    let terms = (row < rows).then(|| a.slice(s![row, terms]));
+                    pack_row(terms.and_then(|terms| terms.to_slice()).unwrap_or(&[]), lines);
+                }
+            }
+        });
+        // SAFETY: the chunks of a strip have `strip` lines together, and `pack_row` has written every one it was given.
+        unsafe { lines.set_len(len) };
+        Self { lines, depth }
+    }
+
+    /// The pairs `from..to`, a chunk, of a strip.
+    pub fn chunk(&self, strip: usize, from: usize, to: usize) -> Left<'_> {
+        let start = ROWS * (strip * lines_of_row(self.depth) + from / DEPTH * lines_of(0, DEPTH));
+        let row_lines = lines_of(from, to);
+        let lines = &self.lines[start..start + ROWS * row_lines];
+        Left { lines, first: 0, row_step: row_lines * LANES, pair_step: 1 }
+    }
+}
+
+/// The chunks of a sum of `depth` terms, in pairs.
+pub fn chunks(depth: usize) -> impl Iterator<Item = (usize, usize)> {
+    let pairs = depth.div_ceil(2);
+    (0..pairs).step_by(DEPTH).map(move |from| (from, pairs.min(from + DEPTH)))
+}
+
+/// Lines of one row's chunk in a strip.
+fn lines_of(from: usize, to: usize) -> usize {
+    (to - from).div_ceil(LANES) + 1
+}
+
+/// Lines of one row's chunks together.
+fn lines_of_row(depth: usize) -> usize {
+    chunks(depth).map(|(from, to)| lines_of(from, to)).sum()
+}
+
+/// Writes every line: the terms in pairs, then zeros.
+fn pack_row(terms: &[f32], lines: &mut [MaybeUninit<Line>]) {
+    dispatch(
+        #[inline(always)]
+        || {
+            let (whole, rest) = terms.as_chunks::<{ 2 * LANES }>();
+            let (packed, after) = lines.split_at_mut(whole.len());
+            for (line, terms) in packed.iter_mut().zip(whole) {
+                line.write(Line(std::array::from_fn(|i| pair(terms[2 * i], terms[2 * i + 1]))));
+            }
+            for line in &mut *after {
+                line.write(ZERO);
+            }
+            if let (Some(line), false) = (after.first_mut(), rest.is_empty()) {
+                let term = |i: usize| rest.get(i).copied().unwrap_or(0.0);
+                line.write(Line(std::array::from_fn(|i| pair(term(2 * i), term(2 * i + 1)))));
+            }
+        },
+    );
+}

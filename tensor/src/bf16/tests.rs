@@ -1,0 +1,218 @@
+use super::kernel::Kernel;
+use super::product::Held;
+use super::round::{even, to_bf16};
+use super::*;
+use crate::testing::{bits, in_pools, random};
+use ndarray::s;
+use proptest::prelude::*;
+
+fn rounded(x: &Array2<f32>) -> Array2<f32> {
+    x.mapv(|x| even(to_bf16(x)))
+}
+
+fn linear_by(kernel: Kernel, x: ArrayView2<'_, f32>, w: &Bf16Matrix) -> Array2<f32> {
+    let mut out = Array2::from_elem((x.nrows(), w.dim().0), f32::NAN);
+    product::with(kernel, x, w, out.view_mut(), Held::Replaced);
+    out
+}
+
+fn gram_by(kernel: Kernel, x: ArrayView2<'_, f32>) -> Array2<f32> {
+    let mut gram = Array2::zeros((x.ncols(), x.ncols()));
+    gram::with(kernel, x, &mut gram);
+    gram
+}
+
+/// The worst distance from the f64 sum of products of rounded factors, relative to the sum of their absolute values.
+fn error(found: &Array2<f32>, a: &Array2<f32>, b: &Array2<f32>) -> f64 {
+    let (a, b) = (rounded(a), rounded(b));
+    let mut worst = 0.0f64;
+    for ((i, j), &found) in found.indexed_iter() {
+        let terms = a.row(i).into_iter().zip(b.row(j)).map(|(&x, &y)| f64::from(x) * f64::from(y));
+        let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+        let distance = (f64::from(found) - sum).abs();
+        worst = worst.max(if distance == 0.0 { 0.0 } else { distance / size });
+    }
+    worst
+}
+
+/// Far below the 1e-2 that a product in bf16 may lose: the rounding of the factors is no part of it, that of the sums is.
+const ALLOWED: f64 = 1e-5;
+
+const SHAPES: [(usize, usize, usize); 9] = [
+    (1, 1, 1),
+    (8, 48, 32),
+    (7, 47, 31),
+    (9, 49, 33),
+    (17, 16, 1),
+    (5, 200, 1023),
+    (30, 33, 1024),
+    (13, 70, 1025),
+    (3, 17, 2501),
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn a_bf16_product_equals_its_definition_by_every_kernel(
+        m in 1usize..40, n in 1usize..120, k in 1usize..1100, seed: u64,
+    ) {
+        let (x, w) = (random((m, k), seed), random((n, k), seed ^ 1));
+        let packed = Bf16Matrix::from_f32(w.view());
+        for kernel in Kernel::available() {
+            let worst = error(&linear_by(kernel, x.view(), &packed), &x, &w);
+            prop_assert!(worst <= ALLOWED, "{kernel:?}: {worst:e}");
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_the_rows_beside_it(
+        m in 1usize..130, n in 1usize..130, k in 1usize..1200, seed: u64, from in 0usize..130, len in 1usize..130
+    ) {
+        let (x, w) = (random((m, k), seed), Bf16Matrix::from_f32(random((n, k), seed ^ 1).view()));
+        let (from, to) = (from % m, (from % m + len).min(m));
+        let whole = bf16_linear(x.view(), &w);
+        let part = bf16_linear(x.slice(s![from..to, ..]), &w);
+        prop_assert_eq!(bits(&part), bits(&whole.slice(s![from..to, ..]).to_owned()));
+    }
+}
+
+#[test]
+fn odd_shapes_agree_with_the_plain_kernel() {
+    for (m, n, k) in SHAPES {
+        let (x, w) = (random((m, k), 1), Bf16Matrix::from_f32(random((n, k), 2).view()));
+        let plain = linear_by(Kernel::Plain, x.view(), &w);
+        for kernel in Kernel::available() {
+            let found = linear_by(kernel, x.view(), &w);
+            let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 2e-7 * k as f32;
+            assert!(found.iter().zip(&plain).all(near), "{kernel:?}, {m}x{n}x{k}");
+        }
+    }
+}
+
+/// A product of two bf16 numbers is exact, so fusing it with its addition changes nothing.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_twin_for_avx2_gives_the_bits_of_the_plain_kernel() {
+    if !Kernel::available().any(|kernel| kernel == Kernel::Avx2) {
+        return skipped("no AVX2 here");
+    }
+    for (m, n, k) in SHAPES {
+        let (x, w) = (random((m, k), 3), Bf16Matrix::from_f32(random((n, k), 4).view()));
+        assert_eq!(
+            bits(&linear_by(Kernel::Avx2, x.view(), &w)),
+            bits(&linear_by(Kernel::Plain, x.view(), &w)),
+            "{m}x{n}x{k}"
+        );
+        assert_eq!(bits(&gram_by(Kernel::Avx2, x.view())), bits(&gram_by(Kernel::Plain, x.view())));
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[expect(clippy::print_stderr, reason = "a skipped test must be seen to be skipped")]
+fn skipped(why: &str) {
+    eprintln!("skipped: {why}");
+}
+
+#[test]
+fn a_packed_matrix_holds_the_rounded_numbers() {
+    for (m, n, _) in SHAPES {
+        let w = random((n, m), 5);
+        let packed = Bf16Matrix::from_f32(w.view());
+        assert_eq!(packed.dim(), (n, m));
+        assert_eq!(bits(&packed.to_f32()), bits(&rounded(&w)));
+        let transposed = Bf16Matrix::from_f32(w.t());
+        assert_eq!(bits(&transposed.to_f32()), bits(&rounded(&w.t().to_owned())));
+    }
+    let large = Bf16Matrix::from_f32(Array2::zeros((480, 640)).view());
+    assert_eq!(large.bytes(), 2 * 480 * 640);
+}
+
+#[test]
+fn adding_to_an_output_equals_adding_the_product() {
+    let (x, w) = (random((21, 300), 6), Bf16Matrix::from_f32(random((55, 300), 7).view()));
+    let mut out = random((21, 55), 8);
+    let expected = &out + &bf16_linear(x.view(), &w);
+    bf16_linear_add(x.view(), &w, out.view_mut());
+    assert_eq!(bits(&out), bits(&expected));
+}
+
+#[test]
+fn an_empty_sum_is_zero_and_an_empty_output_is_empty() {
+    let no_terms = Bf16Matrix::from_f32(Array2::zeros((2, 0)).view());
+    for kernel in Kernel::available() {
+        assert_eq!(linear_by(kernel, Array2::zeros((3, 0)).view(), &no_terms), Array2::<f32>::zeros((3, 2)));
+        assert_eq!(gram_by(kernel, Array2::zeros((0, 5)).view()), Array2::<f32>::zeros((5, 5)));
+    }
+    let w = Bf16Matrix::from_f32(Array2::zeros((2, 4)).view());
+    assert_eq!(bf16_linear(Array2::zeros((0, 4)).view(), &w).dim(), (0, 2));
+    let no_rows = Bf16Matrix::from_f32(Array2::zeros((0, 4)).view());
+    assert_eq!(bf16_linear(Array2::zeros((3, 4)).view(), &no_rows).dim(), (3, 0));
+}
+
+#[test]
+fn nan_and_infinity_reach_every_element_they_belong_to() {
+    let mut x = random((10, 70), 9);
+    x[[3, 69]] = f32::NAN;
+    x[[4, 0]] = f32::INFINITY;
+    let w = Bf16Matrix::from_f32(random((20, 70), 10).view());
+    for kernel in Kernel::available() {
+        let out = linear_by(kernel, x.view(), &w);
+        for (row, out) in out.outer_iter().enumerate() {
+            assert!(out.iter().all(|x| x.is_finite() != [3, 4].contains(&row)), "{kernel:?}, row {row}");
+        }
+    }
+}
+
+#[test]
+fn strides_of_the_factors_never_change_a_bit() {
+    let (x, w) = (random((19, 77), 11), random((50, 77), 12));
+    let plain = bits(&bf16_linear(x.view(), &Bf16Matrix::from_f32(w.view())));
+    let (x_t, w_t) = (x.t().as_standard_layout().to_owned(), w.t().as_standard_layout().to_owned());
+    assert_eq!(plain, bits(&bf16_linear(x_t.t(), &Bf16Matrix::from_f32(w_t.t()))));
+}
+
+#[test]
+fn threads_never_change_a_bit() {
+    for (m, n, k) in [(1, 4096, 512), (700, 1500, 300), (33, 2000, 130), (1300, 100, 1500)] {
+        let (x, w) = (random((m, k), 13), random((n, k), 14));
+        in_pools(|| bits(&bf16_linear(x.view(), &Bf16Matrix::from_f32(w.view()))));
+    }
+    let x = random((1500, 700), 15);
+    in_pools(|| {
+        let mut gram = Array2::ones((700, 700));
+        bf16_gram_add(x.view(), &mut gram);
+        bits(&gram)
+    });
+}
+
+#[test]
+fn a_gram_matrix_equals_the_full_product_to_the_bit() {
+    for (tokens, features) in [(1, 1), (5, 3), (700, 64), (101, 200), (2500, 250), (1025, 49), (40, 385)] {
+        let x = random((tokens, features), 16);
+        let transposed = Bf16Matrix::from_f32(x.t());
+        for kernel in Kernel::available() {
+            let gram = gram_by(kernel, x.view());
+            let full = linear_by(kernel, x.t(), &transposed);
+            assert_eq!(bits(&gram), bits(&full), "{kernel:?}, {tokens}x{features}");
+            assert_eq!(bits(&gram), bits(&gram.t().as_standard_layout().to_owned()));
+            assert!(error(&gram, &x.t().to_owned(), &x.t().to_owned()) <= ALLOWED);
+        }
+    }
+}
+
+#[test]
+fn gram_matrices_of_parts_add_up() {
+    let x = random((2048, 100), 17);
+    let (mut whole, mut parts) = (Array2::zeros((100, 100)), Array2::zeros((100, 100)));
+    bf16_gram_add(x.view(), &mut whole);
+    bf16_gram_add(x.slice(s![..1024, ..]), &mut parts);
+    bf16_gram_add(x.slice(s![1024.., ..]), &mut parts);
+    assert_eq!(bits(&whole), bits(&parts));
+}
+
+#[test]
+#[should_panic(expected = "in_features")]
+fn shapes_that_do_not_fit_are_refused() {
+    bf16_linear(Array2::zeros((2, 3)).view(), &Bf16Matrix::from_f32(Array2::zeros((4, 2)).view()));
+}
