@@ -19,6 +19,16 @@ pub enum Error {
         /// The operating system's reason.
         source: io::Error,
     },
+    /// A disk is too full for a temporary file.
+    #[error("a temporary file of {needed_bytes} bytes is needed, and {} has room for {free_bytes}", folder.display())]
+    NoRoom {
+        /// The folder it was to lie in.
+        folder: PathBuf,
+        /// What it takes.
+        needed_bytes: u64,
+        /// What the disk has left.
+        free_bytes: u64,
+    },
     /// The output is there already and was not to be replaced.
     #[error("{} exists already", path.display())]
     Exists {
@@ -191,6 +201,7 @@ impl Error {
             Self::NotACheckpoint { found: Found::GgufInside, .. } => Some("name the .gguf file itself"),
             Self::Safetensors { source, .. } => source.hint(),
             Self::Gguf { source, .. } => source.hint(),
+            Self::NoRoom { .. } => Some("make room, or set TMPDIR to a folder on a larger disk"),
             Self::Io { source, .. } => system_hint(source.kind()),
             _ => None,
         }

@@ -15,6 +15,7 @@ pub mod gguf;
 pub mod hf;
 mod map;
 pub mod safetensors;
+pub mod scratch;
 mod slots;
 pub mod tokenizer;
 
@@ -23,3 +24,4 @@ pub use dtype::{Dtype, GgmlType};
 pub use error::Error;
 pub use floats::{decode_floats, encode_floats};
 pub use format::{FORMATS, Format, open};
+pub use scratch::Scratch;

@@ -58,6 +58,9 @@ pub enum Error {
         /// The shape that the configuration implies.
         expected: Vec<usize>,
     },
+    /// Activations could not be kept.
+    #[error("cannot keep the hidden states")]
+    Keep(#[from] attar_checkpoint::Error),
     /// A token that the embedding has no row for.
     #[error("token {token} at position {position} is not below {vocab_size}, the vocabulary size")]
     Token {

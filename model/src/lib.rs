@@ -16,6 +16,7 @@ mod block;
 mod config;
 mod error;
 mod forward;
+mod hidden;
 mod tensors;
 mod weights;
 
@@ -24,5 +25,6 @@ pub use config::{Llama3Scaling, ModelConfig, RopeScaling};
 pub use error::Error;
 pub use family::{FAMILIES, Family};
 pub use forward::{Head, Windows, embed, hidden_states};
+pub use hidden::{HiddenStates, Keeping, KeptFloat, Place};
 pub use tensors::{Role, RowOrder, Tap, TensorSpec};
 pub use weights::{LoadError, Weights};
