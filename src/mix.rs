@@ -89,15 +89,17 @@ impl FileType {
         }
         let eighth = context.layers / 8;
         let chosen = match (self.rules, role) {
-            (Rules::Medium, Role::V | Role::Down) if gets_more_bits(layer, context.layers) => GgmlType::Q6K,
-            (Rules::SmallQ4, Role::V) if layer < 4 => GgmlType::Q5K,
+            (Rules::Medium, Role::V | Role::Qkv | Role::Down) if gets_more_bits(layer, context.layers) => {
+                GgmlType::Q6K
+            }
+            (Rules::SmallQ4, Role::V | Role::Qkv) if layer < 4 => GgmlType::Q5K,
             (Rules::SmallQ4, Role::Down) if layer < eighth => GgmlType::Q5K,
             (Rules::Legacy { with_minimum }, Role::Down) if context.with_data && layer < eighth => {
                 with_minimum
             }
             _ => default,
         };
-        if role == Role::V && context.is_llama_70b && chosen == GgmlType::Q4K {
+        if matches!(role, Role::V | Role::Qkv) && context.is_llama_70b && chosen == GgmlType::Q4K {
             GgmlType::Q5K
         } else {
             chosen
@@ -145,6 +147,15 @@ mod tests {
             (0..8).map(|i| named("q4_k_m").tensor_type(Role::Down, i, 768, BOOKS_7M)).collect();
         let more = [true, false, false, true, false, false, true, true];
         assert_eq!(types, more.map(|m| if m { GgmlType::Q6K } else { GgmlType::Q4K }));
+    }
+
+    #[test]
+    fn q_k_and_v_in_one_matrix_are_treated_as_v() {
+        for name in ["q4_k_m", "q4_k_s", "q5_k_m", "q4_0"] {
+            let of = |role| (0..8).map(move |i| named(name).tensor_type(role, i, 768, BOOKS_7M));
+            assert!(of(Role::Qkv).eq(of(Role::V)), "{name}");
+            assert!(of(Role::GateUp).eq(of(Role::Up)), "{name}");
+        }
     }
 
     #[test]

@@ -429,7 +429,11 @@ impl Weights for Source {
     fn load(&self, name: &str) -> std::result::Result<ArrayD<f32>, LoadError> {
         let spec = self.spec(name)?;
         let rows = spec.shape[0];
-        let values = ArrayD::from_shape_vec(IxDyn(&spec.shape), self.decode(spec, 0..rows)?)?;
+        let mut values = self.decode(spec, 0..rows)?;
+        if self.is_gguf() {
+            spec.gguf_adds.from_gguf(&mut values);
+        }
+        let values = ArrayD::from_shape_vec(IxDyn(&spec.shape), values)?;
         self.release(spec);
         Ok(match self.row_order(spec) {
             RowOrder::AsIs => values,
@@ -455,6 +459,9 @@ impl Weights for Source {
         values.par_chunks_mut(cols.max(1)).zip(rows).try_for_each(|(to, &row)| {
             let at = stored.as_ref().map_or(Some(row), |stored| stored.get(row).copied()).unwrap_or(count);
             to.copy_from_slice(&self.decode(spec, at..at + 1)?);
+            if self.is_gguf() {
+                spec.gguf_adds.from_gguf(to);
+            }
             Ok::<_, StorageError>(())
         })?;
         self.release(spec);

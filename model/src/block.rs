@@ -5,12 +5,16 @@
 //!           norm       q k v,      += o                   norm      gate, up,  += down
 //!                      attention                                    silu
 //! ```
+//!
+//! Some families normalise what o and down give instead of what q and gate read, or both.
 
+use crate::family::Activation;
+use crate::norm::Norm;
 use crate::weights::{matrix, vector};
 use crate::{Error, ModelConfig, Role, TensorSpec, Weights};
 use attar_tensor::general_mat_mul;
-use attar_tensor::op::{Attention, Rope, attention, rms_norm, rms_norm_heads, silu_mul};
-use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis};
+use attar_tensor::op::{Rope, attention, gelu_mul, silu_mul};
+use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use std::sync::OnceLock;
 
 /// A matrix and its bias: `x @ weight.T + bias`.
@@ -49,23 +53,21 @@ impl Linear {
 /// One decoder block. Activations are `[tokens, features]`, tokens in whole windows.
 #[derive(Debug)]
 pub struct Block {
-    attn_norm: Array1<f32>,
+    config: ModelConfig,
+    layer: usize,
+    attn_norm: Option<Norm>,
     q: Linear,
     k: Linear,
     v: Linear,
-    qk_norm: Option<[Array1<f32>; 2]>,
+    qk_norm: Option<[Norm; 2]>,
     o: Linear,
-    mlp_norm: Array1<f32>,
+    post_attn_norm: Option<Norm>,
+    mlp_norm: Option<Norm>,
     gate: Linear,
     up: Linear,
     down: Linear,
-    eps: f32,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    sliding_window: Option<usize>,
-    frequencies: Vec<f32>,
-    rope: OnceLock<Rope>, // for the first ctx that was asked for
+    post_mlp_norm: Option<Norm>,
+    rope: OnceLock<Option<Rope>>, // for the first ctx that was asked for
 }
 
 impl Block {
@@ -79,29 +81,47 @@ impl Block {
     pub fn load(config: &ModelConfig, layer: usize, weights: &dyn Weights) -> Result<Self, Error> {
         assert!(layer < config.num_hidden_layers, "layer {layer} of {}", config.num_hidden_layers);
         let spec = |role| config.tensor(role, Some(layer));
-        let optional = |role| spec(role).map(|spec| vector(weights, &spec)).transpose();
+        let norm = |role| spec(role).map(|spec| Norm::load(config, &spec, weights)).transpose();
         let needed = |role| spec(role).ok_or_else(|| Error::Missing { key: format!("{role:?}") });
-        let norm = |role| needed(role).and_then(|spec: TensorSpec| vector(weights, &spec));
         let linear = |role, bias| -> Result<Linear, Error> {
-            Ok(Linear { weight: matrix(weights, &needed(role)?)?, bias: optional(bias)? })
+            let bias = spec(bias).map(|spec: TensorSpec| vector(weights, &spec)).transpose()?;
+            Ok(Linear { weight: matrix(weights, &needed(role)?)?, bias })
+        };
+        let fused = |role, rows: &[usize]| -> Result<Vec<Linear>, Error> {
+            let all = matrix(weights, &needed(role)?)?;
+            let starts = rows.iter().scan(0, |next, rows| Some(std::mem::replace(next, *next + rows)));
+            let part = |(start, rows): (usize, &usize)| Linear {
+                weight: all.slice(s![start..start + rows, ..]).to_owned(),
+                bias: None,
+            };
+            Ok(starts.zip(rows).map(part).collect())
+        };
+        let (query, key_value) = (config.query_size(), config.key_value_size());
+        let [q, k, v] = match spec(Role::Qkv) {
+            Some(_) => taken(fused(Role::Qkv, &[query, key_value, key_value])?),
+            None => {
+                [linear(Role::Q, Role::QBias)?, linear(Role::K, Role::KBias)?, linear(Role::V, Role::VBias)?]
+            }
+        };
+        let [gate, up] = match spec(Role::GateUp) {
+            Some(_) => taken(fused(Role::GateUp, &[config.intermediate_size; 2])?),
+            None => [linear(Role::Gate, Role::GateBias)?, linear(Role::Up, Role::UpBias)?],
         };
         Ok(Self {
+            config: config.clone(),
+            layer,
             attn_norm: norm(Role::AttnNorm)?,
-            q: linear(Role::Q, Role::QBias)?,
-            k: linear(Role::K, Role::KBias)?,
-            v: linear(Role::V, Role::VBias)?,
-            qk_norm: optional(Role::QNorm)?.zip(optional(Role::KNorm)?).map(|(q, k)| [q, k]),
+            q,
+            k,
+            v,
+            qk_norm: norm(Role::QNorm)?.zip(norm(Role::KNorm)?).map(|(q, k)| [q, k]),
             o: linear(Role::O, Role::OBias)?,
+            post_attn_norm: norm(Role::PostAttnNorm)?,
             mlp_norm: norm(Role::MlpNorm)?,
-            gate: linear(Role::Gate, Role::GateBias)?,
-            up: linear(Role::Up, Role::UpBias)?,
+            gate,
+            up,
             down: linear(Role::Down, Role::DownBias)?,
-            eps: config.rms_norm_eps,
-            heads: config.num_attention_heads,
-            kv_heads: config.num_key_value_heads,
-            head_dim: config.head_dim,
-            sliding_window: config.sliding_windows.get(layer).copied().flatten(),
-            frequencies: config.rope_frequencies(),
+            post_mlp_norm: norm(Role::PostMlpNorm)?,
             rope: OnceLock::new(),
         })
     }
@@ -141,9 +161,42 @@ impl Block {
         linear.weight.view_mut()
     }
 
-    /// The norm before the attention: what q, k and v read.
+    /// A copy of a stored matrix, `[out_features, in_features]`: its [parts](Role::parts) one below the other.
+    ///
+    /// # Panics
+    /// As [`linear`](Self::linear), for any part.
+    pub fn stored(&self, role: Role) -> Array2<f32> {
+        let parts: Vec<_> = role.parts().iter().map(|&part| self.linear(part).weight.view()).collect();
+        let rows = parts.iter().map(ArrayView2::nrows).sum();
+        let mut all = Array2::zeros((rows, parts.first().map_or(0, ArrayView2::ncols)));
+        let mut start = 0;
+        for part in parts {
+            all.slice_mut(s![start..start + part.nrows(), ..]).assign(&part);
+            start += part.nrows();
+        }
+        all
+    }
+
+    /// Changes the parts of a stored matrix to those of `weight`: the reverse of [`stored`](Self::stored).
+    ///
+    /// # Panics
+    /// As [`stored`](Self::stored), or if the shapes differ.
+    pub fn set_stored(&mut self, role: Role, weight: ArrayView2<'_, f32>) {
+        let mut start = 0;
+        for &part in role.parts() {
+            let mut to = self.weight_mut(part);
+            let rows = to.nrows();
+            to.assign(&weight.slice(s![start..start + rows, ..]));
+            start += rows;
+        }
+    }
+
+    /// What q, k and v read: the stream, normed if the family norms it here.
     pub fn attn_in(&self, hidden: ArrayView2<'_, f32>) -> Array2<f32> {
-        rms_norm(hidden, self.attn_norm.view(), self.eps)
+        match &self.attn_norm {
+            Some(norm) => norm.apply(hidden),
+            None => hidden.to_owned(),
+        }
     }
 
     /// q, k, v and the attention within windows of `ctx` tokens: what o reads, `[tokens, heads * head_dim]`.
@@ -153,43 +206,65 @@ impl Block {
     pub fn attn_out(&self, attn_in: ArrayView2<'_, f32>, ctx: usize) -> Array2<f32> {
         let (mut q, mut k, v) = (self.q.apply(attn_in), self.k.apply(attn_in), self.v.apply(attn_in));
         if let Some([q_norm, k_norm]) = &self.qk_norm {
-            rms_norm_heads(q.view_mut(), q_norm.view(), self.eps);
-            rms_norm_heads(k.view_mut(), k_norm.view(), self.eps);
+            // Where all heads are normed together the weight is as wide as all: one head.
+            q_norm.apply_to_heads(q.view_mut());
+            k_norm.apply_to_heads(k.view_mut());
         }
-        let first = self.rope.get_or_init(|| Rope::new(&self.frequencies, ctx));
-        let other = (first.ctx() != ctx).then(|| Rope::new(&self.frequencies, ctx));
-        let rope = other.as_ref().unwrap_or(first);
-        rope.apply(q.view_mut());
-        rope.apply(k.view_mut());
-        let shape = Attention {
-            heads: self.heads,
-            kv_heads: self.kv_heads,
-            head_dim: self.head_dim,
-            ctx,
-            sliding_window: self.sliding_window,
-        };
-        attention(shape, q.view(), k.view(), v.view())
+        let make = || self.config.rope(self.layer, ctx);
+        let first = self.rope.get_or_init(make);
+        let other = if first.as_ref().is_some_and(|rope| rope.ctx() != ctx) { make() } else { None };
+        if let Some(rope) = other.as_ref().or(first.as_ref()) {
+            rope.apply(q.view_mut());
+            rope.apply(k.view_mut());
+        }
+        attention(self.config.attention(self.layer, ctx), q.view(), k.view(), v.view())
     }
 
-    /// `hidden += o(attn_out)`.
+    /// `hidden += o(attn_out)`, what is added normed and scaled as the family has it.
     pub fn add_attn(&self, hidden: ArrayViewMut2<'_, f32>, attn_out: ArrayView2<'_, f32>) {
-        self.o.add_to(hidden, attn_out);
+        self.add(&self.o, self.post_attn_norm.as_ref(), hidden, attn_out);
     }
 
-    /// The norm before the MLP: what gate and up read.
+    /// What gate and up read: the stream, normed if the family norms it here.
     pub fn mlp_in(&self, hidden: ArrayView2<'_, f32>) -> Array2<f32> {
-        rms_norm(hidden, self.mlp_norm.view(), self.eps)
+        match &self.mlp_norm {
+            Some(norm) => norm.apply(hidden),
+            None => hidden.to_owned(),
+        }
     }
 
-    /// `silu(gate) * up`: what down reads, `[tokens, intermediate_size]`.
+    /// `activation(gate) * up`: what down reads, `[tokens, intermediate_size]`.
     pub fn mlp_mid(&self, mlp_in: ArrayView2<'_, f32>) -> Array2<f32> {
         let up = self.up.apply(mlp_in);
-        silu_mul(self.gate.apply(mlp_in), up.view())
+        let gate = self.gate.apply(mlp_in);
+        match self.config.family.activation {
+            Activation::Silu => silu_mul(gate, up.view()),
+            Activation::GeluTanh => gelu_mul(gate, up.view()),
+        }
     }
 
-    /// `hidden += down(mlp_mid)`.
+    /// `hidden += down(mlp_mid)`, what is added normed and scaled as the family has it.
     pub fn add_mlp(&self, hidden: ArrayViewMut2<'_, f32>, mlp_mid: ArrayView2<'_, f32>) {
-        self.down.add_to(hidden, mlp_mid);
+        self.add(&self.down, self.post_mlp_norm.as_ref(), hidden, mlp_mid);
+    }
+
+    #[expect(clippy::float_cmp, reason = "it is one or it is not")]
+    fn add(
+        &self,
+        linear: &Linear,
+        post_norm: Option<&Norm>,
+        mut hidden: ArrayViewMut2<'_, f32>,
+        x: ArrayView2<'_, f32>,
+    ) {
+        let multiplier = self.config.residual_multiplier;
+        if post_norm.is_none() && multiplier == 1.0 {
+            return linear.add_to(hidden, x);
+        }
+        let mut out = linear.apply(x);
+        if let Some(norm) = post_norm {
+            norm.apply_to_heads(out.view_mut()); // of one head
+        }
+        hidden.scaled_add(multiplier, &out);
     }
 
     /// The whole block, in place of `[tokens, hidden_size]`; a few windows at a time, so that what stands between the
@@ -210,6 +285,11 @@ impl Block {
             self.add_mlp(hidden.view_mut(), mlp_mid.view());
         }
     }
+}
+
+/// The parts of a matrix as an array.
+fn taken<const N: usize>(parts: Vec<Linear>) -> [Linear; N] {
+    parts.try_into().unwrap_or_else(|parts: Vec<_>| panic!("{} parts of {N}", parts.len()))
 }
 
 /// Whole windows that give every thread about a thousand tokens: enough to multiply fast, few enough to stay in cache.

@@ -4,9 +4,34 @@ mod gguf;
 mod hf;
 mod rope;
 
-pub use rope::{Llama3Scaling, RopeScaling};
+pub use rope::{Llama3Scaling, LongRope, RopeScaling};
 
 use crate::{Error, Family, Tap};
+use attar_tensor::op::{Attention, Rope};
+
+/// What the products of queries and keys are multiplied by.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum AttentionScale {
+    /// `1 / sqrt(x)` of this x: `head_dim` in most models.
+    InverseRoot(usize),
+    /// This.
+    Times(f32),
+}
+
+/// The constants that multiply what flows through a model, as one of the two kinds of file has them.
+struct Multipliers {
+    attention: AttentionScale,
+    embedding: f32,
+    residual: f32,
+    logits: f32,
+}
+
+impl Multipliers {
+    /// None but `1 / sqrt(x)` on products of queries and keys.
+    fn plain(x: usize) -> Self {
+        Self { attention: AttentionScale::InverseRoot(x), embedding: 1.0, residual: 1.0, logits: 1.0 }
+    }
+}
 
 /// The numbers of one model. Names are those of Hugging Face configurations.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,10 +55,29 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// What every norm adds to the mean square.
     pub rms_norm_eps: f32,
+    /// Features of a head that turn, from the first on; all of them in most models.
+    pub rotary_dim: usize,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
     /// How those frequencies are changed, if they are.
     pub rope_scaling: Option<RopeScaling>,
+    /// Base of the rotary frequencies in layers with a sliding window, which are not changed then; as everywhere else
+    /// if `None`.
+    pub local_rope_theta: Option<f64>,
+    /// For each layer whether it has rotary embedding.
+    pub rope_layers: Vec<bool>,
+    /// What products of queries and keys are multiplied by.
+    pub attention_scale: AttentionScale,
+    /// The soft bound on those products, if there is one.
+    pub attention_cap: Option<f32>,
+    /// What embeddings are multiplied by.
+    pub embedding_multiplier: f32,
+    /// What attention and MLP give is multiplied by before it is added.
+    pub residual_multiplier: f32,
+    /// What logits are divided by.
+    pub logits_scaling: f32,
+    /// The soft bound on logits, if there is one.
+    pub logit_cap: Option<f32>,
     /// Whether the head's weight is the embedding.
     pub tie_word_embeddings: bool,
     /// Whether q, k and v have biases.
@@ -78,16 +122,57 @@ impl ModelConfig {
         }
     }
 
-    /// Radians per position for each of the `head_dim / 2` pairs of features, scaling applied.
-    pub fn rope_frequencies(&self) -> Vec<f32> {
-        let frequencies = attar_tensor::op::rope_frequencies(self.rope_theta, self.head_dim);
-        match &self.rope_scaling {
+    /// Radians per position for each of the `rotary_dim / 2` pairs of features in windows of `ctx` tokens, scaling
+    /// applied; `None` for a layer without rotary embedding.
+    pub fn rope_frequencies(&self, layer: usize, ctx: usize) -> Option<Vec<f32>> {
+        if !self.rope_layers.get(layer).copied().unwrap_or(true) {
+            return None;
+        }
+        let local = self.local_rope_theta.filter(|_| self.sliding_window(layer).is_some());
+        if let Some(theta) = local {
+            return Some(attar_tensor::op::rope_frequencies(theta, self.rotary_dim));
+        }
+        let frequencies = self.unscaled_frequencies();
+        Some(match &self.rope_scaling {
             None => frequencies,
             Some(scaling) => {
-                let factors = scaling.factors(&frequencies);
+                let factors = scaling.factors(&frequencies, ctx);
                 frequencies.iter().zip(factors).map(|(frequency, factor)| frequency / factor).collect()
             }
+        })
+    }
+
+    /// How a layer turns the heads of q and k in windows of `ctx` tokens, if it does.
+    pub fn rope(&self, layer: usize, ctx: usize) -> Option<Rope> {
+        let rope = Rope::new(&self.rope_frequencies(layer, ctx)?, ctx).within(self.head_dim);
+        Some(match &self.rope_scaling {
+            Some(RopeScaling::LongRope(long)) => rope.times(long.attention_factor),
+            _ => rope,
+        })
+    }
+
+    /// The attention of a layer in windows of `ctx` tokens.
+    pub fn attention(&self, layer: usize, ctx: usize) -> Attention {
+        Attention {
+            heads: self.num_attention_heads,
+            kv_heads: self.num_key_value_heads,
+            head_dim: self.head_dim,
+            ctx,
+            sliding_window: self.sliding_window(layer),
+            scale: match self.attention_scale {
+                AttentionScale::InverseRoot(x) => Attention::per_head_dim(x),
+                AttentionScale::Times(scale) => scale,
+            },
+            soft_cap: self.attention_cap,
         }
+    }
+
+    fn sliding_window(&self, layer: usize) -> Option<usize> {
+        self.sliding_windows.get(layer).copied().flatten()
+    }
+
+    fn unscaled_frequencies(&self) -> Vec<f32> {
+        attar_tensor::op::rope_frequencies(self.rope_theta, self.rotary_dim)
     }
 
     /// Refuses numbers that contradict one another or could not be allocated.
@@ -118,16 +203,39 @@ impl ModelConfig {
         if !self.head_dim.is_multiple_of(2) {
             return Err(value("head_dim", self.head_dim, "an even number".into()));
         }
+        if self.rotary_dim == 0 || self.rotary_dim > self.head_dim || !self.rotary_dim.is_multiple_of(2) {
+            let expected = format!("an even number up to head_dim {}", self.head_dim);
+            return Err(value("rotary_dim", self.rotary_dim, expected));
+        }
         if !(self.rms_norm_eps >= 0.0 && self.rms_norm_eps.is_finite()) {
             return Err(value("rms_norm_eps", self.rms_norm_eps, "a small positive number".into()));
         }
-        if !(self.rope_theta > 0.0 && self.rope_theta.is_finite()) {
-            return Err(value("rope_theta", self.rope_theta, "a positive number".into()));
-        }
+        self.check_constants()?;
         if let Some(scaling) = &self.rope_scaling {
-            scaling.check(self.head_dim)?;
+            scaling.check(self.rotary_dim / 2)?;
         }
         Ok(self)
+    }
+
+    fn check_constants(&self) -> Result<(), Error> {
+        let scale = match self.attention_scale {
+            AttentionScale::InverseRoot(x) => ("query_pre_attn_scalar", x as f64),
+            AttentionScale::Times(scale) => ("attention_multiplier", scale.into()),
+        };
+        let positive = [
+            ("rope_theta", self.rope_theta),
+            ("rope_local_base_freq", self.local_rope_theta.unwrap_or(1.0)),
+            scale,
+            ("embedding_multiplier", self.embedding_multiplier.into()),
+            ("residual_multiplier", self.residual_multiplier.into()),
+            ("logits_scaling", self.logits_scaling.into()),
+            ("attn_logit_softcapping", self.attention_cap.unwrap_or(1.0).into()),
+            ("final_logit_softcapping", self.logit_cap.unwrap_or(1.0).into()),
+        ];
+        match positive.into_iter().find(|(_, x)| !(*x > 0.0 && x.is_finite())) {
+            Some((key, found)) => Err(value(key, found, "a positive number".into())),
+            None => Ok(()),
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! The ends of a model, and its blocks one after another.
 
-use crate::weights::{matrix, rows, vector};
-use crate::{Block, Error, ModelConfig, Role, TensorSpec, Weights};
-use ndarray::{Array1, Array2, ArrayView2};
+use crate::weights::{matrix, rows};
+use crate::{Block, Error, ModelConfig, Norm, Role, TensorSpec, Weights};
+use attar_tensor::op::soft_cap;
+use ndarray::{Array2, ArrayView2};
 
 /// Tokens in windows of one length.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,7 +46,7 @@ fn outside(config: &ModelConfig, role: Role) -> Result<TensorSpec, Error> {
     config.tensor(role, None).ok_or_else(|| Error::Missing { key: format!("{role:?}") })
 }
 
-/// The embedding of each token, `[tokens, hidden_size]`.
+/// The embedding of each token, `[tokens, hidden_size]`, scaled.
 ///
 /// # Errors
 /// A token outside the vocabulary, found before anything is loaded; an embedding that cannot be loaded.
@@ -57,15 +58,34 @@ pub fn embed(config: &ModelConfig, weights: &dyn Weights, tokens: &[u32]) -> Res
         return Err(Error::Token { token, position, vocab_size });
     }
     let wanted: Vec<usize> = tokens.iter().map(|&token| token as usize).collect();
-    rows(weights, &outside(config, Role::Embedding)?, &wanted)
+    let mut hidden = rows(weights, &outside(config, Role::Embedding)?, &wanted)?;
+    scale_embeddings(config, &mut hidden);
+    Ok(hidden)
+}
+
+/// Multiplies rows of the embedding by what the family multiplies them by: what they are when the first block reads them.
+#[expect(clippy::float_cmp, reason = "it is one or it is not")]
+pub fn scale_embeddings(config: &ModelConfig, hidden: &mut Array2<f32>) {
+    if config.embedding_multiplier != 1.0 {
+        *hidden *= config.embedding_multiplier;
+    }
+}
+
+/// Loads the norm between the last block and the head.
+///
+/// # Errors
+/// A tensor that cannot be loaded or has another shape than the configuration says.
+pub fn final_norm(config: &ModelConfig, weights: &dyn Weights) -> Result<Norm, Error> {
+    Norm::load(config, &outside(config, Role::FinalNorm)?, weights)
 }
 
 /// The final norm and the matrix that makes logits.
 #[derive(Debug, Clone)]
 pub struct Head {
-    norm: Array1<f32>,
+    norm: Norm,
     weight: Array2<f32>, // [vocab_size, hidden_size]
-    eps: f32,
+    logits_scaling: f32,
+    logit_cap: Option<f32>,
 }
 
 impl Head {
@@ -76,9 +96,10 @@ impl Head {
     pub fn load(config: &ModelConfig, weights: &dyn Weights) -> Result<Self, Error> {
         let role = if config.tie_word_embeddings { Role::Embedding } else { Role::Head };
         Ok(Self {
-            norm: vector(weights, &outside(config, Role::FinalNorm)?)?,
+            norm: final_norm(config, weights)?,
             weight: matrix(weights, &outside(config, role)?)?,
-            eps: config.rms_norm_eps,
+            logits_scaling: config.logits_scaling,
+            logit_cap: config.logit_cap,
         })
     }
 
@@ -89,12 +110,20 @@ impl Head {
 
     /// The final norm of hidden states `[tokens, hidden_size]`: what the head reads.
     pub fn norm(&self, hidden: ArrayView2<'_, f32>) -> Array2<f32> {
-        attar_tensor::op::rms_norm(hidden, self.norm.view(), self.eps)
+        self.norm.apply(hidden)
     }
 
     /// Logits `[tokens, vocab_size]` of normed hidden states; the caller takes a few rows at a time.
+    #[expect(clippy::float_cmp, reason = "it is one or it is not")]
     pub fn logits(&self, normed: ArrayView2<'_, f32>) -> Array2<f32> {
-        attar_tensor::linear(normed, self.weight.view())
+        let mut logits = attar_tensor::linear(normed, self.weight.view());
+        if self.logits_scaling != 1.0 {
+            logits /= self.logits_scaling;
+        }
+        if let Some(cap) = self.logit_cap {
+            soft_cap(logits.view_mut(), cap);
+        }
+        logits
     }
 }
 

@@ -1,6 +1,7 @@
 //! Every tensor of a model: what it does, what it reads, what it is called.
 
 use crate::ModelConfig;
+use crate::family::QkNorm;
 
 /// What a tensor does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -8,6 +9,8 @@ use crate::ModelConfig;
 pub enum Role {
     Embedding,
     AttnNorm,
+    /// q, k and v in one matrix.
+    Qkv,
     Q,
     K,
     V,
@@ -18,15 +21,43 @@ pub enum Role {
     OBias,
     QNorm,
     KNorm,
+    PostAttnNorm,
     MlpNorm,
+    /// gate and up in one matrix.
+    GateUp,
     Gate,
     Up,
     Down,
     GateBias,
     UpBias,
     DownBias,
+    PostMlpNorm,
     FinalNorm,
     Head,
+}
+
+impl Role {
+    /// The matrices that a stored one is made of, one below the other: itself, unless it is of several.
+    pub fn parts(&self) -> &[Self] {
+        match self {
+            Self::Qkv => &[Self::Q, Self::K, Self::V],
+            Self::GateUp => &[Self::Gate, Self::Up],
+            other => std::slice::from_ref(other),
+        }
+    }
+
+    fn is_norm(self) -> bool {
+        matches!(
+            self,
+            Self::AttnNorm
+                | Self::QNorm
+                | Self::KNorm
+                | Self::PostAttnNorm
+                | Self::MlpNorm
+                | Self::PostMlpNorm
+                | Self::FinalNorm
+        )
+    }
 }
 
 /// A place in the forward pass whose activation matrices read.
@@ -120,6 +151,37 @@ pub struct TensorSpec {
     pub gguf_name: String,
     /// The order of its rows in GGUF files.
     pub row_order: RowOrder,
+    /// What GGUF files add to its values.
+    pub gguf_adds: GgufAdds,
+}
+
+/// What GGUF files add to the values of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GgufAdds {
+    /// Nothing.
+    Nothing,
+    /// One: llama.cpp's norms multiply by their weight, where some families' multiply by one more.
+    One,
+}
+
+impl GgufAdds {
+    /// Turns values of Hugging Face files into those of GGUF files.
+    pub fn to_gguf(self, values: &mut [f32]) {
+        if self == Self::One {
+            for x in values {
+                *x += 1.0;
+            }
+        }
+    }
+
+    /// Turns values of GGUF files into those of Hugging Face files.
+    pub fn from_gguf(self, values: &mut [f32]) {
+        if self == Self::One {
+            for x in values {
+                *x -= 1.0;
+            }
+        }
+    }
 }
 
 impl TensorSpec {
@@ -156,40 +218,67 @@ const BEFORE: &[Row] = &[row(Role::Embedding, "model.embed_tokens", "token_embd"
 })];
 
 const BLOCK: &[Row] = &[
-    row(Role::AttnNorm, "input_layernorm", "attn_norm", WEIGHT, None, |c| vec![c.hidden_size]),
+    row(Role::AttnNorm, "input_layernorm", "attn_norm", WEIGHT, None, |c| vec![c.hidden_size])
+        .only(|c| c.family.norms.before()),
+    row(Role::Qkv, "self_attn.qkv_proj", "attn_qkv", WEIGHT, Some(Tap::AttnIn), |c| {
+        vec![c.query_size() + 2 * c.key_value_size(), c.hidden_size]
+    })
+    .only(|c| c.family.fused),
     row(Role::Q, "self_attn.q_proj", "attn_q", WEIGHT, Some(Tap::AttnIn), |c| {
         vec![c.query_size(), c.hidden_size]
-    }),
+    })
+    .only(|c| !c.family.fused),
     row(Role::QBias, "self_attn.q_proj", "attn_q", BIAS, None, |c| vec![c.query_size()])
         .only(|c| c.attention_bias),
     row(Role::K, "self_attn.k_proj", "attn_k", WEIGHT, Some(Tap::AttnIn), |c| {
         vec![c.key_value_size(), c.hidden_size]
-    }),
+    })
+    .only(|c| !c.family.fused),
     row(Role::KBias, "self_attn.k_proj", "attn_k", BIAS, None, |c| vec![c.key_value_size()])
         .only(|c| c.attention_bias),
     row(Role::V, "self_attn.v_proj", "attn_v", WEIGHT, Some(Tap::AttnIn), |c| {
         vec![c.key_value_size(), c.hidden_size]
-    }),
+    })
+    .only(|c| !c.family.fused),
     row(Role::VBias, "self_attn.v_proj", "attn_v", BIAS, None, |c| vec![c.key_value_size()])
         .only(|c| c.attention_bias),
-    row(Role::QNorm, "self_attn.q_norm", "attn_q_norm", WEIGHT, None, |c| vec![c.head_dim])
-        .only(|c| c.family.qk_norm),
-    row(Role::KNorm, "self_attn.k_norm", "attn_k_norm", WEIGHT, None, |c| vec![c.head_dim])
-        .only(|c| c.family.qk_norm),
+    row(Role::QNorm, "self_attn.q_norm", "attn_q_norm", WEIGHT, None, |c| match c.family.qk_norm {
+        QkNorm::Whole => vec![c.query_size()],
+        QkNorm::Heads | QkNorm::Never => vec![c.head_dim],
+    })
+    .only(|c| c.family.qk_norm != QkNorm::Never),
+    row(Role::KNorm, "self_attn.k_norm", "attn_k_norm", WEIGHT, None, |c| match c.family.qk_norm {
+        QkNorm::Whole => vec![c.key_value_size()],
+        QkNorm::Heads | QkNorm::Never => vec![c.head_dim],
+    })
+    .only(|c| c.family.qk_norm != QkNorm::Never),
     row(Role::O, "self_attn.o_proj", "attn_output", WEIGHT, Some(Tap::AttnOut), |c| {
         vec![c.hidden_size, c.query_size()]
     }),
     row(Role::OBias, "self_attn.o_proj", "attn_output", BIAS, None, |c| vec![c.hidden_size])
         .only(|c| c.output_bias),
-    row(Role::MlpNorm, "post_attention_layernorm", "ffn_norm", WEIGHT, None, |c| vec![c.hidden_size]),
+    row(Role::PostAttnNorm, "post_attention_layernorm", "post_attention_norm", WEIGHT, None, |c| {
+        vec![c.hidden_size]
+    })
+    .only(|c| c.family.norms.after()),
+    row(Role::MlpNorm, "post_attention_layernorm", "ffn_norm", WEIGHT, None, |c| vec![c.hidden_size])
+        .only(|c| !c.family.norms.after()),
+    row(Role::MlpNorm, "pre_feedforward_layernorm", "ffn_norm", WEIGHT, None, |c| vec![c.hidden_size])
+        .only(|c| c.family.norms.before() && c.family.norms.after()),
+    row(Role::GateUp, "mlp.gate_up_proj", "ffn_up", WEIGHT, Some(Tap::MlpIn), |c| {
+        vec![2 * c.intermediate_size, c.hidden_size]
+    })
+    .only(|c| c.family.fused),
     row(Role::Gate, "mlp.gate_proj", "ffn_gate", WEIGHT, Some(Tap::MlpIn), |c| {
         vec![c.intermediate_size, c.hidden_size]
-    }),
+    })
+    .only(|c| !c.family.fused),
     row(Role::GateBias, "mlp.gate_proj", "ffn_gate", BIAS, None, |c| vec![c.intermediate_size])
         .only(|c| c.mlp_bias),
     row(Role::Up, "mlp.up_proj", "ffn_up", WEIGHT, Some(Tap::MlpIn), |c| {
         vec![c.intermediate_size, c.hidden_size]
-    }),
+    })
+    .only(|c| !c.family.fused),
     row(Role::UpBias, "mlp.up_proj", "ffn_up", BIAS, None, |c| vec![c.intermediate_size])
         .only(|c| c.mlp_bias),
     row(Role::Down, "mlp.down_proj", "ffn_down", WEIGHT, Some(Tap::MlpMid), |c| {
@@ -197,6 +286,10 @@ const BLOCK: &[Row] = &[
     }),
     row(Role::DownBias, "mlp.down_proj", "ffn_down", BIAS, None, |c| vec![c.hidden_size])
         .only(|c| c.mlp_bias),
+    row(Role::PostMlpNorm, "post_feedforward_layernorm", "post_ffw_norm", WEIGHT, None, |c| {
+        vec![c.hidden_size]
+    })
+    .only(|c| c.family.norms.after()),
 ];
 
 const AFTER: &[Row] = &[
@@ -244,6 +337,11 @@ impl Row {
             tap: self.tap,
             gguf_name,
             row_order,
+            gguf_adds: if config.family.norms_add_one && self.role.is_norm() {
+                GgufAdds::One
+            } else {
+                GgufAdds::Nothing
+            },
         }
     }
 }
@@ -254,6 +352,7 @@ impl Role {
         match self {
             Self::Embedding => "embed_tokens",
             Self::AttnNorm => "input_layernorm",
+            Self::Qkv => "qkv_proj",
             Self::Q => "q_proj",
             Self::K => "k_proj",
             Self::V => "v_proj",
@@ -264,13 +363,16 @@ impl Role {
             Self::OBias => "o_proj.bias",
             Self::QNorm => "q_norm",
             Self::KNorm => "k_norm",
+            Self::PostAttnNorm => "post_attention_norm",
             Self::MlpNorm => "post_attention_layernorm",
+            Self::GateUp => "gate_up_proj",
             Self::Gate => "gate_proj",
             Self::Up => "up_proj",
             Self::Down => "down_proj",
             Self::GateBias => "gate_proj.bias",
             Self::UpBias => "up_proj.bias",
             Self::DownBias => "down_proj.bias",
+            Self::PostMlpNorm => "post_feedforward_norm",
             Self::FinalNorm => "norm",
             Self::Head => "lm_head",
         }

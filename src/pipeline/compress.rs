@@ -5,10 +5,11 @@
 
 use attar_checkpoint::{Dtype, decode_floats, encode_floats};
 use attar_eval::report;
-use attar_model::{Block, Error as ModelError, Role, Tap, TensorSpec, Weights, Windows};
+use attar_model::{
+    Block, Error as ModelError, Role, Tap, TensorSpec, Weights, Windows, final_norm, scale_embeddings,
+};
 use attar_quant::{Factor, Facts, Named, Rtn, Settings, Solver, Statistics};
-use attar_tensor::op::rms_norm;
-use ndarray::{Array1, Array2, ArrayViewMut2, Ix1, s};
+use ndarray::{Array2, ArrayViewMut2, s};
 
 use super::stream::Stream;
 use super::write::Sink;
@@ -17,13 +18,8 @@ use crate::plan::{Plan, PlannedTensor, Treatment};
 use crate::source::{CHUNK_WEIGHTS, Source, rows_and_cols};
 use crate::talk::{Stage, Talk};
 
-/// The stages of a block: what is observed, and which matrices read it.
-const STAGES: [(Tap, &[Role]); 4] = [
-    (Tap::AttnIn, &[Role::Q, Role::K, Role::V]),
-    (Tap::AttnOut, &[Role::O]),
-    (Tap::MlpIn, &[Role::Gate, Role::Up]),
-    (Tap::MlpMid, &[Role::Down]),
-];
+/// The stages of a block: at each the matrices that read what is observed there become codes.
+const STAGES: [Tap; 4] = [Tap::AttnIn, Tap::AttnOut, Tap::MlpIn, Tap::MlpMid];
 
 /// Everything a pass needs.
 pub struct Pass<'a> {
@@ -119,6 +115,7 @@ impl Pass<'_> {
                 _ => self.without_data(tensor, done, &mut look_up)?,
             }
         }
+        scale_embeddings(config, &mut hidden);
         Ok(hidden)
     }
 
@@ -129,9 +126,8 @@ impl Pass<'_> {
         for tensor in self.plan.of_layer(layer).filter(|t| t.spec.tap.is_none()) {
             self.without_data(tensor, done, |_, _| ())?;
         }
-        for (tap, roles) in STAGES {
-            let tensors: Vec<_> =
-                self.plan.of_layer(layer).filter(|t| roles.contains(&t.spec.role)).collect();
+        for tap in STAGES {
+            let tensors: Vec<_> = self.plan.of_layer(layer).filter(|t| t.spec.tap == Some(tap)).collect();
             let coded = tensors.iter().any(|t| matches!(t.treatment, Treatment::Codes(_)));
             let mut statistics = coded.then(|| Statistics::new(config.tap_features(tap)));
             stream.advance(&block, tap, |x| {
@@ -141,9 +137,16 @@ impl Pass<'_> {
             });
             let factor = statistics.as_ref().map(|statistics| Factor::new(statistics, Settings::default()));
             for tensor in tensors {
-                let weight = block.weight_mut(tensor.spec.role);
-                self.matrix(tensor, weight, factor.as_ref(), done)
-                    .doing(|| format!("while quantizing `{}`", tensor.spec.name))?;
+                let (role, factor) = (tensor.spec.role, factor.as_ref());
+                if role.parts().len() == 1 {
+                    self.matrix(tensor, block.weight_mut(role), factor, done)
+                } else {
+                    let mut weight = block.stored(role);
+                    let made = self.matrix(tensor, weight.view_mut(), factor, done);
+                    block.set_stored(role, weight.view());
+                    made
+                }
+                .doing(|| format!("while quantizing `{}`", tensor.spec.name))?;
             }
         }
         stream.finish(&block);
@@ -153,12 +156,10 @@ impl Pass<'_> {
     /// A matrix whose input is the normed end of the stream.
     fn head(&self, tensor: &PlannedTensor, encoding: Named, stream: &Stream, done: &mut Done) -> Result<()> {
         let config = &self.source.config;
-        let missing = || ModelError::Missing { key: "norm".to_owned() };
-        let norm = config.tensor(Role::FinalNorm, None).ok_or_else(missing)?;
-        let norm: Array1<f32> = self.load(&norm)?.into_dimensionality::<Ix1>()?;
+        let norm = final_norm(config, self.source)?;
         let mut statistics = Statistics::new(config.tap_features(Tap::HeadIn));
         stream.each_chunk(|hidden| {
-            statistics.observe(rms_norm(hidden, norm.view(), config.rms_norm_eps).view());
+            statistics.observe(norm.apply(hidden).view());
         });
         let factor = Factor::new(&statistics, Settings::default());
         let mut facts = Merged::default();

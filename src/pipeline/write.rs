@@ -25,9 +25,6 @@ const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 /// What llama.cpp calls the format of quantized blocks.
 const QUANTIZATION_VERSION: u32 = 2;
 
-/// The factors of the rotary frequencies, which GGUF keeps as a tensor and Hugging Face as configuration.
-const ROPE_FREQS: &str = "rope_freqs.weight";
-
 /// What to do about something in the way.
 const ANOTHER: &str = "name another output, or move away what is there";
 
@@ -157,10 +154,10 @@ impl Target<'_> {
         };
         let (container, path) = (container.doing(at)?, self.path.to_owned());
         let mut sink = Sink { container, path, hashes: HashMap::new(), _made: made };
-        if let (Container::Gguf(writer), Some(factors)) =
-            (&mut sink.container, self.source.config.rope_freqs())
-        {
-            writer.write(ROPE_FREQS, &encode_floats(Dtype::F32, &factors)?).doing(at)?;
+        if let Container::Gguf(writer) = &mut sink.container {
+            for (name, values) in self.source.config.gguf_tensors() {
+                writer.write(name, &encode_floats(Dtype::F32, &values)?).doing(at)?;
+            }
         }
         Ok(sink)
     }
@@ -188,8 +185,8 @@ impl Target<'_> {
     fn create_gguf(&self, file_type: u32) -> Result<Container> {
         let (config, metadata) = (&self.source.config, self.metadata(file_type)?);
         let mut tensors: Vec<_> = self.plan.tensors.iter().map(gguf_info).collect();
-        if let Some(factors) = config.rope_freqs() {
-            tensors.push(TensorInfo::new(ROPE_FREQS, Dtype::F32, &[factors.len()]));
+        for (name, values) in config.gguf_tensors() {
+            tensors.push(TensorInfo::new(name, Dtype::F32, &[values.len()]));
         }
         Ok(Container::Gguf(gguf::Writer::create(self.path, self.overwrite, &metadata, &tensors)?))
     }
@@ -356,6 +353,9 @@ impl Sink {
             let here = values.len() / cols;
             let order = RowOrder::RopeInterleaved { heads: here * heads / rows }.to_gguf(here);
             values = order.iter().flat_map(|&row| &values[row * cols..][..cols]).copied().collect();
+        }
+        if let Container::Gguf(_) = self.container {
+            tensor.spec.gguf_adds.to_gguf(&mut values);
         }
         let bytes = encode_floats(dtype, &values)?;
         let name = match self.container {

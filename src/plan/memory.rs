@@ -66,7 +66,10 @@ fn peak(
     let (hidden, ffn) = (config.hidden_size as u64, config.intermediate_size as u64);
     let (query, key_value) = (config.query_size() as u64, config.key_value_size() as u64);
     let chunk = (CHUNK_TOKENS as u64).max(ctx).min(tokens);
-    let block: u64 = tensors.iter().filter(|t| t.spec.layer == Some(0)).map(weights).sum();
+    let of_block = || tensors.iter().filter(|t| t.spec.layer == Some(0));
+    let block: u64 = of_block().map(weights).sum();
+    // A matrix of several parts is put together while it is solved, and taken apart while it is loaded.
+    let fused = of_block().filter(|t| t.spec.role.parts().len() > 1).map(weights).max().unwrap_or(0);
     // Each stage: the features whose statistics it takes, what it carries per token, what it computes per token.
     let stages = [
         (hidden, 0, hidden),
@@ -79,5 +82,8 @@ fn peak(
         // Beside the Gram matrix stand activations, then its factor in f64 and f32, then that in f32 and a solver's work.
         tokens * carried * F32 + square + (chunk * computed * F32).max(3 * square).max(square + solving)
     };
-    PROGRAM_BYTES + tokens * hidden * F32 + block * F32 + stages.map(stage).into_iter().max().unwrap_or(0)
+    PROGRAM_BYTES
+        + tokens * hidden * F32
+        + (block + fused) * F32
+        + stages.map(stage).into_iter().max().unwrap_or(0)
 }

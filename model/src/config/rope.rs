@@ -11,8 +11,36 @@ pub enum RopeScaling {
     Linear(f64),
     /// Llama 3.1's: low frequencies divided, high ones kept, those between blended.
     Llama3(Llama3Scaling),
-    /// One factor for each pair of features, `[head_dim / 2]`, as GGUF files carry them.
+    /// One factor for each pair of features, `[rotary_dim / 2]`, as GGUF files carry them.
     Factors(Vec<f32>),
+    /// Phi-3's: one set of factors for short windows, another for long ones.
+    LongRope(LongRope),
+}
+
+/// Factors that depend on how long a window is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LongRope {
+    /// Factors for windows of up to `original_max_position_embeddings` tokens, `[rotary_dim / 2]`.
+    pub short_factor: Vec<f32>,
+    /// Factors for longer windows, `[rotary_dim / 2]`.
+    pub long_factor: Vec<f32>,
+    /// Tokens of the context the model was first trained on.
+    pub original_max_position_embeddings: usize,
+    /// What turned features are multiplied by, in windows of any length.
+    pub attention_factor: f32,
+}
+
+impl LongRope {
+    /// The attention factor that goes with a context made `factor` times as long.
+    ///
+    /// # Source
+    /// Ding et al., "`LongRoPE`", arXiv:2402.13753, as Phi-3 uses it.
+    pub fn attention_factor(factor: f64, original_max_position_embeddings: usize) -> f32 {
+        if factor <= 1.0 {
+            return 1.0;
+        }
+        (1.0 + factor.ln() / (original_max_position_embeddings as f64).ln()).sqrt() as f32
+    }
 }
 
 /// The constants of Llama 3.1's scaling.
@@ -29,21 +57,21 @@ pub struct Llama3Scaling {
 }
 
 impl RopeScaling {
-    /// What each of the unscaled frequencies is to be divided by.
-    pub fn factors(&self, frequencies: &[f32]) -> Vec<f32> {
+    /// What each of the unscaled frequencies is to be divided by in windows of `ctx` tokens.
+    pub fn factors(&self, frequencies: &[f32], ctx: usize) -> Vec<f32> {
         match self {
             Self::Linear(factor) => vec![*factor as f32; frequencies.len()],
             Self::Llama3(constants) => {
                 frequencies.iter().map(|&f| constants.factor(f.into()) as f32).collect()
             }
             Self::Factors(factors) => factors.clone(),
+            Self::LongRope(long) if ctx > long.original_max_position_embeddings => long.long_factor.clone(),
+            Self::LongRope(long) => long.short_factor.clone(),
         }
     }
 
-    pub(super) fn check(&self, head_dim: usize) -> Result<(), Error> {
-        let positive = |key: &str, x: f64| {
-            if x > 0.0 && x.is_finite() { Ok(()) } else { Err(value(key, x, "a positive number".into())) }
-        };
+    /// Refuses constants that make no sense and lists of another length than `pairs`.
+    pub(super) fn check(&self, pairs: usize) -> Result<(), Error> {
         match self {
             Self::Linear(factor) => positive("factor", *factor),
             Self::Llama3(c) => {
@@ -56,19 +84,26 @@ impl RopeScaling {
                 let expected = format!("more than low_freq_factor {}", c.low_freq_factor);
                 Err(value("high_freq_factor", c.high_freq_factor, expected))
             }
-            Self::Factors(factors) if factors.len() == head_dim / 2 => {
-                factors.iter().try_for_each(|&x| positive("rope_freqs.weight", x.into()))
-            }
-            Self::Factors(factors) => {
-                let found = format!("{} factors", factors.len());
-                Err(value(
-                    "rope_freqs.weight",
-                    found,
-                    format!("one factor for each of {} pairs", head_dim / 2),
-                ))
+            Self::Factors(factors) => all_positive("rope_freqs.weight", factors, pairs),
+            Self::LongRope(long) => {
+                all_positive("short_factor", &long.short_factor, pairs)?;
+                all_positive("long_factor", &long.long_factor, pairs)?;
+                positive("attention_factor", long.attention_factor.into())
             }
         }
     }
+}
+
+fn positive(key: &str, x: f64) -> Result<(), Error> {
+    if x > 0.0 && x.is_finite() { Ok(()) } else { Err(value(key, x, "a positive number".into())) }
+}
+
+fn all_positive(key: &str, factors: &[f32], pairs: usize) -> Result<(), Error> {
+    if factors.len() == pairs {
+        return factors.iter().try_for_each(|&x| positive(key, x.into()));
+    }
+    let found = format!("{} factors", factors.len());
+    Err(value(key, found, format!("one factor for each of {pairs} pairs")))
 }
 
 impl Llama3Scaling {
@@ -107,10 +142,24 @@ mod tests {
     #[test]
     fn constants_that_make_no_sense_are_refused() {
         let scaling = RopeScaling::Llama3(Llama3Scaling { high_freq_factor: 1.0, ..LLAMA31 });
-        assert!(scaling.check(64).is_err_and(|error| error.to_string().contains("high_freq_factor")));
-        assert!(RopeScaling::Linear(0.0).check(64).is_err());
-        assert!(RopeScaling::Factors(vec![1.0; 3]).check(64).is_err());
-        assert!(RopeScaling::Factors(vec![f32::NAN; 32]).check(64).is_err());
-        assert!(RopeScaling::Llama3(LLAMA31).check(64).is_ok());
+        assert!(scaling.check(32).is_err_and(|error| error.to_string().contains("high_freq_factor")));
+        assert!(RopeScaling::Linear(0.0).check(32).is_err());
+        assert!(RopeScaling::Factors(vec![1.0; 3]).check(32).is_err());
+        assert!(RopeScaling::Factors(vec![f32::NAN; 32]).check(32).is_err());
+        assert!(RopeScaling::Llama3(LLAMA31).check(32).is_ok());
+        let long = LongRope {
+            short_factor: vec![1.0; 32],
+            long_factor: vec![2.0; 31],
+            original_max_position_embeddings: 4096,
+            attention_factor: 1.2,
+        };
+        let short_list = RopeScaling::LongRope(long).check(32);
+        assert!(short_list.is_err_and(|error| error.to_string().starts_with("`long_factor` is 31 factors")));
+    }
+
+    #[test]
+    fn an_attention_factor_grows_with_the_context_from_one_on() {
+        assert!((LongRope::attention_factor(1.0, 4096) - 1.0).abs() < f32::EPSILON);
+        assert!((LongRope::attention_factor(32.0, 4096) - 1.190_238).abs() < 1e-6);
     }
 }

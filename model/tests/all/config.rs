@@ -1,6 +1,6 @@
 //! What configurations are understood, and what is said of those that are not.
 
-use attar_model::{FAMILIES, ModelConfig, RopeScaling};
+use attar_model::{AttentionScale, FAMILIES, ModelConfig, RopeScaling};
 use serde_json::{Value, json};
 
 fn llama() -> Value {
@@ -31,10 +31,10 @@ fn refusal(changes: &Value) -> String {
 fn every_name_of_every_family_is_known() {
     for family in FAMILIES {
         for architecture in family.architectures {
-            assert_eq!(
-                read(&json!({ "architectures": [architecture], "model_type": "other" })).family,
-                *family
-            );
+            let changes = json!({
+                "architectures": [architecture], "model_type": "other", "hidden_activation": "gelu_pytorch_tanh",
+            });
+            assert_eq!(read(&changes).family, *family);
         }
         for model_type in family.model_types {
             assert_eq!(read(&json!({ "architectures": null, "model_type": model_type })).family, *family);
@@ -44,7 +44,9 @@ fn every_name_of_every_family_is_known() {
 
 #[test]
 fn an_unknown_architecture_is_refused_with_those_that_are_known() {
-    let known = "known are `LlamaForCausalLM`, `MistralForCausalLM`, `Qwen2ForCausalLM`, `Qwen3ForCausalLM`";
+    let known = "known are `LlamaForCausalLM`, `MistralForCausalLM`, `Qwen2ForCausalLM`, `Qwen3ForCausalLM`, \
+        `Gemma2ForCausalLM`, `Gemma3ForCausalLM`, `Phi3ForCausalLM`, `Olmo2ForCausalLM`, `SmolLM3ForCausalLM`, \
+        `GraniteForCausalLM`";
     assert_eq!(
         refusal(&json!({ "architectures": ["GPT2LMHeadModel"] })),
         format!("unknown architecture `GPT2LMHeadModel`; {known}")
@@ -88,12 +90,12 @@ fn options_that_are_not_computed_are_refused_with_those_that_are() {
     let yarn = refusal(&json!({ "rope_scaling": { "rope_type": "yarn", "factor": 4.0 } }));
     assert_eq!(
         yarn,
-        "`rope_type` is `yarn`, which is not supported; known are `default`, `linear`, `llama3`"
+        "`rope_type` is `yarn`, which is not supported; known are `default`, `linear`, `llama3`, `longrope`"
     );
     let dynamic = refusal(&json!({ "rope_scaling": { "type": "dynamic", "factor": 4.0 } }));
     assert_eq!(
         dynamic,
-        "`type` is `dynamic`, which is not supported; known are `default`, `linear`, `llama3`"
+        "`type` is `dynamic`, which is not supported; known are `default`, `linear`, `llama3`, `longrope`"
     );
     let gelu = refusal(&json!({ "hidden_act": "gelu" }));
     assert_eq!(gelu, "`hidden_act` is `gelu`, which is not supported; known are `silu`, `swish`");
@@ -171,6 +173,53 @@ fn a_window_slides_where_the_family_says() {
     let mut on = qwen;
     on["use_sliding_window"] = json!(true);
     assert_eq!(slides(&on), [None, None, None, Some(7), Some(7)]);
+    let gemma = |changes: Value| {
+        let mut all = json!({ "architectures": ["Gemma3ForCausalLM"], "sliding_window_pattern": 3 });
+        all.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        slides(&all)
+    };
+    let (near, all) = (Some(4096), None);
+    assert_eq!(gemma(json!({})), [near, near, all, near, near]);
+    assert_eq!(gemma(json!({ "sliding_window": null })), [None; 5]);
+    assert_eq!(slides(&json!({ "architectures": ["Phi3ForCausalLM"] })), [None; 5]);
+    let smol = json!({
+        "architectures": ["SmolLM3ForCausalLM"], "use_sliding_window": true, "sliding_window": 7,
+        "no_rope_layer_interval": 2,
+    });
+    assert_eq!(slides(&smol), [None, Some(7), None, Some(7), None]);
+    assert_eq!(read(&smol).rope_layers, [true, false, true, false, true]);
+}
+
+#[test]
+fn a_key_that_is_missing_has_the_familys_default_and_one_that_is_null_says_none() {
+    let gemma = |changes: Value| {
+        let mut all = json!({ "architectures": ["Gemma2ForCausalLM"] });
+        all.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        read(&all)
+    };
+    let (plain, bare) = (gemma(json!({})), gemma(json!({ "attn_logit_softcapping": null })));
+    assert_eq!((plain.attention_cap, plain.logit_cap), (Some(50.0), Some(30.0)));
+    assert_eq!((bare.attention_cap, bare.logit_cap), (None, Some(30.0)));
+    assert!(plain.tie_word_embeddings && !read(&json!({})).tie_word_embeddings);
+    assert_eq!((plain.head_dim, plain.attention_scale), (256, AttentionScale::InverseRoot(256)));
+    assert_eq!(plain.embedding_multiplier.to_bits(), 8.0f32.to_bits());
+}
+
+#[test]
+fn factors_for_long_texts_are_known_by_all_their_names() {
+    let phi = |kind: &str| {
+        let factors = vec![1.5; 4];
+        let scaling = json!({ "type": kind, "short_factor": factors, "long_factor": factors });
+        read(&json!({
+            "architectures": ["Phi3ForCausalLM"], "max_position_embeddings": 131_072,
+            "original_max_position_embeddings": 4096, "rope_scaling": scaling,
+        }))
+    };
+    let Some(RopeScaling::LongRope(long)) = phi("longrope").rope_scaling else { panic!("no factors") };
+    assert_eq!(long.original_max_position_embeddings, 4096);
+    assert!((long.attention_factor - 1.190_238).abs() < 1e-6);
+    assert_eq!(phi("su"), phi("longrope"));
+    assert_eq!(phi("yarn"), phi("longrope"));
 }
 
 #[test]

@@ -4,12 +4,13 @@ use crate::checkpoint::{Folder, config, golden};
 use attar_checkpoint::atomic::Overwrite;
 use attar_checkpoint::gguf::{File, Value, Writer};
 use attar_checkpoint::{Container, Dtype, TensorInfo, decode_floats};
-use attar_model::{LoadError, ModelConfig, Weights, Windows, hidden_states};
+use attar_model::family::GgufWindow;
+use attar_model::{AttentionScale, LoadError, ModelConfig, Weights, Windows, hidden_states};
 use ndarray::{ArrayD, Axis};
 use std::path::Path;
 
 /// All golden models that llama.cpp could run.
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 21] = [
     "llama-1",
     "llama-3.1",
     "llama-biased",
@@ -20,6 +21,17 @@ const NAMES: [&str; 10] = [
     "qwen2",
     "qwen2-sliding",
     "qwen3",
+    "gemma2",
+    "gemma3",
+    "gemma3-transformers-5",
+    "phi3",
+    "phi3-long",
+    "phi3-short",
+    "olmo2",
+    "smollm3",
+    "smollm3-sliding",
+    "granite",
+    "granite-biased",
 ];
 
 fn write(config: &ModelConfig, weights: &dyn Weights, path: &Path) {
@@ -27,15 +39,13 @@ fn write(config: &ModelConfig, weights: &dyn Weights, path: &Path) {
     let mut data = Vec::new();
     for spec in config.tensors() {
         infos.push(TensorInfo::new(&spec.gguf_name, Dtype::F32, &spec.shape));
-        let values = weights.load(&spec.name).unwrap();
+        let mut values = weights.load(&spec.name).unwrap();
+        spec.gguf_adds.to_gguf(values.as_slice_mut().unwrap());
         data.push((spec.gguf_name, values.select(Axis(0), &spec.row_order.to_gguf(spec.shape[0]))));
     }
-    if let Some(factors) = config.rope_freqs() {
-        infos.push(TensorInfo::new("rope_freqs.weight", Dtype::F32, &[factors.len()]));
-        data.push((
-            "rope_freqs.weight".to_owned(),
-            ArrayD::from_shape_vec(vec![factors.len()], factors).unwrap(),
-        ));
+    for (name, factors) in config.gguf_tensors() {
+        infos.push(TensorInfo::new(name, Dtype::F32, &[factors.len()]));
+        data.push((name.to_owned(), ArrayD::from_shape_vec(vec![factors.len()], factors).unwrap()));
     }
     let mut writer = Writer::create(path, Overwrite::No, &config.gguf_metadata().unwrap(), &infos).unwrap();
     for (name, values) in data {
@@ -45,13 +55,28 @@ fn write(config: &ModelConfig, weights: &dyn Weights, path: &Path) {
     writer.finish().unwrap();
 }
 
+/// Leaves out what llama.cpp has no place for.
+fn adapt(config: &mut ModelConfig) {
+    match config.family.name {
+        "gemma2" | "gemma3" => config.attention_scale = AttentionScale::InverseRoot(config.head_dim),
+        "smollm3" => {
+            let every_fourth = (1..=config.num_hidden_layers).map(|nth| nth % 4 != 0);
+            config.rope_layers = every_fourth.collect();
+            config.output_bias = false;
+            config.mlp_bias = false;
+        }
+        _ => {}
+    }
+}
+
 /// A GGUF file under Hugging Face's names and in its order of rows.
 struct Read<'a>(&'a ModelConfig, &'a File);
 
 impl Weights for Read<'_> {
     fn load(&self, name: &str) -> Result<ArrayD<f32>, LoadError> {
         let spec = self.0.tensors().into_iter().find(|spec| spec.name == name).ok_or("no such tensor")?;
-        let values = decode_floats(Dtype::F32, self.1.bytes(&spec.gguf_name)?)?;
+        let mut values = decode_floats(Dtype::F32, self.1.bytes(&spec.gguf_name)?)?;
+        spec.gguf_adds.from_gguf(&mut values);
         let array = ArrayD::from_shape_vec(spec.shape.clone(), values)?;
         Ok(array.select(Axis(0), &spec.row_order.from_gguf(spec.shape[0])))
     }
@@ -66,15 +91,19 @@ fn a_model_survives_gguf_bit_for_bit() {
     let folder = tempfile::tempdir().unwrap();
     for name in NAMES {
         let (mut config, weights) = (config(&golden().join(name)), Folder::open(&golden().join(name)));
-        // GGUF files of these architectures cannot say that a window slides.
-        config.sliding_windows.fill(None);
+        if config.family.gguf_window == GgufWindow::Unsaid {
+            config.sliding_windows.fill(None);
+        }
+        adapt(&mut config);
         let path = folder.path().join(format!("{name}.gguf"));
         write(&config, &weights, &path);
         let file = File::open(&path).unwrap();
         let reread = ModelConfig::from_gguf(&file).unwrap();
 
         assert_eq!(reread.family.gguf_arch, config.family.gguf_arch);
-        assert_eq!(reread.rope_frequencies(), config.rope_frequencies());
+        for (layer, ctx) in (0..config.num_hidden_layers).flat_map(|layer| [(layer, 10), (layer, 30)]) {
+            assert_eq!(reread.rope_frequencies(layer, ctx), config.rope_frequencies(layer, ctx), "{name}");
+        }
         let both_equal = ModelConfig {
             family: config.family,
             rope_scaling: config.rope_scaling.clone(),
@@ -83,6 +112,7 @@ fn a_model_survives_gguf_bit_for_bit() {
             ..reread.clone()
         };
         assert_eq!(both_equal, config, "{name}");
+        assert_eq!(reread.gguf_tensors(), config.gguf_tensors(), "{name}");
 
         let windows = Windows::new(10, (0..30).collect());
         let states = |config, weights| hidden_states(config, weights, &windows, &mut |_| ()).unwrap();
@@ -107,6 +137,25 @@ fn what_llama_cpp_does_not_compute_is_refused_before_writing() {
     let mut qwen3 = config(&golden().join("qwen3"));
     qwen3.rope_scaling = llama3;
     assert!(qwen3.gguf_metadata().unwrap_err().to_string().starts_with("`rope_scaling` is `llama3`"));
+    qwen3.rope_scaling = config(&golden().join("phi3-long")).rope_scaling;
+    assert!(qwen3.gguf_metadata().unwrap_err().to_string().starts_with("`rope_scaling` is `longrope`"));
+    assert_eq!(
+        refusal("gemma3", |_| ()),
+        "`query_pre_attn_scalar` is 20, which is not supported; known are 12 in GGUF files of architecture `gemma3`"
+    );
+    let uncapped = |config: &mut ModelConfig| {
+        adapt(config);
+        config.logit_cap = None;
+    };
+    assert!(refusal("gemma2", uncapped).starts_with("`final_logit_softcapping` is null"));
+    assert!(
+        refusal("gemma2", |config| config.sliding_windows.fill(None)).starts_with("`sliding_window` is null")
+    );
+    assert!(
+        refusal("olmo2", |config| config.tie_word_embeddings = true).starts_with("`tie_word_embeddings`")
+    );
+    assert!(refusal("smollm3", |config| config.rope_layers.fill(true)).starts_with("`no_rope_layers` is"));
+    assert!(refusal("smollm3", |config| config.mlp_bias = true).starts_with("`mlp_bias` is true"));
 }
 
 /// What `from_gguf` says of a file with these metadata and an embedding of 64 tokens.
@@ -134,10 +183,12 @@ fn set(key: &'static str, value: Value) -> impl FnOnce(&mut Vec<(String, Value)>
     }
 }
 
+const KNOWN: &str = "`llama`, `qwen2`, `qwen3`, `gemma2`, `gemma3`, `phi3`, `olmo2`, `smollm3`, `granite`";
+
 #[test]
 fn an_unknown_architecture_is_refused_with_those_that_are_known() {
     let error = error_of(set("general.architecture", Value::String("mamba".into())));
-    assert_eq!(error, "unknown architecture `mamba`; known are `llama`, `qwen2`, `qwen3`");
+    assert_eq!(error, format!("unknown architecture `mamba`; known are {KNOWN}"));
 }
 
 #[test]

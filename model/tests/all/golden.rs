@@ -1,7 +1,9 @@
 //! The forward pass against transformers, on tiny random models of every family and on trained ones.
 
 use crate::checkpoint::{Folder, config, floats, golden, read};
-use attar_model::{FAMILIES, Head, ModelConfig, Weights, Windows, hidden_states};
+use attar_model::{
+    AttentionScale, FAMILIES, Head, ModelConfig, RopeScaling, Weights, Windows, hidden_states,
+};
 use attar_tensor::op::log_sum_exp;
 use ndarray::{Array2, ArrayD};
 use safetensors::SafeTensors;
@@ -60,13 +62,31 @@ fn random_models_agree_with_transformers() {
 #[test]
 fn every_option_of_a_golden_model_matters() {
     type Forget = (&'static str, fn(&mut ModelConfig));
-    let options: [Forget; 6] = [
+    let options: [Forget; 16] = [
         ("rope_theta", |config| config.rope_theta *= 2.0),
         ("rms_norm_eps", |config| config.rms_norm_eps += 1e-2),
         ("rope_scaling", |config| config.rope_scaling = None),
         ("sliding_window", |config| config.sliding_windows.fill(None)),
         ("attention_bias", |config| config.attention_bias = false),
         ("mlp_bias", |config| config.mlp_bias = false),
+        ("partial_rotary_factor", |config| {
+            if config.rope_scaling.is_none() {
+                config.rotary_dim = config.head_dim;
+            }
+        }),
+        ("rope_local_base_freq", |config| config.local_rope_theta = None),
+        ("no_rope_layers", |config| config.rope_layers.fill(true)),
+        ("attention_scale", |config| config.attention_scale = AttentionScale::InverseRoot(config.head_dim)),
+        ("attn_logit_softcapping", |config| config.attention_cap = None),
+        ("final_logit_softcapping", |config| config.logit_cap = None),
+        ("embedding_multiplier", |config| config.embedding_multiplier = 1.0),
+        ("residual_multiplier", |config| config.residual_multiplier = 1.0),
+        ("logits_scaling", |config| config.logits_scaling = 1.0),
+        ("attention_factor", |config| {
+            if let Some(RopeScaling::LongRope(long)) = &mut config.rope_scaling {
+                long.attention_factor = 1.0;
+            }
+        }),
     ];
     for folder in random_models() {
         let (windows, expected) = expected(&folder.join("expected.safetensors"));

@@ -2,10 +2,20 @@
 
 use crate::checkpoint::{Folder, config, golden};
 use attar_model::{Block, Error, LoadError, ModelConfig, Role, Tap, Weights, Windows, embed, hidden_states};
-use ndarray::{Array2, ArrayD, s};
+use ndarray::{Array2, ArrayD, Ix2, s};
 
 /// Models that between them have every option.
-const NAMES: [&str; 4] = ["llama-biased", "mistral-sliding", "qwen2", "qwen3-biased-sliding"];
+const NAMES: [&str; 9] = [
+    "llama-biased",
+    "mistral-sliding",
+    "qwen2",
+    "qwen3-biased-sliding",
+    "gemma2-biased",
+    "phi3-long",
+    "olmo2",
+    "smollm3-sliding",
+    "granite",
+];
 
 const CTX: usize = 11;
 
@@ -110,6 +120,21 @@ fn a_changed_weight_is_used_from_its_stage_on() {
         bias.slice_mut(s![.., head * config.head_dim..(head + 1) * config.head_dim]).assign(&values);
     }
     assert!((after - bias).iter().all(|x| x.abs() < 1e-6));
+}
+
+#[test]
+fn a_stored_matrix_is_its_parts_one_below_the_other() {
+    let (config, weights) = (config(&golden().join("phi3")), Folder::open(&golden().join("phi3")));
+    let mut block = Block::load(&config, 1, &weights).unwrap();
+    for role in [Role::Qkv, Role::GateUp, Role::O, Role::Down] {
+        let name = config.tensor(role, Some(1)).unwrap().name;
+        let stored = weights.load(&name).unwrap().into_dimensionality::<Ix2>().unwrap();
+        assert_eq!(block.stored(role), stored, "{name}");
+        block.set_stored(role, (&stored * 2.0).view());
+        assert_eq!(block.stored(role), stored * 2.0, "{name}");
+    }
+    let keys = s![config.query_size()..config.query_size() + config.key_value_size(), ..];
+    assert_eq!(block.linear(Role::K).weight, block.stored(Role::Qkv).slice(keys));
 }
 
 /// A checkpoint with one tensor missing or of another shape.

@@ -2,12 +2,13 @@
 
 use crate::exp::exp;
 use crate::lanes::{dispatch, max, sum};
+use crate::op::soft_cap::cap_each;
 use crate::product::product_here;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
 /// The shape of an attention layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Attention {
     /// Query heads.
     pub heads: usize,
@@ -19,12 +20,23 @@ pub struct Attention {
     pub ctx: usize,
     /// A token sees itself and the `sliding_window - 1` tokens before it; all before it if `None`.
     pub sliding_window: Option<usize>,
+    /// What products of queries and keys are multiplied by; [`per_head_dim`](Self::per_head_dim) in most models.
+    pub scale: f32,
+    /// The bound on those products, `cap * tanh(x / cap)`, if there is one.
+    pub soft_cap: Option<f32>,
+}
+
+impl Attention {
+    /// The usual scale: `1 / sqrt(head_dim)`.
+    pub fn per_head_dim(head_dim: usize) -> f32 {
+        1.0 / (head_dim as f32).sqrt()
+    }
 }
 
 /// Queries that share one product with the keys before them.
 const QUERIES: usize = 128;
 
-/// `softmax(q kᵀ / sqrt(head_dim)) v` for each head of each window, a token seeing none after it.
+/// `softmax(cap(scale q kᵀ)) v` for each head of each window, a token seeing none after it.
 ///
 /// q is `[windows * ctx, heads * head_dim]`, k and v `[windows * ctx, kv_heads * head_dim]`; the result is shaped as q.
 /// Parallel over windows and heads; a thread holds scores of at most `[128, ctx]`.
@@ -84,14 +96,13 @@ fn attend(
     scores: &mut Array2<f32>,
     mut out: ArrayViewMut2<'_, f32>,
 ) {
-    let scale = 1.0 / (shape.head_dim as f32).sqrt();
     let first_seen = |query: usize| shape.sliding_window.map_or(0, |width| (query + 1).saturating_sub(width));
     for top in (0..shape.ctx).step_by(QUERIES) {
         let bottom = shape.ctx.min(top + QUERIES);
         let left = first_seen(top);
         let mut scores = scores.slice_mut(s![..bottom - top, ..bottom - left]);
         product_here(
-            scale,
+            shape.scale,
             q.slice(s![top..bottom, ..]),
             k.slice(s![left..bottom, ..]).reversed_axes(),
             0.0,
@@ -102,6 +113,9 @@ fn attend(
             if let Some(row) = row.as_slice_mut() {
                 row[..seen.start].fill(0.0);
                 row[seen.end..].fill(0.0);
+                if let Some(cap) = shape.soft_cap {
+                    cap_each(&mut row[seen.clone()], cap);
+                }
                 softmax(&mut row[seen]);
             }
         }
@@ -139,7 +153,7 @@ mod tests {
 
     /// The truth: for every token and head, a softmax over the tokens it sees, in f64.
     fn by_definition(shape: Attention, q: &Array2<f32>, k: &Array2<f32>, v: &Array2<f32>) -> Array2<f64> {
-        let Attention { heads, kv_heads, head_dim, ctx, sliding_window } = shape;
+        let Attention { heads, kv_heads, head_dim, ctx, sliding_window, scale, soft_cap } = shape;
         let mut out = Array2::zeros(q.raw_dim());
         for (token, head) in (0..q.nrows()).flat_map(|token| (0..heads).map(move |head| (token, head))) {
             let kv = head / (heads / kv_heads);
@@ -151,8 +165,10 @@ mod tests {
                     })
                     .sum()
             };
+            let capped =
+                |score: f64| soft_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
             let weights: Vec<f64> =
-                (first..=token).map(|other| (dot(other) / (head_dim as f64).sqrt()).exp()).collect();
+                (first..=token).map(|other| capped(dot(other) * f64::from(scale)).exp()).collect();
             let total: f64 = weights.iter().sum();
             for i in 0..head_dim {
                 let mixed = weights
@@ -175,12 +191,17 @@ mod tests {
         ]
     }
 
-    const SHAPES: [Attention; 5] = [
-        Attention { heads: 4, kv_heads: 2, head_dim: 8, ctx: 20, sliding_window: None },
-        Attention { heads: 3, kv_heads: 3, head_dim: 5, ctx: 1, sliding_window: None },
-        Attention { heads: 2, kv_heads: 1, head_dim: 16, ctx: 300, sliding_window: None },
-        Attention { heads: 2, kv_heads: 2, head_dim: 8, ctx: 300, sliding_window: Some(7) },
-        Attention { heads: 6, kv_heads: 2, head_dim: 4, ctx: 150, sliding_window: Some(131) },
+    const fn shape(heads: usize, kv_heads: usize, head_dim: usize, ctx: usize) -> Attention {
+        Attention { heads, kv_heads, head_dim, ctx, sliding_window: None, scale: 0.3, soft_cap: None }
+    }
+
+    const SHAPES: [Attention; 6] = [
+        shape(4, 2, 8, 20),
+        shape(3, 3, 5, 1),
+        shape(2, 1, 16, 300),
+        Attention { sliding_window: Some(7), ..shape(2, 2, 8, 300) },
+        Attention { sliding_window: Some(131), ..shape(6, 2, 4, 150) },
+        Attention { sliding_window: Some(40), soft_cap: Some(1.5), scale: 0.7, ..shape(4, 2, 8, 140) },
     ];
 
     #[test]

@@ -8,12 +8,14 @@ mod log_sum_exp;
 mod rms_norm;
 mod rope;
 mod silu_mul;
+mod soft_cap;
 
 pub use attention::{Attention, attention};
 pub use log_sum_exp::log_sum_exp;
 pub use rms_norm::{rms_norm, rms_norm_heads};
 pub use rope::{Rope, rope_frequencies};
-pub use silu_mul::silu_mul;
+pub use silu_mul::{gelu_mul, silu_mul};
+pub use soft_cap::soft_cap;
 
 /// The least elements of a row-wise operation that are worth another thread's attention.
 const TASK_ELEMENTS: usize = 1 << 15;

@@ -16,6 +16,7 @@ pub fn rope_frequencies(theta: f64, head_dim: usize) -> Vec<f32> {
 pub struct Rope {
     cos: Array2<f32>, // [ctx, head_dim / 2]
     sin: Array2<f32>, // [ctx, head_dim / 2]
+    head_dim: usize,  // more than twice the pairs where a head turns in part
 }
 
 impl Rope {
@@ -28,7 +29,26 @@ impl Rope {
         Self {
             cos: Array2::from_shape_fn(dim, |at| angle(at).cos() as f32),
             sin: Array2::from_shape_fn(dim, |at| angle(at).sin() as f32),
+            head_dim: 2 * frequencies.len(),
         }
+    }
+
+    /// The same turns of the first features of longer heads; the features after them stay as they are.
+    ///
+    /// # Panics
+    /// If a head has fewer features than turn.
+    #[must_use]
+    pub fn within(self, head_dim: usize) -> Self {
+        assert!(head_dim >= 2 * self.cos.ncols(), "heads of {head_dim} cannot turn {}", 2 * self.cos.ncols());
+        Self { head_dim, ..self }
+    }
+
+    /// The same turns, which also multiply what they turn by `factor`.
+    #[must_use]
+    pub fn times(mut self, factor: f32) -> Self {
+        self.cos *= factor;
+        self.sin *= factor;
+        self
     }
 
     /// Positions in a window.
@@ -41,10 +61,10 @@ impl Rope {
     /// # Panics
     /// If x is not whole windows of whole heads, or not contiguous.
     pub fn apply(&self, mut x: ArrayViewMut2<'_, f32>) {
-        let (ctx, half) = self.cos.dim();
+        let (ctx, head_dim) = (self.ctx(), self.head_dim);
         let (tokens, features) = x.dim();
         assert!(tokens.is_multiple_of(ctx), "{tokens} tokens are not whole windows of {ctx}");
-        assert!(features.is_multiple_of(2 * half), "{features} features are not whole heads of {}", 2 * half);
+        assert!(features.is_multiple_of(head_dim), "{features} features are not whole heads of {head_dim}");
         assert!(x.is_standard_layout(), "heads are turned in contiguous rows");
         let rows = task_rows(features);
         x.axis_chunks_iter_mut(Axis(0), rows).into_par_iter().enumerate().for_each(|(task, mut chunk)| {
@@ -52,19 +72,19 @@ impl Rope {
                 let position = (task * rows + row) % ctx;
                 let (cos, sin) = (self.cos.row(position), self.sin.row(position));
                 if let (Some(x), Some(cos), Some(sin)) = (x.as_slice_mut(), cos.as_slice(), sin.as_slice()) {
-                    turn_heads(x, cos, sin);
+                    turn_heads(x, head_dim, cos, sin);
                 }
             }
         });
     }
 }
 
-fn turn_heads(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+fn turn_heads(x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
     dispatch(
         #[inline(always)]
         || {
-            for head in x.chunks_exact_mut(2 * cos.len()) {
-                let (first, second) = head.split_at_mut(cos.len());
+            for head in x.chunks_exact_mut(head_dim) {
+                let (first, second) = head[..2 * cos.len()].split_at_mut(cos.len());
                 for (((a, b), c), s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
                     (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
                 }
@@ -93,6 +113,20 @@ mod tests {
                 if i < 3 { a * angle.cos() - b * angle.sin() } else { b * angle.cos() + a * angle.sin() };
             assert!((f64::from(found) - truth).abs() < 1e-6, "{found} instead of {truth}");
         }
+    }
+
+    #[test]
+    fn a_head_that_turns_in_part_keeps_its_other_features() {
+        let rope = Rope::new(&rope_frequencies(10000.0, 4), 3).times(1.5);
+        let x = random((6, 14), 1);
+        let (mut part, mut whole) = (x.clone(), x.slice(s![.., 7..11]).to_owned());
+        rope.apply(whole.view_mut());
+        rope.within(7).apply(part.view_mut());
+        assert_eq!(bits(&part.slice(s![.., 7..11]).to_owned()), bits(&whole));
+        assert_eq!(part.slice(s![.., 11..]), x.slice(s![.., 11..]));
+        let length = |x: &Array2<f32>, row: usize| x.row(row).dot(&x.row(row)).sqrt();
+        let before = x.slice(s![.., 7..11]).to_owned();
+        assert!((length(&whole, 2) - 1.5 * length(&before, 2)).abs() < 1e-6);
     }
 
     #[test]
