@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use attar_eval::Convention;
+use attar_model::Precision;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
@@ -128,6 +129,10 @@ pub struct QuantizeArgs {
     #[arg(long, value_enum, default_value_t = ConventionArg::LlamaCpp)]
     pub convention: ConventionArg,
 
+    /// What matrices are multiplied in, to calibrate and to evaluate
+    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
+    pub precision: PrecisionArg,
+
     /// Do not evaluate the written file (it is still reopened and compared with what was computed)
     #[arg(long, conflicts_with_all = ["text", "chunks", "convention"])]
     pub no_eval: bool,
@@ -185,6 +190,10 @@ pub struct EvalArgs {
     /// The original, to measure KL divergence and agreement against
     #[arg(long, value_name = "MODEL")]
     pub reference: Option<PathBuf>,
+
+    /// What matrices are multiplied in
+    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
+    pub precision: PrecisionArg,
 }
 
 /// How codes are chosen.
@@ -217,6 +226,26 @@ pub enum ConventionArg {
     LlamaCpp,
     /// As Hugging Face's guide computes it: every token of every window
     Hf,
+}
+
+/// How exactly matrices are multiplied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PrecisionArg {
+    /// Exactly as llama-perplexity does on an F32 file
+    #[default]
+    F32,
+    /// Twice as fast where the processor multiplies bf16, at half the memory for a block
+    Bf16,
+}
+
+impl From<PrecisionArg> for Precision {
+    fn from(arg: PrecisionArg) -> Self {
+        match arg {
+            PrecisionArg::F32 => Self::F32,
+            PrecisionArg::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 impl From<ConventionArg> for Convention {

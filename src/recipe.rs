@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use attar_eval::{Convention, Report};
 use serde::Deserialize;
 
-use crate::cli::{Global, Method};
+use crate::cli::{Global, Method, PrecisionArg};
 use crate::commands::deliver::Delivery;
 use crate::commands::quantize::check_weights;
 use crate::commands::{CalibrationRequest, ScoringRequest};
@@ -29,6 +29,9 @@ struct Recipe {
     model: PathBuf,
     /// A folder for the comparison in every form.
     report: Option<PathBuf>,
+    /// How exactly matrices are multiplied.
+    #[serde(default)]
+    precision: PrecisionArg,
     #[serde(default)]
     calibration: CalibrationTable,
     #[serde(default)]
@@ -166,7 +169,9 @@ pub fn run(path: &Path, global: &Global) -> Result<()> {
         None
     };
     let EvaluationTable { text, ctx, chunks, convention } = &recipe.evaluation;
-    let request = ScoringRequest { file: text.as_ref(), ctx: *ctx, chunks: *chunks, convention: *convention };
+    let precision = recipe.precision.into();
+    let (file, ctx, chunks, convention) = (text.as_ref(), *ctx, *chunks, *convention);
+    let request = ScoringRequest { file, ctx, chunks, convention, precision };
     let scoring = request.read(&source, &tokenizer)?;
 
     let jobs: Vec<Job<'_>> = orders
@@ -181,6 +186,7 @@ pub fn run(path: &Path, global: &Global) -> Result<()> {
             output: &order.table.output,
             overwrite: global.overwrite(),
             pre_tokenizer: order.table.pre_tokenizer.as_deref(),
+            precision,
             max_memory: global.max_memory,
             talk,
         })
@@ -214,7 +220,7 @@ fn make(
         let mut clock = Clock::default();
         let (written, mut report) = job.run(plan, &mut clock)?;
         report.evaluation = Some(clock.time("evaluate", || scoring.score(&written, Some(&reference), talk))?);
-        report.run = Some(clock.run());
+        report.run = Some(clock.run(Some(job.precision)));
         reports.push(report);
     }
     talk.note("");

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use attar_model::{Head, ModelConfig, Weights, Windows, hidden_states};
+use attar_model::{Head, ModelConfig, Precision, Weights, Windows, hidden_states};
 use ndarray::{Array2, ArrayView1, Axis, s};
 use rayon::prelude::*;
 
@@ -26,6 +26,8 @@ pub struct Scored<'a> {
     pub config: &'a ModelConfig,
     /// The weights, under Hugging Face names.
     pub weights: &'a dyn Weights,
+    /// How exactly its matrices are multiplied.
+    pub precision: Precision,
 }
 
 /// The text to score a model on.
@@ -81,18 +83,19 @@ struct Predictions {
 
 impl Predictions {
     fn run(model: Scored, passage: Passage, progress: &mut dyn FnMut(Progress)) -> Result<Self, Error> {
-        let Scored { config, weights } = model;
+        let Scored { config, weights, precision } = model;
         check_tokens(passage.windows, config.vocab_size)?;
 
         let total = config.num_hidden_layers;
         let mut done = 0;
-        let hidden = hidden_states(config, weights, passage.windows, &mut |_layer| {
+        let hidden = hidden_states(config, weights, passage.windows, precision, &mut |_layer| {
             done += 1;
             progress(Progress { stage: Stage::Blocks, done, total });
         })
         .map_err(Error::Forward)?;
         let hidden = at_positions(&hidden, passage.windows.ctx(), passage.positions());
-        let head = Head::load(config, weights).map_err(Error::Forward)?;
+        let mut head = Head::load(config, weights).map_err(Error::Forward)?;
+        head.pack(precision);
         Ok(Self { head, hidden, vocab_size: config.vocab_size })
     }
 

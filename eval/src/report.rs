@@ -207,6 +207,9 @@ pub struct Run {
     pub device: String,
     /// Worker threads.
     pub threads: u64,
+    /// What the factors of matrix products were rounded to, `f32` or `bf16`; sums are f32.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<String>,
     /// Wall time.
     pub seconds: f64,
     /// Largest resident set of the process.

@@ -11,9 +11,9 @@
 use crate::family::Activation;
 use crate::norm::Norm;
 use crate::weights::{matrix, vector};
-use crate::{Error, ModelConfig, Role, TensorSpec, Weights};
-use attar_tensor::general_mat_mul;
+use crate::{Error, ModelConfig, Role, TensorSpec, Weight, Weights};
 use attar_tensor::op::{Rope, attention, gelu_mul, silu_mul};
+use attar_tensor::{Precision, bf16_attention};
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use std::sync::OnceLock;
 
@@ -21,7 +21,7 @@ use std::sync::OnceLock;
 #[derive(Debug, Clone)]
 pub struct Linear {
     /// `[out_features, in_features]`.
-    pub weight: Array2<f32>,
+    pub weight: Weight,
     /// `[out_features]`.
     pub bias: Option<Array1<f32>>,
 }
@@ -29,15 +29,10 @@ pub struct Linear {
 impl Linear {
     /// Activations `[tokens, in_features]` to `[tokens, out_features]`.
     pub fn apply(&self, x: ArrayView2<'_, f32>) -> Array2<f32> {
-        let mut out = Array2::zeros((x.nrows(), self.weight.nrows()));
-        let keep = match &self.bias {
-            None => 0.0,
-            Some(bias) => {
-                out.assign(bias);
-                1.0
-            }
-        };
-        general_mat_mul(1.0, x, self.weight.t(), keep, out.view_mut());
+        let Some(bias) = &self.bias else { return self.weight.apply(x) };
+        let mut out = Array2::zeros((x.nrows(), bias.len()));
+        out.assign(bias);
+        self.weight.add_to(out.view_mut(), x);
         out
     }
 
@@ -46,7 +41,7 @@ impl Linear {
         if let Some(bias) = &self.bias {
             out += bias;
         }
-        general_mat_mul(1.0, x, self.weight.t(), 1.0, out);
+        self.weight.add_to(out, x);
     }
 }
 
@@ -85,13 +80,13 @@ impl Block {
         let needed = |role| spec(role).ok_or_else(|| Error::Missing { key: format!("{role:?}") });
         let linear = |role, bias| -> Result<Linear, Error> {
             let bias = spec(bias).map(|spec: TensorSpec| vector(weights, &spec)).transpose()?;
-            Ok(Linear { weight: matrix(weights, &needed(role)?)?, bias })
+            Ok(Linear { weight: matrix(weights, &needed(role)?)?.into(), bias })
         };
         let fused = |role, rows: &[usize]| -> Result<Vec<Linear>, Error> {
             let all = matrix(weights, &needed(role)?)?;
             let starts = rows.iter().scan(0, |next, rows| Some(std::mem::replace(next, *next + rows)));
             let part = |(start, rows): (usize, &usize)| Linear {
-                weight: all.slice(s![start..start + rows, ..]).to_owned(),
+                weight: all.slice(s![start..start + rows, ..]).to_owned().into(),
                 bias: None,
             };
             Ok(starts.zip(rows).map(part).collect())
@@ -143,12 +138,8 @@ impl Block {
         }
     }
 
-    /// The matrix of one role, `[out_features, in_features]`, to be changed in place; the bias stays.
-    ///
-    /// # Panics
-    /// If the role is not one of a block's seven matrices.
-    pub fn weight_mut(&mut self, role: Role) -> ArrayViewMut2<'_, f32> {
-        let linear = match role {
+    fn linear_mut(&mut self, role: Role) -> &mut Linear {
+        match role {
             Role::Q => &mut self.q,
             Role::K => &mut self.k,
             Role::V => &mut self.v,
@@ -157,8 +148,32 @@ impl Block {
             Role::Up => &mut self.up,
             Role::Down => &mut self.down,
             other => panic!("{other:?} is not a matrix of a block"),
-        };
-        linear.weight.view_mut()
+        }
+    }
+
+    /// The matrix of one role, `[out_features, in_features]`, to be changed in place; the bias stays.
+    ///
+    /// # Panics
+    /// If the role is not one of a block's seven matrices, or the matrix is packed.
+    pub fn weight_mut(&mut self, role: Role) -> ArrayViewMut2<'_, f32> {
+        self.linear_mut(role).weight.view_mut()
+    }
+
+    /// Keeps of the [parts](Role::parts) of a stored matrix what products in `precision` need, see [`Weight::pack`].
+    ///
+    /// # Panics
+    /// As [`linear`](Self::linear), for any part.
+    pub fn pack_role(&mut self, role: Role, precision: Precision) {
+        for &part in role.parts() {
+            self.linear_mut(part).weight.pack(precision);
+        }
+    }
+
+    /// Keeps of every matrix what products in `precision` need, see [`Weight::pack`].
+    pub fn pack(&mut self, precision: Precision) {
+        for role in [Role::Q, Role::K, Role::V, Role::O, Role::Gate, Role::Up, Role::Down] {
+            self.pack_role(role, precision);
+        }
     }
 
     /// A copy of a stored matrix, `[out_features, in_features]`: its [parts](Role::parts) one below the other.
@@ -199,7 +214,8 @@ impl Block {
         }
     }
 
-    /// q, k, v and the attention within windows of `ctx` tokens: what o reads, `[tokens, heads * head_dim]`.
+    /// q, k, v and the attention within windows of `ctx` tokens: what o reads, `[tokens, heads * head_dim]`. Where q is packed,
+    /// so are the attention's factors.
     ///
     /// # Panics
     /// If the rows are not whole windows.
@@ -217,7 +233,11 @@ impl Block {
             rope.apply(q.view_mut());
             rope.apply(k.view_mut());
         }
-        attention(self.config.attention(self.layer, ctx), q.view(), k.view(), v.view())
+        let shape = self.config.attention(self.layer, ctx);
+        match self.q.weight {
+            Weight::Full(_) => attention(shape, q.view(), k.view(), v.view()),
+            Weight::Bf16(_) => bf16_attention(shape, q.view(), k.view(), v.view()),
+        }
     }
 
     /// `hidden += o(attn_out)`, what is added normed and scaled as the family has it.

@@ -1,7 +1,8 @@
 //! The ends of a model, and its blocks one after another.
 
 use crate::weights::{matrix, rows};
-use crate::{Block, Error, ModelConfig, Norm, Role, TensorSpec, Weights};
+use crate::{Block, Error, ModelConfig, Norm, Role, TensorSpec, Weight, Weights};
+use attar_tensor::Precision;
 use attar_tensor::op::soft_cap;
 use ndarray::{Array2, ArrayView2};
 
@@ -83,7 +84,7 @@ pub fn final_norm(config: &ModelConfig, weights: &dyn Weights) -> Result<Norm, E
 #[derive(Debug, Clone)]
 pub struct Head {
     norm: Norm,
-    weight: Array2<f32>, // [vocab_size, hidden_size]
+    weight: Weight, // [vocab_size, hidden_size]
     logits_scaling: f32,
     logit_cap: Option<f32>,
 }
@@ -97,13 +98,21 @@ impl Head {
         let role = if config.tie_word_embeddings { Role::Embedding } else { Role::Head };
         Ok(Self {
             norm: final_norm(config, weights)?,
-            weight: matrix(weights, &outside(config, role)?)?,
+            weight: matrix(weights, &outside(config, role)?)?.into(),
             logits_scaling: config.logits_scaling,
             logit_cap: config.logit_cap,
         })
     }
 
+    /// Keeps of the matrix what products in `precision` need, see [`Weight::pack`].
+    pub fn pack(&mut self, precision: Precision) {
+        self.weight.pack(precision);
+    }
+
     /// The matrix, `[vocab_size, hidden_size]`.
+    ///
+    /// # Panics
+    /// If it is packed.
     pub fn weight(&self) -> ArrayView2<'_, f32> {
         self.weight.view()
     }
@@ -116,7 +125,7 @@ impl Head {
     /// Logits `[tokens, vocab_size]` of normed hidden states; the caller takes a few rows at a time.
     #[expect(clippy::float_cmp, reason = "it is one or it is not")]
     pub fn logits(&self, normed: ArrayView2<'_, f32>) -> Array2<f32> {
-        let mut logits = attar_tensor::linear(normed, self.weight.view());
+        let mut logits = self.weight.apply(normed);
         if self.logits_scaling != 1.0 {
             logits /= self.logits_scaling;
         }
@@ -129,7 +138,7 @@ impl Head {
 
 /// The hidden states after the last block and before the final norm, `[tokens, hidden_size]`.
 ///
-/// One block is in memory at a time; `progress` hears of each one that is done.
+/// Matrices are multiplied in `precision`. One block is in memory at a time; `progress` hears of each one that is done.
 ///
 /// # Errors
 /// A token outside the vocabulary, a tensor that cannot be loaded or has another shape than the configuration says.
@@ -137,11 +146,14 @@ pub fn hidden_states(
     config: &ModelConfig,
     weights: &dyn Weights,
     windows: &Windows,
+    precision: Precision,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Array2<f32>, Error> {
     let mut hidden = embed(config, weights, windows.tokens())?;
     for layer in 0..config.num_hidden_layers {
-        Block::load(config, layer, weights)?.forward(&mut hidden, windows.ctx());
+        let mut block = Block::load(config, layer, weights)?;
+        block.pack(precision);
+        block.forward(&mut hidden, windows.ctx());
         progress(layer);
     }
     Ok(hidden)

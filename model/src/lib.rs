@@ -19,8 +19,10 @@ mod forward;
 mod hidden;
 mod norm;
 mod tensors;
+mod weight;
 mod weights;
 
+pub use attar_tensor::Precision;
 pub use block::{Block, Linear};
 pub use config::{AttentionScale, Llama3Scaling, LongRope, ModelConfig, RopeScaling};
 pub use error::Error;
@@ -29,4 +31,5 @@ pub use forward::{Head, Windows, embed, final_norm, hidden_states, scale_embeddi
 pub use hidden::{HiddenStates, Keeping, KeptFloat, Place};
 pub use norm::Norm;
 pub use tensors::{GgufAdds, Role, RowOrder, Tap, TensorSpec};
+pub use weight::Weight;
 pub use weights::{LoadError, Weights};

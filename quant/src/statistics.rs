@@ -1,4 +1,4 @@
-use attar_tensor::gram_add;
+use attar_tensor::{Precision, bf16_gram_add, gram_add};
 use ndarray::{Array2, ArrayView2};
 
 /// What a solver knows of the inputs of a weight: the Gram matrix of the tokens that passed.
@@ -24,8 +24,19 @@ impl Statistics {
     /// # Panics
     /// Where `x` has another number of features.
     pub fn observe(&mut self, x: ArrayView2<'_, f32>) {
+        self.observe_in(x, Precision::F32);
+    }
+
+    /// Adds the tokens of `x`, `[tokens, in_features]`, multiplied in `precision`; sums are f32.
+    ///
+    /// # Panics
+    /// Where `x` has another number of features.
+    pub fn observe_in(&mut self, x: ArrayView2<'_, f32>, precision: Precision) {
         assert_eq!(x.ncols(), self.in_features(), "activations and statistics must have the same features");
-        gram_add(x, &mut self.gram);
+        match precision {
+            Precision::F32 => gram_add(x, &mut self.gram),
+            Precision::Bf16 => bf16_gram_add(x, &mut self.gram),
+        }
         self.tokens += x.nrows() as u64;
     }
 
@@ -106,6 +117,18 @@ mod tests {
             merged.merge(&alone);
         }
         assert_eq!(merged, whole);
+    }
+
+    #[test]
+    fn in_bf16_the_statistics_are_those_of_rounded_activations() {
+        let x = activations(300, 24, 6); // small integers: bf16 holds them, and every sum is exact
+        let (mut exact, mut rounded) = (Statistics::new(24), Statistics::new(24));
+        exact.observe(x.view());
+        rounded.observe_in(x.view(), Precision::Bf16);
+        assert_eq!(rounded, exact);
+        rounded.observe_in(x.mapv(|x| x * 1.0001).view(), Precision::Bf16);
+        exact.observe(x.view());
+        assert_eq!(rounded, exact);
     }
 
     #[test]

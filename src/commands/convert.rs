@@ -1,5 +1,7 @@
 //! `attar convert`: the same numbers in another container.
 
+use attar_model::Precision;
+
 use crate::cli::{ConvertArgs, Global, Method};
 use crate::commands::prepare;
 use crate::commands::quantize::check_weights;
@@ -39,6 +41,7 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<()> {
         output: &args.output,
         overwrite: global.overwrite(),
         pre_tokenizer: args.pre_tokenizer.as_deref(),
+        precision: Precision::F32,
         max_memory: global.max_memory,
         talk,
     };
@@ -46,6 +49,6 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<()> {
     let mut clock = Clock::default();
     clock.time("check", || check_weights(&source, talk))?;
     let (_, mut report) = job.run(&plan, &mut clock)?;
-    report.run = Some(clock.run());
+    report.run = Some(clock.run(None));
     delivery.one(&report)
 }

@@ -24,6 +24,7 @@ pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
         ctx: args.ctx,
         chunks: args.chunks,
         convention: args.convention.into(),
+        precision: args.precision.into(),
     };
     let scoring = request.read(&source, &tokenizer)?;
     if let Some(reference) = &reference {
@@ -46,6 +47,6 @@ pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
     };
     let mut report = Report::new(describe(&source));
     report.evaluation = Some(clock.time("evaluate", || scoring.score(&source, reference.as_ref(), talk))?);
-    report.run = Some(clock.run());
+    report.run = Some(clock.run(Some(scoring.precision)));
     delivery.one(&report)
 }

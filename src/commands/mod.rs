@@ -12,6 +12,7 @@ use attar_checkpoint::atomic::Overwrite;
 use attar_checkpoint::tokenizer::Tokenizer;
 use attar_eval::Convention;
 use attar_eval::report;
+use attar_model::Precision;
 
 use crate::cli::Global;
 use crate::diagnostic::Result;
@@ -101,6 +102,8 @@ pub struct ScoringRequest<'a> {
     pub chunks: Option<usize>,
     /// Which tokens count.
     pub convention: Convention,
+    /// How exactly matrices are multiplied.
+    pub precision: Precision,
 }
 
 impl ScoringRequest<'_> {
@@ -113,6 +116,6 @@ impl ScoringRequest<'_> {
         let [_, score_ctx] = text::DEFAULT_CTX;
         let ctx = self.ctx.unwrap_or(score_ctx.min(source.config.max_position_embeddings).max(1));
         let windows = text::evaluation_windows(&text, tokenizer, ctx, self.convention, self.chunks)?;
-        Ok(Scoring { text: text.name, windows, convention: self.convention })
+        Ok(Scoring { text: text.name, windows, convention: self.convention, precision: self.precision })
     }
 }

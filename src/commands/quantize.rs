@@ -37,6 +37,7 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
                 ctx: args.ctx,
                 chunks: args.chunks,
                 convention: args.convention.into(),
+                precision: args.precision.into(),
             }
             .read(&source, tokenizer)?,
         ),
@@ -52,6 +53,7 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
         output: &args.output,
         overwrite: global.overwrite(),
         pre_tokenizer: args.pre_tokenizer.as_deref(),
+        precision: args.precision.into(),
         max_memory: global.max_memory,
         talk,
     };
@@ -64,7 +66,7 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
         let reference = clock.time("reference", || scoring.reference(&source, talk))?;
         report.evaluation = Some(clock.time("evaluate", || scoring.score(&written, Some(&reference), talk))?);
     }
-    report.run = Some(clock.run());
+    report.run = Some(clock.run(Some(job.precision)));
     delivery.one(&report)
 }
 

@@ -6,7 +6,8 @@
 use attar_checkpoint::{Dtype, decode_floats, encode_floats};
 use attar_eval::report;
 use attar_model::{
-    Block, Error as ModelError, Role, Tap, TensorSpec, Weights, Windows, final_norm, scale_embeddings,
+    Block, Error as ModelError, Precision, Role, Tap, TensorSpec, Weights, Windows, final_norm,
+    scale_embeddings,
 };
 use attar_quant::{Factor, Facts, Named, Rtn, Settings, Solver, Statistics};
 use ndarray::{Array2, ArrayViewMut2, s};
@@ -31,6 +32,8 @@ pub struct Pass<'a> {
     pub solver: &'a dyn Solver,
     /// Calibration windows, where the solver is to have statistics.
     pub windows: Option<&'a Windows>,
+    /// How exactly matrices are multiplied.
+    pub precision: Precision,
     /// Where progress is told.
     pub talk: Talk,
 }
@@ -132,7 +135,7 @@ impl Pass<'_> {
             let mut statistics = coded.then(|| Statistics::new(config.tap_features(tap)));
             stream.advance(&block, tap, |x| {
                 if let Some(statistics) = &mut statistics {
-                    statistics.observe(x);
+                    statistics.observe_in(x, self.precision);
                 }
             });
             let factor = statistics.as_ref().map(|statistics| Factor::new(statistics, Settings::default()));
@@ -147,6 +150,8 @@ impl Pass<'_> {
                     made
                 }
                 .doing(|| format!("while quantizing `{}`", tensor.spec.name))?;
+                // From here on it is only multiplied by.
+                block.pack_role(role, self.precision);
             }
         }
         stream.finish(&block);
@@ -159,7 +164,7 @@ impl Pass<'_> {
         let norm = final_norm(config, self.source)?;
         let mut statistics = Statistics::new(config.tap_features(Tap::HeadIn));
         stream.each_chunk(|hidden| {
-            statistics.observe(norm.apply(hidden).view());
+            statistics.observe_in(norm.apply(hidden).view(), self.precision);
         });
         let factor = Factor::new(&statistics, Settings::default());
         let mut facts = Merged::default();

@@ -13,7 +13,7 @@ use attar_checkpoint::atomic::Overwrite;
 use attar_checkpoint::tokenizer::Tokenizer;
 use attar_eval::Report;
 use attar_eval::report::{self, RunStage};
-use attar_model::Windows;
+use attar_model::{Precision, Windows};
 use attar_quant::{Gptq, Rtn, Solver};
 
 use crate::cli::Method;
@@ -54,6 +54,8 @@ pub struct Job<'a> {
     pub overwrite: Overwrite,
     /// The user's word for `tokenizer.ggml.pre`.
     pub pre_tokenizer: Option<&'a str>,
+    /// How exactly matrices are multiplied.
+    pub precision: Precision,
     /// Memory the pass may use, if bounded.
     pub max_memory: Option<u64>,
     /// Where progress is told.
@@ -124,6 +126,7 @@ impl Job<'_> {
             source: self.source,
             solver: self.solver(),
             windows: self.calibration.filter(|_| plan.calibration.is_some()).map(|c| &c.windows),
+            precision: self.precision,
             talk: self.talk,
         };
         let mut tensors = clock.time("quantize", || pass.run(&mut sink))?;
@@ -222,8 +225,8 @@ impl Clock {
         }
     }
 
-    /// What the report says of the run so far.
-    pub fn run(&self) -> report::Run {
+    /// What the report says of the run so far, which multiplied matrices in `precision` if it multiplied any.
+    pub fn run(&self, precision: Option<Precision>) -> report::Run {
         report::Run {
             command: std::env::args_os()
                 .map(|word| quoted(&word.to_string_lossy()))
@@ -232,6 +235,7 @@ impl Clock {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             device: "cpu".to_owned(),
             threads: rayon::current_num_threads() as u64,
+            precision: precision.map(|precision| precision.name().to_owned()),
             seconds: self.started.elapsed().as_secs_f64(),
             peak_rss_bytes: peak_rss_bytes(),
             stages: self.stages.clone(),
@@ -276,7 +280,7 @@ mod tests {
         clock.add("verify", Duration::from_secs(5));
         clock.add("write", Duration::from_secs(2));
         let stages: Vec<_> =
-            clock.run().stages.into_iter().map(|stage| (stage.name, stage.seconds)).collect();
+            clock.run(None).stages.into_iter().map(|stage| (stage.name, stage.seconds)).collect();
         assert_eq!(stages, [("write".to_owned(), 3.0), ("verify".to_owned(), 5.0)]);
     }
 }

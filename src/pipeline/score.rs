@@ -2,7 +2,7 @@
 
 use attar_eval::report::Evaluation;
 use attar_eval::{Convention, Passage, Progress, Reference, Scored, Stage as Part, evaluate};
-use attar_model::Windows;
+use attar_model::{Precision, Windows};
 
 use crate::diagnostic::{Explain, Result};
 use crate::source::Source;
@@ -17,6 +17,8 @@ pub struct Scoring {
     pub windows: Windows,
     /// Which of them count.
     pub convention: Convention,
+    /// How exactly matrices are multiplied.
+    pub precision: Precision,
 }
 
 impl Scoring {
@@ -55,7 +57,7 @@ impl Scoring {
         let (tokens, blocks) = (self.windows.tokens().len() as u64, source.config.num_hidden_layers as u64);
         let stage = talk.stage(name, tokens * (blocks + 1), "tokens x blocks");
         let mut told = 0;
-        let model = Scored { config: &source.config, weights: source };
+        let model = Scored { config: &source.config, weights: source, precision: self.precision };
         let result = work(model, &mut |progress| tell(&stage, &mut told, tokens, blocks, progress));
         let result = result
             .doing(|| format!("while evaluating `{}`", source.path.display()))

@@ -25,7 +25,7 @@ mod product;
 #[cfg(test)]
 mod testing;
 
-pub use bf16::{Bf16Matrix, bf16_gram_add, bf16_linear, bf16_linear_add};
+pub use bf16::{Bf16Matrix, bf16_attention, bf16_gram_add, bf16_linear, bf16_linear_add};
 pub use cholesky::{NotPositiveDefinite, cholesky_of_inverse};
 pub use gram::gram_add;
 pub use precision::Precision;

@@ -41,7 +41,7 @@ impl Tiny {
     }
 
     fn scored(&self) -> Scored<'_> {
-        Scored { config: &self.config, weights: self }
+        Scored { config: &self.config, weights: self, precision: Precision::F32 }
     }
 }
 
@@ -94,6 +94,19 @@ fn a_model_does_not_diverge_from_itself() {
         assert_eq!(evaluation.reference_perplexity, Some(evaluation.perplexity));
         assert_eq!(evaluation.perplexity_ratio, Some(Perplexity { value: 1.0, stderr: 0.0 }));
     }
+}
+
+#[test]
+fn in_bf16_a_model_scores_nearly_as_in_f32() {
+    let model = Tiny::new(50, 1);
+    let windows = windows(&text(50, 200), 16, Convention::Hf, Some(0), None).unwrap();
+    let passage = passage(&windows, Convention::Hf);
+    let reference = Reference::run(model.scored(), passage, &mut silent).unwrap();
+    let rounded = Scored { precision: Precision::Bf16, ..model.scored() };
+    let evaluation = evaluate(rounded, Some(&reference), passage, &mut silent).unwrap();
+    let divergence = evaluation.kl_divergence.unwrap();
+    assert!(divergence.mean > 0.0 && divergence.mean < 1e-4, "{divergence:?}");
+    assert!((evaluation.perplexity_ratio.unwrap().value - 1.0).abs() < 1e-3);
 }
 
 #[test]

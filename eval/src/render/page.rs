@@ -179,10 +179,14 @@ fn calibration(calibration: &Calibration) -> Section {
 }
 
 fn run(run: &Run) -> Section {
+    let device = match &run.precision {
+        Some(precision) => format!("{}, {} threads, {precision}", run.device, run.threads),
+        None => format!("{}, {} threads", run.device, run.threads),
+    };
     let mut facts = vec![
         ("command", run.command.clone()),
         ("version", run.version.clone()),
-        ("device", format!("{}, {} threads", run.device, run.threads)),
+        ("device", device),
         ("time", duration(run.seconds)),
     ];
     facts.extend(run.peak_rss_bytes.map(|peak| ("peak memory", bytes(peak))));

@@ -83,6 +83,7 @@ pub(crate) fn quantized() -> Report {
             version: "0.1.0".to_owned(),
             device: "cpu".to_owned(),
             threads: 2,
+            precision: Some("f32".to_owned()),
             seconds: 12.345,
             peak_rss_bytes: Some(123_456_789),
             stages: vec![

@@ -6,6 +6,7 @@ use attar_checkpoint::gguf::{File, Value, Writer};
 use attar_checkpoint::{Container, Dtype, TensorInfo, decode_floats};
 use attar_model::family::GgufWindow;
 use attar_model::{AttentionScale, LoadError, ModelConfig, Weights, Windows, hidden_states};
+use attar_tensor::Precision;
 use ndarray::{ArrayD, Axis};
 use std::path::Path;
 
@@ -115,7 +116,8 @@ fn a_model_survives_gguf_bit_for_bit() {
         assert_eq!(reread.gguf_tensors(), config.gguf_tensors(), "{name}");
 
         let windows = Windows::new(10, (0..30).collect());
-        let states = |config, weights| hidden_states(config, weights, &windows, &mut |_| ()).unwrap();
+        let states =
+            |config, weights| hidden_states(config, weights, &windows, Precision::F32, &mut |_| ()).unwrap();
         assert_eq!(states(&reread, &Read(&reread, &file)), states(&config, &weights), "{name}");
     }
 }

@@ -4,6 +4,7 @@ use crate::checkpoint::{Folder, config, floats, golden, read};
 use attar_model::{
     AttentionScale, FAMILIES, Head, ModelConfig, RopeScaling, Weights, Windows, hidden_states,
 };
+use attar_tensor::Precision;
 use attar_tensor::op::log_sum_exp;
 use ndarray::{Array2, ArrayD};
 use safetensors::SafeTensors;
@@ -24,7 +25,7 @@ fn expected(path: &Path) -> (Windows, ArrayD<f32>) {
 
 /// Log-probabilities of all tokens at all positions, `[tokens, vocab_size]`.
 fn log_probs(config: &ModelConfig, weights: &dyn Weights, windows: &Windows) -> Array2<f32> {
-    let hidden = hidden_states(config, weights, windows, &mut |_| ()).unwrap();
+    let hidden = hidden_states(config, weights, windows, Precision::F32, &mut |_| ()).unwrap();
     let head = Head::load(config, weights).unwrap();
     let mut logits = head.logits(head.norm(hidden.view()).view());
     for mut row in logits.outer_iter_mut() {

@@ -2,6 +2,7 @@
 
 use crate::checkpoint::{Folder, config, golden};
 use attar_model::{Block, Error, LoadError, ModelConfig, Role, Tap, Weights, Windows, embed, hidden_states};
+use attar_tensor::Precision;
 use ndarray::{Array2, ArrayD, Ix2, s};
 
 /// Models that between them have every option.
@@ -24,7 +25,7 @@ fn windows(count: usize) -> Windows {
 }
 
 fn states(config: &ModelConfig, weights: &dyn Weights, windows: &Windows) -> Vec<u32> {
-    let hidden = hidden_states(config, weights, windows, &mut |_| ()).unwrap();
+    let hidden = hidden_states(config, weights, windows, Precision::F32, &mut |_| ()).unwrap();
     hidden.iter().map(|x| x.to_bits()).collect()
 }
 
@@ -161,7 +162,7 @@ impl Weights for Damaged {
 fn error_with(name: &'static str, shape: Option<&'static [usize]>) -> Error {
     let folder = golden().join("qwen2");
     let damaged = Damaged { folder: Folder::open(&folder), name, shape };
-    hidden_states(&config(&folder), &damaged, &windows(1), &mut |_| ()).unwrap_err()
+    hidden_states(&config(&folder), &damaged, &windows(1), Precision::F32, &mut |_| ()).unwrap_err()
 }
 
 #[test]
@@ -187,4 +188,40 @@ fn a_token_outside_the_vocabulary_is_refused_before_anything_is_loaded() {
     let damaged = Damaged { folder: Folder::open(&folder), name: "model.embed_tokens.weight", shape: None };
     let error = embed(&config(&folder), &damaged, &[3, 64]).unwrap_err();
     assert_eq!(error.to_string(), "token 64 at position 1 is not below 64, the vocabulary size");
+}
+
+/// In bf16 every stage takes the rounded weight, and what is left is close to f32: the stream, the norms, the attention and
+/// all sums are.
+#[test]
+fn a_packed_block_stays_near_the_one_it_was_packed_from() {
+    for name in NAMES {
+        let (config, weights) = (config(&golden().join(name)), Folder::open(&golden().join(name)));
+        let exact = hidden_states(&config, &weights, &windows(3), Precision::F32, &mut |_| ()).unwrap();
+        let rounded = hidden_states(&config, &weights, &windows(3), Precision::Bf16, &mut |_| ()).unwrap();
+        let norm = |x: &Array2<f32>| x.iter().map(|x| f64::from(x * x)).sum::<f64>().sqrt();
+        let lost = norm(&(&rounded - &exact)) / norm(&exact);
+        assert!(lost > 0.0 && lost < 1e-2, "{name}: {lost:e}");
+    }
+}
+
+#[test]
+fn threads_and_windows_beside_it_never_change_a_bit_of_a_packed_block() {
+    let (config, weights) = (config(&golden().join("qwen3")), Folder::open(&golden().join("qwen3")));
+    let states = |windows: &Windows| {
+        let hidden = hidden_states(&config, &weights, windows, Precision::Bf16, &mut |_| ()).unwrap();
+        hidden.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+    };
+    let all = windows(300);
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| states(&all))
+    };
+    let one = run(1);
+    assert!((2..4).all(|threads| run(threads) == one));
+    for window in [0, 150, 299] {
+        let tokens = all.tokens()[window * CTX..(window + 1) * CTX].to_vec();
+        let alone = states(&Windows::new(CTX, tokens));
+        let at = window * CTX * config.hidden_size;
+        assert_eq!(alone, one[at..at + alone.len()], "window {window}");
+    }
 }

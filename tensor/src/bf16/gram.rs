@@ -54,7 +54,8 @@ fn task(kernel: Kernel, panels: &Panels, top: usize, left: usize, mut tile: Arra
             for column in (left.max(row / PANEL * PANEL)..end).step_by(PANEL) {
                 let (right, vectors) = panels.panel(column / PANEL, from..to);
                 kernel.tile(factor, right, vectors, &mut sums);
-                put(&sums, rows, column - left, Held::AddedTo);
+                let columns = column - left..end.min(column + PANEL) - left;
+                put(&sums, rows, columns, Held::AddedTo);
             }
         }
     }

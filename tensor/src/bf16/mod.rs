@@ -8,6 +8,7 @@
 //! denormal numbers for zero and may round a pair's two additions otherwise; it agrees to a few units in the last place of
 //! the sum of absolute terms. On one machine neither the number of threads nor the rows beside a row change a bit.
 
+mod attention;
 mod gram;
 mod kernel;
 mod pack;
@@ -16,6 +17,7 @@ mod round;
 #[cfg(test)]
 mod tests;
 
+pub use attention::bf16_attention;
 pub use gram::bf16_gram_add;
 pub use product::{bf16_linear, bf16_linear_add};
 

@@ -6,7 +6,7 @@ use super::DEPTH;
 use super::kernel::{LANES, Left, ROWS, VECTORS};
 use super::round::{even, odd, pair};
 use crate::lanes::dispatch;
-use ndarray::{ArrayView2, s};
+use ndarray::{ArrayView2, CowArray, Ix2, s};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
@@ -48,7 +48,7 @@ impl Panels {
     /// Of a matrix as it stands, `[k, n]`: activations of which sums over tokens are wanted.
     pub fn of_columns(x: ArrayView2<'_, f32>) -> Self {
         let (depth, columns) = x.dim();
-        let x = x.as_standard_layout();
+        let x = with_contiguous_rows(x);
         Self::filled(depth, columns, |first, vectors, panel| {
             let last = columns.min(first + PANEL);
             for (pair, lines) in panel.chunks_exact_mut(vectors).enumerate() {
@@ -128,6 +128,11 @@ fn interleave(evens: &[f32], odds: Option<&[f32]>, lines: &mut [Line]) {
     );
 }
 
+/// A matrix whose rows are slices: itself, or a copy.
+fn with_contiguous_rows(x: ArrayView2<'_, f32>) -> CowArray<'_, f32, Ix2> {
+    if x.ncols() < 2 || x.strides()[1] == 1 { x.into() } else { x.as_standard_layout().into_owned().into() }
+}
+
 /// The left factor, `[m, k]`, in strips of eight rows: of each, chunk after chunk of the summed length, row by row.
 ///
 /// Rows that are missing in the last strip are zero. A row of a chunk is followed by a line of zeros, so that the rows of a
@@ -145,7 +150,7 @@ impl Strips {
         let len = rows.div_ceil(ROWS) * strip;
         let mut lines = Vec::with_capacity(len);
         let spare: &mut [MaybeUninit<Line>] = &mut lines.spare_capacity_mut()[..len];
-        let a = a.as_standard_layout();
+        let a = with_contiguous_rows(a);
         spare.par_chunks_mut(strip.max(1)).enumerate().for_each(|(i, mut strip)| {
             for (from, to) in chunks(depth) {
                 let chunk_lines;
@@ -187,23 +192,45 @@ fn lines_of_row(depth: usize) -> usize {
     chunks(depth).map(|(from, to)| lines_of(from, to)).sum()
 }
 
+/// Rounds terms, as many as fill the lines.
+pub fn pack_whole(terms: &[f32], lines: &mut [Line]) {
+    dispatch(
+        #[inline(always)]
+        || {
+            for (line, terms) in lines.iter_mut().zip(terms.as_chunks().0) {
+                *line = packed(terms);
+            }
+        },
+    );
+}
+
 /// Writes every line: the terms in pairs, then zeros.
 fn pack_row(terms: &[f32], lines: &mut [MaybeUninit<Line>]) {
     dispatch(
         #[inline(always)]
         || {
-            let (whole, rest) = terms.as_chunks::<{ 2 * LANES }>();
-            let (packed, after) = lines.split_at_mut(whole.len());
-            for (line, terms) in packed.iter_mut().zip(whole) {
-                line.write(Line(std::array::from_fn(|i| pair(terms[2 * i], terms[2 * i + 1]))));
+            let (whole, rest) = terms.as_chunks();
+            let (full, after) = lines.split_at_mut(whole.len());
+            for (line, terms) in full.iter_mut().zip(whole) {
+                line.write(packed(terms));
             }
             for line in &mut *after {
                 line.write(ZERO);
             }
             if let (Some(line), false) = (after.first_mut(), rest.is_empty()) {
-                let term = |i: usize| rest.get(i).copied().unwrap_or(0.0);
-                line.write(Line(std::array::from_fn(|i| pair(term(2 * i), term(2 * i + 1)))));
+                let mut terms = [0.0; 2 * LANES];
+                terms[..rest.len()].copy_from_slice(rest);
+                line.write(packed(&terms));
             }
         },
     );
+}
+
+#[inline(always)]
+fn packed(terms: &[f32; 2 * LANES]) -> Line {
+    let mut line = ZERO;
+    for (word, terms) in line.0.iter_mut().zip(terms.as_chunks::<2>().0) {
+        *word = pair(terms[0], terms[1]);
+    }
+    line
 }

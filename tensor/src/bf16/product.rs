@@ -6,6 +6,7 @@ use super::pack::{PANEL, Strips, chunks};
 use crate::lanes::dispatch;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
+use std::ops::Range;
 
 /// What becomes of the numbers an output holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +83,8 @@ fn task(
     mut out: ArrayViewMut2<'_, f32>,
     held: Held,
 ) {
-    let panels = out.ncols().div_ceil(PANEL);
+    let width = out.ncols();
+    let panels = width.div_ceil(PANEL);
     let mut rows: Vec<&mut [f32]> = contiguous(&mut out);
     let mut held = held;
     let mut sums = [[[0.0; LANES]; VECTORS]; ROWS];
@@ -97,7 +99,8 @@ fn task(
             for panel in 0..panels {
                 let (right, vectors) = w.panels.panel(first_panel + panel, from..to);
                 kernel.tile(left, right, vectors, &mut sums);
-                put(&sums, rows, panel * PANEL, held);
+                let columns = panel * PANEL..width.min((panel + 1) * PANEL);
+                put(&sums, rows, columns, held);
             }
         }
         held = Held::AddedTo;
@@ -114,13 +117,13 @@ pub(super) fn contiguous<'a>(out: &'a mut ArrayViewMut2<'_, f32>) -> Vec<&'a mut
     rows.unwrap_or_else(|| panic!("the rows of an output are contiguous"))
 }
 
-/// A tile's sums to columns `from..` of its rows, as many as there are.
-pub(super) fn put(sums: &Sums, rows: &mut [&mut [f32]], from: usize, held: Held) {
+/// A tile's sums to some columns of its rows.
+pub(super) fn put(sums: &Sums, rows: &mut [&mut [f32]], columns: Range<usize>, held: Held) {
     dispatch(
         #[inline(always)]
         || {
             for (row, sums) in rows.iter_mut().zip(sums) {
-                let out = row[from..].iter_mut().zip(sums.as_flattened());
+                let out = row[columns.clone()].iter_mut().zip(sums.as_flattened());
                 match held {
                     Held::Replaced => out.for_each(|(out, sum)| *out = *sum),
                     Held::AddedTo => out.for_each(|(out, sum)| *out += sum),

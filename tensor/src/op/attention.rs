@@ -31,6 +31,23 @@ impl Attention {
     pub fn per_head_dim(head_dim: usize) -> f32 {
         1.0 / (head_dim as f32).sqrt()
     }
+
+    /// # Panics
+    /// If q, k and v are not whole windows of this shape.
+    pub(crate) fn assert_fits(self, [q, k, v]: [ArrayView2<'_, f32>; 3]) {
+        let Self { heads, kv_heads, head_dim, ctx, .. } = self;
+        let tokens = q.nrows();
+        assert!(ctx > 0 && tokens.is_multiple_of(ctx), "{tokens} tokens are not whole windows of {ctx}");
+        assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "{heads} heads cannot share {kv_heads} keys");
+        assert_eq!(q.dim(), (tokens, heads * head_dim), "queries");
+        assert_eq!(k.dim(), (tokens, kv_heads * head_dim), "keys");
+        assert_eq!(v.dim(), (tokens, kv_heads * head_dim), "values");
+    }
+
+    /// The first token of its window that a token sees.
+    pub(crate) fn first_seen(self, token: usize) -> usize {
+        self.sliding_window.map_or(0, |width| (token + 1).saturating_sub(width))
+    }
 }
 
 /// Queries that share one product with the keys before them.
@@ -50,13 +67,8 @@ pub fn attention(
     v: ArrayView2<'_, f32>,
 ) -> Array2<f32> {
     let Attention { heads, kv_heads, head_dim, ctx, .. } = shape;
-    let tokens = q.nrows();
-    assert!(ctx > 0 && tokens.is_multiple_of(ctx), "{tokens} tokens are not whole windows of {ctx}");
-    assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "{heads} heads cannot share {kv_heads} keys");
-    assert_eq!(q.dim(), (tokens, heads * head_dim), "queries");
-    assert_eq!(k.dim(), (tokens, kv_heads * head_dim), "keys");
-    assert_eq!(v.dim(), (tokens, kv_heads * head_dim), "values");
-    let mut out = Array2::zeros((tokens, heads * head_dim));
+    shape.assert_fits([q, k, v]);
+    let mut out = Array2::zeros(q.dim());
     let tasks: Vec<_> = out
         .axis_chunks_iter_mut(Axis(0), ctx)
         .enumerate()
@@ -96,10 +108,9 @@ fn attend(
     scores: &mut Array2<f32>,
     mut out: ArrayViewMut2<'_, f32>,
 ) {
-    let first_seen = |query: usize| shape.sliding_window.map_or(0, |width| (query + 1).saturating_sub(width));
     for top in (0..shape.ctx).step_by(QUERIES) {
         let bottom = shape.ctx.min(top + QUERIES);
-        let left = first_seen(top);
+        let left = shape.first_seen(top);
         let mut scores = scores.slice_mut(s![..bottom - top, ..bottom - left]);
         product_here(
             shape.scale,
@@ -109,7 +120,7 @@ fn attend(
             scores.view_mut(),
         );
         for (query, mut row) in (top..bottom).zip(scores.outer_iter_mut()) {
-            let seen = first_seen(query) - left..query + 1 - left;
+            let seen = shape.first_seen(query) - left..query + 1 - left;
             if let Some(row) = row.as_slice_mut() {
                 row[..seen.start].fill(0.0);
                 row[seen.end..].fill(0.0);
@@ -147,12 +158,17 @@ fn softmax(row: &mut [f32]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::testing::{bits, in_pools, random};
 
     /// The truth: for every token and head, a softmax over the tokens it sees, in f64.
-    fn by_definition(shape: Attention, q: &Array2<f32>, k: &Array2<f32>, v: &Array2<f32>) -> Array2<f64> {
+    pub(crate) fn by_definition(
+        shape: Attention,
+        q: &Array2<f32>,
+        k: &Array2<f32>,
+        v: &Array2<f32>,
+    ) -> Array2<f64> {
         let Attention { heads, kv_heads, head_dim, ctx, sliding_window, scale, soft_cap } = shape;
         let mut out = Array2::zeros(q.raw_dim());
         for (token, head) in (0..q.nrows()).flat_map(|token| (0..heads).map(move |head| (token, head))) {
@@ -181,7 +197,7 @@ mod tests {
         out
     }
 
-    fn inputs(shape: Attention, windows: usize) -> [Array2<f32>; 3] {
+    pub(crate) fn inputs(shape: Attention, windows: usize) -> [Array2<f32>; 3] {
         let tokens = windows * shape.ctx;
         let kv = shape.kv_heads * shape.head_dim;
         [
@@ -195,7 +211,7 @@ mod tests {
         Attention { heads, kv_heads, head_dim, ctx, sliding_window: None, scale: 0.3, soft_cap: None }
     }
 
-    const SHAPES: [Attention; 6] = [
+    pub(crate) const SHAPES: [Attention; 6] = [
         shape(4, 2, 8, 20),
         shape(3, 3, 5, 1),
         shape(2, 1, 16, 300),

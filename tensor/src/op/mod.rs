@@ -3,12 +3,12 @@
 //! Each runs in parallel over rows (attention: over windows and heads), and a row's result depends on nothing
 //! but what the operation's definition names.
 
-mod attention;
+pub(crate) mod attention;
 mod log_sum_exp;
 mod rms_norm;
 mod rope;
 mod silu_mul;
-mod soft_cap;
+pub(crate) mod soft_cap;
 
 pub use attention::{Attention, attention};
 pub use log_sum_exp::log_sum_exp;

@@ -31,7 +31,10 @@ const KEYS: &[(&str, &[&str])] = &[
     ("/evaluation/reference_perplexity", &["value", "stderr"]),
     ("/evaluation/kl_divergence", &["mean", "stderr", "median", "p90", "p99", "p99_9", "max"]),
     ("/calibration", &["files", "sha256", "tokens", "ctx"]),
-    ("/run", &["command", "version", "device", "threads", "seconds", "peak_rss_bytes", "stages"]),
+    (
+        "/run",
+        &["command", "version", "device", "threads", "precision", "seconds", "peak_rss_bytes", "stages"],
+    ),
     ("/run/stages/0", &["name", "seconds"]),
 ];
 

@@ -1,0 +1,81 @@
+//! A weight as the forward pass multiplies by it.
+
+use attar_tensor::{Bf16Matrix, Precision, bf16_linear, bf16_linear_add, general_mat_mul, linear};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+
+/// A matrix `[out_features, in_features]`: its numbers, or what is left of them once it is only multiplied by.
+#[derive(Debug, Clone)]
+pub enum Weight {
+    /// All of them.
+    Full(Array2<f32>),
+    /// Rounded to bf16, in the order of the kernel.
+    Bf16(Bf16Matrix),
+}
+
+impl From<Array2<f32>> for Weight {
+    fn from(w: Array2<f32>) -> Self {
+        Self::Full(w)
+    }
+}
+
+impl Weight {
+    /// `(out_features, in_features)`.
+    pub fn dim(&self) -> (usize, usize) {
+        match self {
+            Self::Full(w) => w.dim(),
+            Self::Bf16(w) => w.dim(),
+        }
+    }
+
+    /// The numbers.
+    ///
+    /// # Panics
+    /// If they are packed: what is left of them is [`Bf16Matrix::to_f32`].
+    pub fn view(&self) -> ArrayView2<'_, f32> {
+        match self {
+            Self::Full(w) => w.view(),
+            Self::Bf16(_) => panic!("a packed weight is only multiplied by"),
+        }
+    }
+
+    /// The numbers, to be changed in place.
+    ///
+    /// # Panics
+    /// If they are packed.
+    pub fn view_mut(&mut self) -> ArrayViewMut2<'_, f32> {
+        match self {
+            Self::Full(w) => w.view_mut(),
+            Self::Bf16(_) => panic!("a packed weight is only multiplied by"),
+        }
+    }
+
+    /// Keeps what products in `precision` need: in bf16 half the memory. In f32, and where it is packed already, nothing
+    /// changes.
+    pub fn pack(&mut self, precision: Precision) {
+        if let (Self::Full(w), Precision::Bf16) = (&*self, precision) {
+            *self = Self::Bf16(Bf16Matrix::from_f32(w.view()));
+        }
+    }
+
+    /// `x @ self.T`: activations `[tokens, in_features]` to `[tokens, out_features]`.
+    ///
+    /// # Panics
+    /// If the numbers of `in_features` differ.
+    pub fn apply(&self, x: ArrayView2<'_, f32>) -> Array2<f32> {
+        match self {
+            Self::Full(w) => linear(x, w.view()),
+            Self::Bf16(w) => bf16_linear(x, w),
+        }
+    }
+
+    /// `out += x @ self.T`.
+    ///
+    /// # Panics
+    /// If the shapes do not fit, or, of a packed weight, the rows of out are not contiguous.
+    pub fn add_to(&self, out: ArrayViewMut2<'_, f32>, x: ArrayView2<'_, f32>) {
+        match self {
+            Self::Full(w) => general_mat_mul(1.0, x, w.t(), 1.0, out),
+            Self::Bf16(w) => bf16_linear_add(x, w, out),
+        }
+    }
+}
