@@ -403,7 +403,8 @@ impl Source {
         };
         let tokenizer = opened
             .doing(|| format!("while reading the tokenizer of `{}`", self.path.display()))
-            .hint(|| "get the tokenizer's files of the original model again")?;
+            .hint(|| "get the tokenizer's files of the original model again")?
+            .limited_to(self.config.vocab_size);
         let (tokens, rows) = (tokenizer.vocab_size(), self.config.vocab_size);
         if tokens > rows {
             return Err(Failure::new(format!(

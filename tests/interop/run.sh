@@ -48,3 +48,11 @@ if [[ ! -e $shared/tools/peers/kld.sh ]]; then
 fi
 echo "--- llama.cpp: loads our GGUF files, and agrees with our figures"
 "$here/check_llamacpp.sh" "$attar" "$shared/tools/peers" "$peers/llamacpp" "$work"
+
+echo "--- every family: transformers and llama.cpp load what we write of it, and agree with our figures"
+if [[ -x $peers/llamacpp/bin/llama-perplexity ]]; then
+  mkdir "$work/families"
+  "$here/check_families.sh" "$attar" "$python" "$peers/llamacpp" "$work/families"
+else
+  echo "skipped: llama.cpp is not there"
+fi

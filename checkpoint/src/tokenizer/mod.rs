@@ -109,6 +109,18 @@ impl Tokenizer {
         &self.tokens
     }
 
+    /// Leaves out the last tokens, those that an embedding of `rows` rows has none for, if no text leads to any of them:
+    /// Gemma 3's models of text have the tokenizer of those that see images, with one token more than rows.
+    #[must_use]
+    pub fn limited_to(mut self, rows: usize) -> Self {
+        let surplus = self.tokens.get(rows..).unwrap_or_default();
+        if surplus.iter().all(|token| matches!(token.kind, TokenKind::Control | TokenKind::Unused)) {
+            self.tokens.truncate(rows);
+            self.specials.ids.retain(|&(_, id)| (id as usize) < rows);
+        }
+        self
+    }
+
     /// The `tokenizer.*` metadata of a GGUF file whose embedding has `vocab_size` rows; rows without a token become
     /// `[PAD<id>]`. `pre` names the pre-tokenizer of a byte-level BPE whose splitting rule is not recognised.
     ///

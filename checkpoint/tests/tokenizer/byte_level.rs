@@ -129,6 +129,18 @@ fn a_name_is_kept_where_llama_cpp_has_several_for_the_rule() {
 }
 
 #[test]
+fn tokens_without_a_row_are_left_out_where_no_text_leads_to_them() {
+    let limited = books_2m().limited_to(4095); // the last is the one that ends a text
+    assert_eq!((limited.vocab_size(), limited.bos(), limited.eos()), (4095, Some(4094), None));
+    assert_eq!(limited.encode(TEXT).unwrap(), books_2m().encode(TEXT).unwrap());
+    assert!(limited.gguf_metadata(4095, None).is_ok());
+    for rows in [4093, 100] {
+        assert_eq!(books_2m().limited_to(rows).vocab_size(), 4096, "{rows}");
+    }
+    assert_eq!(books_2m().limited_to(5000).vocab_size(), 4096);
+}
+
+#[test]
 fn too_few_rows_and_a_text_with_two_ids_are_refused() {
     let error = books_2m().gguf_metadata(4095, None).unwrap_err();
     assert!(matches!(error, TokenizerError::TooLarge { tokens: 4096, vocab_size: 4095 }), "{error}");

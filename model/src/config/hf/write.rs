@@ -36,6 +36,8 @@ impl ModelConfig {
                 [one] => json!(one),
                 several => json!(several),
             },
+            // The default of some families lies outside a small vocabulary.
+            "pad_token_id": null,
         });
         if family.attention_bias == AttentionBias::Configured {
             config["attention_bias"] = json!(self.attention_bias);
