@@ -13,6 +13,7 @@
 )]
 #![expect(clippy::needless_pass_by_value, reason = "a view is a reference already")]
 
+pub mod cuda;
 pub mod op;
 
 mod bf16;

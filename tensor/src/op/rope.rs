@@ -4,7 +4,7 @@
 use crate::lanes::dispatch;
 use crate::op::task_rows;
 use ndarray::parallel::prelude::*;
-use ndarray::{Array2, ArrayViewMut2, Axis};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 
 /// `theta^(-2i / head_dim)` for i below `head_dim / 2`: radians per position of each pair of features.
 pub fn rope_frequencies(theta: f64, head_dim: usize) -> Vec<f32> {
@@ -49,6 +49,11 @@ impl Rope {
         self.cos *= factor;
         self.sin *= factor;
         self
+    }
+
+    /// Cosines and sines, `[ctx, pairs]` each, and the features of a head.
+    pub(crate) fn tables(&self) -> (ArrayView2<'_, f32>, ArrayView2<'_, f32>, usize) {
+        (self.cos.view(), self.sin.view(), self.head_dim)
     }
 
     /// Positions in a window.

@@ -1,0 +1,174 @@
+//! Attention forward and backward.
+
+use super::launch::{Layout, arguments, int};
+use super::memory::{Element, Matrix, Rows, RowsMut};
+use super::{Cuda, CudaError};
+use crate::op::Attention;
+use half::bf16;
+
+/// Queries of a block on tensor cores.
+const QUERIES: usize = 64;
+/// Warps of a block, each with a query or a key.
+const WARPS: usize = 4;
+
+impl Attention {
+    /// Windows there are, where the shapes fit.
+    fn windows<T: Element>(self, q: Rows<'_, T>, k: Rows<'_, T>, v: Rows<'_, T>) -> usize {
+        let Self { heads, kv_heads, head_dim, ctx, .. } = self;
+        let tokens = q.dim().0;
+        assert!(ctx > 0 && tokens.is_multiple_of(ctx), "{tokens} tokens are not whole windows of {ctx}");
+        assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "{heads} heads cannot share {kv_heads} keys");
+        assert!((1..=256).contains(&head_dim), "heads of {head_dim}");
+        assert_eq!(q.dim(), (tokens, heads * head_dim), "queries");
+        assert_eq!(k.dim(), (tokens, kv_heads * head_dim), "keys");
+        assert_eq!(v.dim(), (tokens, kv_heads * head_dim), "values");
+        tokens / ctx
+    }
+
+    /// Tokens a query sees at most.
+    fn width(self) -> usize {
+        self.sliding_window.map_or(self.ctx, |width| width.clamp(1, self.ctx))
+    }
+
+    fn layout(self, windows: usize, heads: usize, each: usize, threads: u32) -> Layout {
+        Layout { grid: [self.ctx.div_ceil(each), heads, windows], block: [threads, 1, 1], shared_bytes: 0 }
+    }
+}
+
+impl Cuda {
+    /// `softmax(cap(scale q kᵀ)) v` for each head of each window, a token seeing none after it.
+    ///
+    /// q and out are `[windows * ctx, heads * head_dim]`, k and v `[windows * ctx, kv_heads * head_dim]`. bf16 in head sizes that
+    /// have a tensor-core kernel uses it; all else goes by [`attention_plain`](Self::attention_plain).
+    ///
+    /// # Errors
+    /// If the launch fails.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn attention<T: Element>(
+        &self,
+        out: RowsMut<'_, T>,
+        [q, k, v]: [Rows<'_, T>; 3],
+        shape: Attention,
+    ) -> Result<(), CudaError> {
+        let definition = format!("HEAD_DIM={}", shape.head_dim);
+        let fast = super::kernel::Module::find("attention", Some(&definition)).is_some();
+        if T::DEFINITION != bf16::DEFINITION || !fast {
+            return self.attention_plain(out, [q, k, v], shape);
+        }
+        let windows = shape.windows(q, k, v);
+        assert_eq!(out.dim(), q.dim(), "the result is shaped as the queries");
+        let layout = shape.layout(windows, shape.heads, QUERIES, 128);
+        let no_log_sum: Option<&Matrix<f32>> = None;
+        let arguments = arguments![
+            &out,
+            no_log_sum,
+            q,
+            k,
+            v,
+            int(shape.ctx),
+            int(shape.heads),
+            int(shape.kv_heads),
+            int(shape.width()),
+            shape.scale,
+            shape.soft_cap.unwrap_or(0.0),
+        ];
+        self.run(("attention", Some(&definition)), "attention", layout, arguments)
+    }
+
+    /// [`attention`](Self::attention) in f32 arithmetic throughout: the truth on the device, in any head size up to 256.
+    ///
+    /// # Errors
+    /// If the launch fails.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn attention_plain<T: Element>(
+        &self,
+        out: RowsMut<'_, T>,
+        [q, k, v]: [Rows<'_, T>; 3],
+        shape: Attention,
+    ) -> Result<(), CudaError> {
+        let windows = shape.windows(q, k, v);
+        assert_eq!(out.dim(), q.dim(), "the result is shaped as the queries");
+        let layout = shape.layout(windows, shape.heads, WARPS, 32 * WARPS as u32);
+        let arguments = arguments![
+            &out,
+            q,
+            k,
+            v,
+            int(shape.ctx),
+            int(shape.heads),
+            int(shape.kv_heads),
+            int(shape.head_dim),
+            int(shape.width()),
+            shape.scale,
+            shape.soft_cap.unwrap_or(0.0),
+        ];
+        self.run_for::<T>("attention_plain", "attention_plain", layout, arguments)
+    }
+
+    /// Backward of [`attention`](Self::attention): the gradients of q, k and v from theirs and `d_out`. Nothing is kept from the
+    /// forward pass.
+    ///
+    /// # Errors
+    /// If memory is short or the launch fails.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn attention_backward<T: Element>(
+        &self,
+        [q, k, v]: [Rows<'_, T>; 3],
+        d_out: Rows<'_, T>,
+        shape: Attention,
+    ) -> Result<[Matrix<T>; 3], CudaError> {
+        let windows = shape.windows(q, k, v);
+        assert_eq!(d_out.dim(), q.dim(), "the gradient is shaped as the queries");
+        let gradients = [self.room(q.dim())?, self.room(k.dim())?, self.room(v.dim())?];
+        let of_rows = (q.dim().0, shape.heads);
+        let (log_sum, mean_slope) = (self.room::<f32>(of_rows)?, self.room::<f32>(of_rows)?);
+        let sizes = [shape.ctx, shape.heads, shape.kv_heads, shape.head_dim, shape.width()].map(int);
+        let [ctx, heads, kv_heads, head_dim, width] = sizes;
+        let (scale, cap) = (shape.scale, shape.soft_cap.unwrap_or(0.0));
+        let threads = 32 * WARPS as u32;
+        let arguments = arguments![
+            &gradients[0],
+            &log_sum,
+            &mean_slope,
+            q,
+            k,
+            v,
+            d_out,
+            ctx,
+            heads,
+            kv_heads,
+            head_dim,
+            width,
+            scale,
+            cap,
+        ];
+        let layout = shape.layout(windows, shape.heads, WARPS, threads);
+        self.run_for::<T>("attention_plain", "attention_backward_queries", layout, arguments)?;
+        let arguments = arguments![
+            &gradients[1],
+            &gradients[2],
+            &log_sum,
+            &mean_slope,
+            q,
+            k,
+            v,
+            d_out,
+            ctx,
+            heads,
+            kv_heads,
+            head_dim,
+            width,
+            scale,
+            cap,
+        ];
+        let layout = shape.layout(windows, shape.kv_heads, WARPS, threads);
+        self.run_for::<T>("attention_plain", "attention_backward_keys", layout, arguments)?;
+        Ok(gradients)
+    }
+}

@@ -1,0 +1,35 @@
+// What several kernels share. Sums have one order, fixed by the number of threads of a block; no atomics.
+
+struct Sum {
+    template <class N> DEVICE N operator()(N a, N b) const { return a + b; }
+};
+
+struct Max {
+    template <class N> DEVICE N operator()(N a, N b) const { return a > b ? a : b; }
+};
+
+DEVICE void store(float* to, float x) { *to = x; }
+DEVICE void store(bf16* to, float x) { *to = to_bf16(x); }
+
+// Over the 32 lanes of a warp; every lane gets the result.
+template <class N, class Op> DEVICE N warp_reduce(N x, Op op) {
+    for (int mask = 16; mask > 0; mask /= 2) {
+        x = op(x, shuffle_xor(x, mask));
+    }
+    return x;
+}
+
+// Over all threads of a block of whole warps; every thread gets the result. `partial` is shared, one for each warp.
+template <class N, class Op> DEVICE N block_reduce(N x, Op op, N* partial) {
+    x = warp_reduce(x, op);
+    __syncthreads(); // whoever still reads what an earlier reduction left in `partial`
+    if (threadIdx.x % 32 == 0) {
+        partial[threadIdx.x / 32] = x;
+    }
+    __syncthreads();
+    N total = partial[0];
+    for (u32 warp = 1; warp < blockDim.x / 32; warp++) {
+        total = op(total, partial[warp]);
+    }
+    return total;
+}

@@ -1,0 +1,75 @@
+//! Every sum over tokens, gradients or devices ends here, in one fixed order.
+//!
+//! What crosses launches is combined by these functions alone: shares of columns, Gram matrices, losses, norms. A run over
+//! several devices, one process for each, puts its exchange here: gather the others' shares, add them in the order of the ranks.
+
+use super::launch::{Layout, arguments, int};
+use super::layers::SUM_ROWS;
+use super::memory::{Element, Matrix, Rows, RowsMut};
+use super::{Cuda, CudaError};
+
+impl Cuda {
+    /// `total += shares[0] + shares[1] + ...`; total is `[1, cols]`, shares `[shares, cols]`.
+    pub(super) fn add_shares(&self, total: RowsMut<'_, f32>, shares: Rows<'_, f32>) -> Result<(), CudaError> {
+        let (rows, cols) = shares.dim();
+        assert_eq!(total.dim(), (1, cols), "shares of one row");
+        let layout = Layout { grid: [cols.div_ceil(256), 1, 1], block: [256, 1, 1], shared_bytes: 0 };
+        let arguments = arguments![&total, shares, rows as i64, int(cols), int(rows), 1];
+        self.run_for::<f32>("add", "column_sum", layout, arguments)
+    }
+
+    /// `total += the sum of each column of x`, 64 rows at a time and then the shares in order: the gradient of a bias.
+    ///
+    /// # Errors
+    /// If memory is short or the launch fails.
+    ///
+    /// # Panics
+    /// If total is not `[1, cols]`.
+    pub fn column_sum<T: Element>(&self, total: RowsMut<'_, f32>, x: Rows<'_, T>) -> Result<(), CudaError> {
+        let (rows, cols) = x.dim();
+        // A grid has no more than 65535 blocks in y; a share that has more rows is still a function of their number alone.
+        let rows_each = SUM_ROWS.max(rows.div_ceil(32_768));
+        let shares = self.room::<f32>((rows.div_ceil(rows_each), cols))?;
+        let layout =
+            Layout { grid: [cols.div_ceil(256), shares.dim().0, 1], block: [256, 1, 1], shared_bytes: 0 };
+        let arguments = arguments![&shares, x, rows as i64, int(cols), int(rows_each), 0];
+        self.run_for::<T>("add", "column_sum", layout, arguments)?;
+        self.add_shares(total, shares.view())
+    }
+
+    /// The sum of all squares of several arrays, in f64 in their order.
+    ///
+    /// # Errors
+    /// If memory is short or the launch fails.
+    pub fn sum_of_squares<'a>(
+        &self,
+        arrays: impl IntoIterator<Item = Rows<'a, f32>>,
+    ) -> Result<f64, CudaError> {
+        let mut total = 0.0;
+        for x in arrays {
+            let shares = self.room::<f64>((1, x.count().div_ceil(32_768)))?;
+            let layout = Layout { grid: [shares.dim().1, 1, 1], block: [256, 1, 1], shared_bytes: 0 };
+            self.run_for::<f32>("add", "sum_of_squares", layout, arguments![&shares, x, x.count() as i64])?;
+            total += self.total(&shares)?;
+        }
+        Ok(total)
+    }
+
+    /// The sum of numbers on the device, first to last.
+    pub(super) fn total(&self, shares: &Matrix<f64>) -> Result<f64, CudaError> {
+        Ok(self.download_items(shares.view())?.iter().sum())
+    }
+
+    /// Copies the upper triangle of a Gram matrix onto the lower one: what ends its summation.
+    ///
+    /// # Errors
+    /// If the launch fails.
+    ///
+    /// # Panics
+    /// If it is not square.
+    pub fn mirror(&self, gram: &mut Matrix<f32>) -> Result<(), CudaError> {
+        let (n, cols) = gram.dim();
+        assert_eq!(n, cols, "a Gram matrix is square");
+        self.run(("gram", None), "mirror", Layout::squares(n, n), arguments![&*gram, int(n)])
+    }
+}

@@ -1,0 +1,57 @@
+//! The optimizer and the norm it clips by.
+
+use crate::{assert_near, on_every_machine, random, wide};
+use attar_tensor::cuda::Step;
+use ndarray::Array2;
+
+#[test]
+fn steps_equal_their_definition_and_the_narrow_weight_follows() {
+    on_every_machine(|cuda| {
+        let step = Step {
+            number: 0,
+            learning_rate: 0.05,
+            beta1: 0.8,
+            beta2: 0.95,
+            eps: 1e-3,
+            weight_decay: 0.3,
+            gradient_scale: 0.25,
+        };
+        let start = random((7, 45), 1);
+        let mut trained = cuda.trained(cuda.upload(start.view()).unwrap()).unwrap();
+        let (mut w, mut m, mut v) =
+            (wide(&start), Array2::<f64>::zeros((7, 45)), Array2::<f64>::zeros((7, 45)));
+        let [rate, b1, b2, eps, decay] =
+            [step.learning_rate, step.beta1, step.beta2, step.eps, step.weight_decay].map(f64::from);
+        for number in 1..8u32 {
+            let gradient = random((7, 45), 10 + u64::from(number));
+            let g = wide(&gradient) * 0.25;
+            m = m * b1 + &g * (1.0 - b1);
+            v = v * b2 + &g * &g * (1.0 - b2);
+            let (left, right) = (1.0 - b1.powi(number as i32), 1.0 - b2.powi(number as i32));
+            ndarray::Zip::from(&mut w).and(&m).and(&v).for_each(|w, &m, &v| {
+                *w -= rate * (m / left / ((v / right).sqrt() + eps) + decay * *w);
+            });
+            let gradient = cuda.upload::<f32>(gradient.view()).unwrap();
+            cuda.step(&mut trained, gradient.view(), Step { number, ..step }).unwrap();
+        }
+        let found = cuda.download(trained.weight.view()).unwrap();
+        assert_near(found.view(), w.view(), 1e-5, "the weight");
+        assert_near(
+            cuda.download(trained.narrow.view()).unwrap().view(),
+            w.view(),
+            1e-2,
+            "the narrow weight",
+        );
+    });
+}
+
+#[test]
+fn a_norm_is_that_of_all_arrays_laid_end_to_end() {
+    on_every_machine(|cuda| {
+        let (a, b) = (random((300, 200), 3), random((1, 7), 4));
+        let truth: f64 = a.iter().chain(&b).map(|&x| f64::from(x).powi(2)).sum();
+        let (a, b) = (cuda.upload(a.view()).unwrap(), cuda.upload(b.view()).unwrap());
+        let found = cuda.sum_of_squares([a.view(), b.view()]).unwrap();
+        assert!((found - truth).abs() < 1e-12 * truth, "{found} for {truth}");
+    });
+}
