@@ -1,11 +1,16 @@
 //! Causal attention with grouped key-value heads, within windows of tokens.
 
+mod backward;
+
+pub use backward::attention_backward;
+
 use crate::exp::exp;
 use crate::lanes::{dispatch, max, sum};
-use crate::op::soft_cap::cap_each;
+use crate::op::soft_cap::{cap_each, slope};
 use crate::product::product_here;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use std::ops::Range;
 
 /// The shape of an attention layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -109,34 +114,64 @@ fn attend(
     mut out: ArrayViewMut2<'_, f32>,
 ) {
     for top in (0..shape.ctx).step_by(QUERIES) {
-        let bottom = shape.ctx.min(top + QUERIES);
-        let left = shape.first_seen(top);
-        let mut scores = scores.slice_mut(s![..bottom - top, ..bottom - left]);
-        product_here(
-            shape.scale,
-            q.slice(s![top..bottom, ..]),
-            k.slice(s![left..bottom, ..]).reversed_axes(),
-            0.0,
-            scores.view_mut(),
-        );
-        for (query, mut row) in (top..bottom).zip(scores.outer_iter_mut()) {
-            let seen = shape.first_seen(query) - left..query + 1 - left;
-            if let Some(row) = row.as_slice_mut() {
-                row[..seen.start].fill(0.0);
-                row[seen.end..].fill(0.0);
-                if let Some(cap) = shape.soft_cap {
-                    cap_each(&mut row[seen.clone()], cap);
+        let tile = Tile::new(shape, top, QUERIES);
+        let (queries, keys) = (s![tile.queries(), ..], s![tile.keys(), ..]);
+        let mut scores = scores.slice_mut(s![..tile.queries().len(), ..tile.keys().len()]);
+        product_here(shape.scale, q.slice(queries), k.slice(keys).reversed_axes(), 0.0, scores.view_mut());
+        softmax_rows(shape, tile, scores.view_mut(), None);
+        product_here(1.0, scores.view(), v.slice(keys), 0.0, out.slice_mut(queries));
+    }
+}
+
+/// Some queries of a window that share products with the keys they see.
+#[derive(Clone, Copy)]
+struct Tile {
+    left: usize,   // the first key that the first query sees
+    top: usize,    // the first query
+    bottom: usize, // past the last query, and past the last key
+}
+
+impl Tile {
+    fn new(shape: Attention, top: usize, queries: usize) -> Self {
+        Self { left: shape.first_seen(top), top, bottom: shape.ctx.min(top + queries) }
+    }
+
+    fn queries(self) -> Range<usize> {
+        self.top..self.bottom
+    }
+
+    fn keys(self) -> Range<usize> {
+        self.left..self.bottom
+    }
+
+    /// The columns that a row sees, both counted within the tile.
+    fn seen(self, shape: Attention, row: usize) -> Range<usize> {
+        let query = self.top + row;
+        shape.first_seen(query) - self.left..query + 1 - self.left
+    }
+}
+
+/// Scores of a tile, capped where they are, become probabilities, zero for what a query does not see. Where scores are capped
+/// and `bends` is asked for, it becomes the slope of the cap at each.
+fn softmax_rows(
+    shape: Attention,
+    tile: Tile,
+    mut scores: ArrayViewMut2<'_, f32>,
+    mut bends: Option<ArrayViewMut2<'_, f32>>,
+) {
+    for (query, mut row) in scores.outer_iter_mut().enumerate() {
+        let seen = tile.seen(shape, query);
+        if let Some(row) = row.as_slice_mut() {
+            row[..seen.start].fill(0.0);
+            row[seen.end..].fill(0.0);
+            if let Some(cap) = shape.soft_cap {
+                cap_each(&mut row[seen.clone()], cap);
+                if let Some(bends) = &mut bends {
+                    bends.row_mut(query).iter_mut().zip(&*row).for_each(|(bend, &x)| *bend = slope(x, cap));
                 }
-                softmax(&mut row[seen]);
             }
+            softmax(&mut row[seen]);
         }
-        product_here(
-            1.0,
-            scores.view(),
-            v.slice(s![left..bottom, ..]),
-            0.0,
-            out.slice_mut(s![top..bottom, ..]),
-        );
     }
 }
 
@@ -169,17 +204,19 @@ pub(crate) mod tests {
         k: &Array2<f32>,
         v: &Array2<f32>,
     ) -> Array2<f64> {
+        let wide = [q, k, v].map(|x| x.mapv(f64::from));
+        in_f64(shape, wide.each_ref())
+    }
+
+    /// [`by_definition`] of what is in f64 already.
+    pub(crate) fn in_f64(shape: Attention, [q, k, v]: [&Array2<f64>; 3]) -> Array2<f64> {
         let Attention { heads, kv_heads, head_dim, ctx, sliding_window, scale, soft_cap } = shape;
         let mut out = Array2::zeros(q.raw_dim());
         for (token, head) in (0..q.nrows()).flat_map(|token| (0..heads).map(move |head| (token, head))) {
             let kv = head / (heads / kv_heads);
             let first = (token + 1).saturating_sub(sliding_window.unwrap_or(ctx)).max(token / ctx * ctx);
             let dot = |other: usize| -> f64 {
-                (0..head_dim)
-                    .map(|i| {
-                        f64::from(q[[token, head * head_dim + i]]) * f64::from(k[[other, kv * head_dim + i]])
-                    })
-                    .sum()
+                (0..head_dim).map(|i| q[[token, head * head_dim + i]] * k[[other, kv * head_dim + i]]).sum()
             };
             let capped =
                 |score: f64| soft_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
@@ -187,10 +224,7 @@ pub(crate) mod tests {
                 (first..=token).map(|other| capped(dot(other) * f64::from(scale)).exp()).collect();
             let total: f64 = weights.iter().sum();
             for i in 0..head_dim {
-                let mixed = weights
-                    .iter()
-                    .zip(first..)
-                    .map(|(w, other)| w * f64::from(v[[other, kv * head_dim + i]]));
+                let mixed = weights.iter().zip(first..).map(|(w, other)| w * v[[other, kv * head_dim + i]]);
                 out[[token, head * head_dim + i]] = mixed.sum::<f64>() / total;
             }
         }
@@ -207,7 +241,7 @@ pub(crate) mod tests {
         ]
     }
 
-    const fn shape(heads: usize, kv_heads: usize, head_dim: usize, ctx: usize) -> Attention {
+    pub(crate) const fn shape(heads: usize, kv_heads: usize, head_dim: usize, ctx: usize) -> Attention {
         Attention { heads, kv_heads, head_dim, ctx, sliding_window: None, scale: 0.3, soft_cap: None }
     }
 

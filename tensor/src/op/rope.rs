@@ -65,7 +65,20 @@ impl Rope {
     ///
     /// # Panics
     /// If x is not whole windows of whole heads, or not contiguous.
-    pub fn apply(&self, mut x: ArrayViewMut2<'_, f32>) {
+    pub fn apply(&self, x: ArrayViewMut2<'_, f32>) {
+        self.turn(x, Direction::There);
+    }
+
+    /// What [`apply`](Self::apply) does to gradients: that of what came out, `[windows * ctx, heads * head_dim]`, becomes that of
+    /// what went in, by turning back and multiplying by the same factor.
+    ///
+    /// # Panics
+    /// As [`apply`](Self::apply).
+    pub fn backward(&self, d: ArrayViewMut2<'_, f32>) {
+        self.turn(d, Direction::Back);
+    }
+
+    fn turn(&self, mut x: ArrayViewMut2<'_, f32>, direction: Direction) {
         let (ctx, head_dim) = (self.ctx(), self.head_dim);
         let (tokens, features) = x.dim();
         assert!(tokens.is_multiple_of(ctx), "{tokens} tokens are not whole windows of {ctx}");
@@ -77,19 +90,30 @@ impl Rope {
                 let position = (task * rows + row) % ctx;
                 let (cos, sin) = (self.cos.row(position), self.sin.row(position));
                 if let (Some(x), Some(cos), Some(sin)) = (x.as_slice_mut(), cos.as_slice(), sin.as_slice()) {
-                    turn_heads(x, head_dim, cos, sin);
+                    turn_heads(x, head_dim, [cos, sin], direction);
                 }
             }
         });
     }
 }
 
-fn turn_heads(x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
+#[derive(Clone, Copy)]
+enum Direction {
+    There,
+    Back,
+}
+
+fn turn_heads(x: &mut [f32], head_dim: usize, [cos, sin]: [&[f32]; 2], direction: Direction) {
     dispatch(
         #[inline(always)]
         || {
             for head in x.chunks_exact_mut(head_dim) {
                 let (first, second) = head[..2 * cos.len()].split_at_mut(cos.len());
+                // Back is there with the two features of a pair exchanged.
+                let (first, second) = match direction {
+                    Direction::There => (first, second),
+                    Direction::Back => (second, first),
+                };
                 for (((a, b), c), s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
                     (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
                 }
@@ -101,7 +125,7 @@ fn turn_heads(x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{bits, in_pools, random};
+    use crate::testing::{assert_gradients, bits, in_pools, random};
     use ndarray::s;
 
     #[test]
@@ -132,6 +156,28 @@ mod tests {
         let length = |x: &Array2<f32>, row: usize| x.row(row).dot(&x.row(row)).sqrt();
         let before = x.slice(s![.., 7..11]).to_owned();
         assert!((length(&whole, 2) - 1.5 * length(&before, 2)).abs() < 1e-6);
+    }
+
+    #[test]
+    fn the_gradient_of_a_turn_equals_finite_differences() {
+        // Heads of 7 features, of which 6 turn and grow.
+        let rope = Rope::new(&rope_frequencies(100.0, 6), 4).within(7).times(1.5);
+        let (x, d_out) = (random((8, 14), 6), random((8, 14), 7));
+        let mut d_x = d_out.clone();
+        rope.backward(d_x.view_mut());
+        assert_gradients(&[&x], &[&d_x], &d_out, |x| {
+            Array2::from_shape_fn(x[0].dim(), |(row, column)| {
+                let (head, i) = (column / 7, column % 7);
+                let feature = |i: usize| x[0][[row, head * 7 + i]];
+                let angle = f64::from((row % 4) as f32 * 100f64.powf(-2.0 * (i % 3) as f64 / 6.0) as f32);
+                let (a, b) = (feature(i % 3), feature(3 + i % 3));
+                match i {
+                    0..3 => 1.5 * (a * angle.cos() - b * angle.sin()),
+                    3..6 => 1.5 * (b * angle.cos() + a * angle.sin()),
+                    _ => feature(6),
+                }
+            })
+        });
     }
 
     #[test]
