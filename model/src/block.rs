@@ -8,13 +8,17 @@
 //!
 //! Some families normalise what o and down give instead of what q and gate read, or both.
 
+mod backward;
+
+pub use backward::Kept;
+
 use crate::family::Activation;
 use crate::norm::Norm;
 use crate::weights::{matrix, vector};
 use crate::{Error, ModelConfig, Role, TensorSpec, Weight, Weights};
 use attar_tensor::op::{Rope, attention, gelu_mul, silu_mul};
 use attar_tensor::{Precision, bf16_attention};
-use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::{Array1, Array2, ArrayView2, ArrayViewD, ArrayViewMut2, ArrayViewMutD, Axis, s};
 use std::sync::OnceLock;
 
 /// A matrix and its bias: `x @ weight.T + bias`.
@@ -159,6 +163,64 @@ impl Block {
         self.linear_mut(role).weight.view_mut()
     }
 
+    /// The weight, bias or norm of one role, as it is stored; `None` if the block has no such part.
+    ///
+    /// # Panics
+    /// If it is a matrix that is packed.
+    pub fn parameter(&self, role: Role) -> Option<ArrayViewD<'_, f32>> {
+        let vector = match role {
+            Role::Q | Role::K | Role::V | Role::O | Role::Gate | Role::Up | Role::Down => {
+                return Some(self.linear(role).weight.view().into_dyn());
+            }
+            _ => match role.biased() {
+                Some(matrix) => self.linear(matrix).bias.as_ref(),
+                None => self.norm(role).map(Norm::stored),
+            },
+        };
+        vector.map(|vector| vector.view().into_dyn())
+    }
+
+    /// The weight, bias or norm of one role, as it is stored, to be changed in place; `None` if the block has no such part.
+    ///
+    /// # Panics
+    /// If it is a matrix that is packed.
+    pub fn parameter_mut(&mut self, role: Role) -> Option<ArrayViewMutD<'_, f32>> {
+        let vector = match role {
+            Role::Q | Role::K | Role::V | Role::O | Role::Gate | Role::Up | Role::Down => {
+                return Some(self.weight_mut(role).into_dyn());
+            }
+            _ => match role.biased() {
+                Some(matrix) => self.linear_mut(matrix).bias.as_mut(),
+                None => self.norm_mut(role).map(Norm::stored_mut),
+            },
+        };
+        vector.map(|vector| vector.view_mut().into_dyn())
+    }
+
+    fn norm(&self, role: Role) -> Option<&Norm> {
+        match role {
+            Role::AttnNorm => self.attn_norm.as_ref(),
+            Role::QNorm => self.qk_norm.as_ref().map(|[q, _]| q),
+            Role::KNorm => self.qk_norm.as_ref().map(|[_, k]| k),
+            Role::PostAttnNorm => self.post_attn_norm.as_ref(),
+            Role::MlpNorm => self.mlp_norm.as_ref(),
+            Role::PostMlpNorm => self.post_mlp_norm.as_ref(),
+            _ => None,
+        }
+    }
+
+    fn norm_mut(&mut self, role: Role) -> Option<&mut Norm> {
+        match role {
+            Role::AttnNorm => self.attn_norm.as_mut(),
+            Role::QNorm => self.qk_norm.as_mut().map(|[q, _]| q),
+            Role::KNorm => self.qk_norm.as_mut().map(|[_, k]| k),
+            Role::PostAttnNorm => self.post_attn_norm.as_mut(),
+            Role::MlpNorm => self.mlp_norm.as_mut(),
+            Role::PostMlpNorm => self.post_mlp_norm.as_mut(),
+            _ => None,
+        }
+    }
+
     /// Keeps of the [parts](Role::parts) of a stored matrix what products in `precision` need, see [`Weight::pack`].
     ///
     /// # Panics
@@ -220,19 +282,38 @@ impl Block {
     /// # Panics
     /// If the rows are not whole windows.
     pub fn attn_out(&self, attn_in: ArrayView2<'_, f32>, ctx: usize) -> Array2<f32> {
-        let (mut q, mut k, v) = (self.q.apply(attn_in), self.k.apply(attn_in), self.v.apply(attn_in));
+        let [mut q, mut k, v] = self.projected(attn_in);
+        self.norm_and_turn([&mut q, &mut k], ctx);
+        self.attend([&q, &k, &v], ctx)
+    }
+
+    fn projected(&self, attn_in: ArrayView2<'_, f32>) -> [Array2<f32>; 3] {
+        [&self.q, &self.k, &self.v].map(|linear| linear.apply(attn_in))
+    }
+
+    fn norm_and_turn(&self, [q, k]: [&mut Array2<f32>; 2], ctx: usize) {
         if let Some([q_norm, k_norm]) = &self.qk_norm {
             // Where all heads are normed together the weight is as wide as all: one head.
             q_norm.apply_to_heads(q.view_mut());
             k_norm.apply_to_heads(k.view_mut());
         }
+        self.with_rope(ctx, |rope| {
+            rope.apply(q.view_mut());
+            rope.apply(k.view_mut());
+        });
+    }
+
+    /// Runs `f` with the turns of windows of `ctx` tokens, if this layer turns its heads.
+    fn with_rope(&self, ctx: usize, f: impl FnOnce(&Rope)) {
         let make = || self.config.rope(self.layer, ctx);
         let first = self.rope.get_or_init(make);
         let other = if first.as_ref().is_some_and(|rope| rope.ctx() != ctx) { make() } else { None };
         if let Some(rope) = other.as_ref().or(first.as_ref()) {
-            rope.apply(q.view_mut());
-            rope.apply(k.view_mut());
+            f(rope);
         }
+    }
+
+    fn attend(&self, [q, k, v]: [&Array2<f32>; 3], ctx: usize) -> Array2<f32> {
         let shape = self.config.attention(self.layer, ctx);
         match self.q.weight {
             Weight::Full(_) => attention(shape, q.view(), k.view(), v.view()),
@@ -256,10 +337,13 @@ impl Block {
     /// `activation(gate) * up`: what down reads, `[tokens, intermediate_size]`.
     pub fn mlp_mid(&self, mlp_in: ArrayView2<'_, f32>) -> Array2<f32> {
         let up = self.up.apply(mlp_in);
-        let gate = self.gate.apply(mlp_in);
+        self.gated(self.gate.apply(mlp_in), up.view())
+    }
+
+    fn gated(&self, gate: Array2<f32>, up: ArrayView2<'_, f32>) -> Array2<f32> {
         match self.config.family.activation {
-            Activation::Silu => silu_mul(gate, up.view()),
-            Activation::GeluTanh => gelu_mul(gate, up.view()),
+            Activation::Silu => silu_mul(gate, up),
+            Activation::GeluTanh => gelu_mul(gate, up),
         }
     }
 

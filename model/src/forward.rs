@@ -4,7 +4,7 @@ use crate::weights::{matrix, rows};
 use crate::{Block, Error, ModelConfig, Norm, Role, TensorSpec, Weight, Weights};
 use attar_tensor::Precision;
 use attar_tensor::op::soft_cap;
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView2, Axis};
 
 /// Tokens in windows of one length.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,16 +52,34 @@ fn outside(config: &ModelConfig, role: Role) -> Result<TensorSpec, Error> {
 /// # Errors
 /// A token outside the vocabulary, found before anything is loaded; an embedding that cannot be loaded.
 pub fn embed(config: &ModelConfig, weights: &dyn Weights, tokens: &[u32]) -> Result<Array2<f32>, Error> {
-    let vocab_size = config.vocab_size;
-    if let Some((position, &token)) =
-        tokens.iter().enumerate().find(|(_, token)| **token as usize >= vocab_size)
-    {
-        return Err(Error::Token { token, position, vocab_size });
-    }
-    let wanted: Vec<usize> = tokens.iter().map(|&token| token as usize).collect();
-    let mut hidden = rows(weights, &outside(config, Role::Embedding)?, &wanted)?;
+    let mut hidden = rows(weights, &outside(config, Role::Embedding)?, &rows_of(config, tokens)?)?;
     scale_embeddings(config, &mut hidden);
     Ok(hidden)
+}
+
+/// [`embed`] from an embedding `[vocab_size, hidden_size]` that is in memory.
+pub(crate) fn embed_from(
+    config: &ModelConfig,
+    embedding: ArrayView2<'_, f32>,
+    tokens: &[u32],
+) -> Result<Array2<f32>, Error> {
+    let mut hidden = embedding.select(Axis(0), &rows_of(config, tokens)?);
+    scale_embeddings(config, &mut hidden);
+    Ok(hidden)
+}
+
+/// The embedding, `[vocab_size, hidden_size]`.
+pub(crate) fn embedding(config: &ModelConfig, weights: &dyn Weights) -> Result<Array2<f32>, Error> {
+    matrix(weights, &outside(config, Role::Embedding)?)
+}
+
+/// The rows of the embedding that some tokens stand for.
+fn rows_of(config: &ModelConfig, tokens: &[u32]) -> Result<Vec<usize>, Error> {
+    let vocab_size = config.vocab_size;
+    match tokens.iter().enumerate().find(|(_, token)| **token as usize >= vocab_size) {
+        Some((position, &token)) => Err(Error::Token { token, position, vocab_size }),
+        None => Ok(tokens.iter().map(|&token| token as usize).collect()),
+    }
 }
 
 /// Multiplies rows of the embedding by what the family multiplies them by: what they are when the first block reads them.
@@ -83,10 +101,10 @@ pub fn final_norm(config: &ModelConfig, weights: &dyn Weights) -> Result<Norm, E
 /// The final norm and the matrix that makes logits.
 #[derive(Debug, Clone)]
 pub struct Head {
-    norm: Norm,
-    weight: Weight, // [vocab_size, hidden_size]
-    logits_scaling: f32,
-    logit_cap: Option<f32>,
+    pub(crate) norm: Norm,
+    pub(crate) weight: Weight, // [vocab_size, hidden_size]
+    pub(crate) logits_scaling: f32,
+    pub(crate) logit_cap: Option<f32>,
 }
 
 impl Head {

@@ -347,6 +347,20 @@ impl Row {
 }
 
 impl Role {
+    /// The matrix whose bias this is, if it is one.
+    pub(crate) fn biased(self) -> Option<Self> {
+        match self {
+            Self::QBias => Some(Self::Q),
+            Self::KBias => Some(Self::K),
+            Self::VBias => Some(Self::V),
+            Self::OBias => Some(Self::O),
+            Self::GateBias => Some(Self::Gate),
+            Self::UpBias => Some(Self::Up),
+            Self::DownBias => Some(Self::Down),
+            _ => None,
+        }
+    }
+
     /// Its name in reports: the module's name in Hugging Face models, with `.bias` for biases.
     pub fn as_str(self) -> &'static str {
         match self {

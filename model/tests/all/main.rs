@@ -7,3 +7,4 @@ mod config;
 mod gguf;
 mod golden;
 mod stages;
+mod training;

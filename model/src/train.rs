@@ -1,0 +1,252 @@
+//! A whole model in memory, whose weights change: forward, loss, backward.
+
+use crate::{
+    Block, Error, Gradients, Head, Kept, LoadError, Loss, ModelConfig, Role, TensorSpec, Weights, Windows,
+};
+use attar_tensor::matmul;
+use attar_tensor::op::{embedding_backward, soft_cap_backward, weight_backward};
+use ndarray::{Array2, ArrayD, ArrayView2, ArrayViewD, ArrayViewMutD, Axis, Slice};
+
+/// What is kept of a forward pass for the backward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Each block's input, `hidden_size` numbers a token and layer: blocks go forward once more, a few windows at a time.
+    Inputs,
+    /// All that backward reads, some ten times as much: nothing but scores and norms is computed twice.
+    Activations,
+}
+
+/// A model with all its weights, to be trained.
+#[derive(Debug)]
+pub struct Model {
+    config: ModelConfig,
+    embedding: Option<Array2<f32>>, // none where the head is the embedding
+    blocks: Vec<Block>,
+    head: Head,
+}
+
+/// What one block's backward pass will read.
+enum Trace {
+    Input(Array2<f32>),
+    Activations(Vec<Kept>),
+}
+
+impl Model {
+    /// Loads all weights.
+    ///
+    /// # Errors
+    /// A tensor that cannot be loaded or has another shape than the configuration says.
+    pub fn load(config: &ModelConfig, weights: &dyn Weights) -> Result<Self, Error> {
+        let embedding = (!config.tie_word_embeddings).then(|| crate::forward::embedding(config, weights));
+        let blocks = (0..config.num_hidden_layers).map(|layer| Block::load(config, layer, weights));
+        Ok(Self {
+            embedding: embedding.transpose()?,
+            blocks: blocks.collect::<Result<_, _>>()?,
+            head: Head::load(config, weights)?,
+            config: config.clone(),
+        })
+    }
+
+    /// The numbers of the model.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The final norm and the matrix that makes logits.
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// The weight of one role, in one layer or outside of all, as it is stored.
+    pub fn parameter(&self, role: Role, layer: Option<usize>) -> Option<ArrayViewD<'_, f32>> {
+        match (layer, role) {
+            (Some(layer), _) => self.blocks.get(layer)?.parameter(role),
+            (None, Role::Embedding) => Some(self.embedding().into_dyn()),
+            (None, Role::Head) if self.embedding.is_none() => None,
+            (None, _) => self.head.parameter(role),
+        }
+    }
+
+    /// The weight of one role, in one layer or outside of all, as it is stored, to be changed in place.
+    pub fn parameter_mut(&mut self, role: Role, layer: Option<usize>) -> Option<ArrayViewMutD<'_, f32>> {
+        match (layer, role, &mut self.embedding) {
+            (Some(layer), _, _) => self.blocks.get_mut(layer)?.parameter_mut(role),
+            (None, Role::Embedding, Some(embedding)) => Some(embedding.view_mut().into_dyn()),
+            (None, Role::Embedding, None) => self.head.parameter_mut(Role::Head),
+            (None, Role::Head, None) => None,
+            (None, _, _) => self.head.parameter_mut(role),
+        }
+    }
+
+    /// `[vocab_size, hidden_size]`.
+    fn embedding(&self) -> ArrayView2<'_, f32> {
+        self.embedding.as_ref().map_or(self.head.weight(), |embedding| embedding.view())
+    }
+
+    /// The loss of some windows, and the gradients of those weights that `trained` says yes to: block by block from the last to the
+    /// first with its layer, then of those outside of all layers. Nothing is computed for a weight that is not trained, nor below
+    /// the first that is.
+    ///
+    /// The result, gradients included, is the same to the bit for any number of threads and whatever is kept.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary.
+    pub fn backward(
+        &self,
+        windows: &Windows,
+        loss: &dyn Loss,
+        keep: Keep,
+        trained: &dyn Fn(&TensorSpec) -> bool,
+        deliver: &mut dyn FnMut(Option<usize>, Gradients),
+    ) -> Result<f64, Error> {
+        let ctx = windows.ctx();
+        let specs: Vec<_> = self.config.tensors().into_iter().filter(|spec| trained(spec)).collect();
+        let trains_embedding = specs.iter().any(|spec| spec.role == Role::Embedding);
+        let lowest =
+            if trains_embedding { Some(0) } else { specs.iter().filter_map(|spec| spec.layer).min() };
+        let (hidden, mut traces) = self.forward(windows, keep, lowest)?;
+        let mut ends = self.ends(&specs);
+        let (loss, mut d) = self.head.backward(hidden.view(), loss, self.head_role(), &mut ends);
+        drop(hidden);
+        for layer in (lowest.unwrap_or(self.blocks.len())..self.blocks.len()).rev() {
+            let mut gradients = self.blocks[layer].gradients(trained);
+            match traces.pop() {
+                Some(Trace::Activations(chunks)) => {
+                    let rows = d.axis_chunks_iter_mut(Axis(0), Block::windows_at_once(ctx));
+                    for (kept, d) in chunks.into_iter().zip(rows) {
+                        self.blocks[layer].backward(kept, d, &mut gradients);
+                    }
+                }
+                Some(Trace::Input(input)) => {
+                    self.blocks[layer].backward_from_input(input.view(), ctx, d.view_mut(), &mut gradients);
+                }
+                None => unreachable!("every block that is trained left a trace"),
+            }
+            deliver(Some(layer), gradients);
+        }
+        if let Some(d_embedding) = ends.matrix_mut(Role::Embedding) {
+            crate::scale_embeddings(&self.config, &mut d);
+            embedding_backward(windows.tokens(), d.view(), d_embedding);
+        }
+        deliver(None, ends);
+        Ok(loss)
+    }
+
+    /// Zeros for those of some tensors that are outside of all layers.
+    fn ends(&self, specs: &[TensorSpec]) -> Gradients {
+        let ends = specs.iter().filter(|spec| spec.layer.is_none());
+        Gradients::zeros(ends.map(|spec| (spec.role, spec.shape.as_slice())))
+    }
+
+    /// The role under which the head's matrix is trained.
+    fn head_role(&self) -> Role {
+        if self.embedding.is_some() { Role::Head } else { Role::Embedding }
+    }
+
+    /// The hidden states after the last block, and what the blocks from `lowest` on leave for the backward pass.
+    fn forward(
+        &self,
+        windows: &Windows,
+        keep: Keep,
+        lowest: Option<usize>,
+    ) -> Result<(Array2<f32>, Vec<Trace>), Error> {
+        let ctx = windows.ctx();
+        let mut hidden = crate::forward::embed_from(&self.config, self.embedding(), windows.tokens())?;
+        let mut traces = Vec::new();
+        for (layer, block) in self.blocks.iter().enumerate() {
+            if lowest.is_none_or(|lowest| layer < lowest) {
+                block.forward(&mut hidden, ctx);
+                continue;
+            }
+            traces.push(match keep {
+                Keep::Inputs => {
+                    let input = hidden.clone();
+                    block.forward(&mut hidden, ctx);
+                    Trace::Input(input)
+                }
+                Keep::Activations => {
+                    let chunks = hidden.axis_chunks_iter_mut(Axis(0), Block::windows_at_once(ctx));
+                    Trace::Activations(chunks.map(|hidden| block.forward_keeping(hidden, ctx)).collect())
+                }
+            });
+        }
+        Ok((hidden, traces))
+    }
+}
+
+impl Weights for Model {
+    fn load(&self, name: &str) -> Result<ArrayD<f32>, LoadError> {
+        let found = self.config.tensors().into_iter().find(|spec| spec.name == name);
+        let weight = found.and_then(|spec| match (spec.layer, spec.role.parts().len()) {
+            (Some(layer), 2..) => Some(self.blocks.get(layer)?.stored(spec.role).into_dyn()),
+            (layer, _) => Some(self.parameter(spec.role, layer)?.to_owned()),
+        });
+        weight.ok_or_else(|| format!("the model has no {name}").into())
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.config.tensors().iter().any(|spec| spec.name == name)
+    }
+}
+
+/// Logits that stand at once, at most.
+const LOGITS: usize = 1 << 22;
+
+impl Head {
+    /// The loss of hidden states `[tokens, hidden_size]` and their gradient; those of norm and matrix are added to `gradients`, the
+    /// matrix's under `role`, where they are asked for. Logits stand for a few hundred tokens at a time.
+    ///
+    /// # Panics
+    /// If the matrix is packed.
+    #[expect(clippy::float_cmp, reason = "it is one or it is not")]
+    pub fn backward(
+        &self,
+        hidden: ArrayView2<'_, f32>,
+        loss: &dyn Loss,
+        role: Role,
+        gradients: &mut Gradients,
+    ) -> (f64, Array2<f32>) {
+        let tokens = hidden.nrows();
+        let at_once = (LOGITS / self.weight.dim().0).clamp(128, 512);
+        let mut d_hidden = Array2::zeros(hidden.dim());
+        let mut total = 0.0;
+        for start in (0..tokens).step_by(at_once) {
+            let rows = start..tokens.min(start + at_once);
+            let slice = Slice::from(rows.clone());
+            let hidden = hidden.slice_axis(Axis(0), slice);
+            let normed = self.norm(hidden);
+            let mut d_logits = self.logits(normed.view());
+            let capped = self.logit_cap.map(|cap| (cap, d_logits.clone()));
+            total += loss.backward(rows, d_logits.view_mut());
+            if let Some((cap, capped)) = capped {
+                soft_cap_backward(capped.view(), cap, d_logits.view_mut());
+            }
+            if self.logits_scaling != 1.0 {
+                d_logits /= self.logits_scaling;
+            }
+            if let Some(d_weight) = gradients.matrix_mut(role) {
+                weight_backward(d_logits.view(), normed.view(), d_weight);
+            }
+            let d_normed = matmul(d_logits.view(), self.weight.view());
+            let d_hidden = d_hidden.slice_axis_mut(Axis(0), slice);
+            self.norm.backward(hidden, d_normed.view(), d_hidden, gradients.vector_mut(Role::FinalNorm));
+        }
+        (total, d_hidden)
+    }
+
+    fn parameter(&self, role: Role) -> Option<ArrayViewD<'_, f32>> {
+        match role {
+            Role::FinalNorm => Some(self.norm.stored().view().into_dyn()),
+            Role::Head => Some(self.weight.view().into_dyn()),
+            _ => None,
+        }
+    }
+
+    fn parameter_mut(&mut self, role: Role) -> Option<ArrayViewMutD<'_, f32>> {
+        match role {
+            Role::FinalNorm => Some(self.norm.stored_mut().view_mut().into_dyn()),
+            Role::Head => Some(self.weight.view_mut().into_dyn()),
+            _ => None,
+        }
+    }
+}
