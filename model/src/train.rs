@@ -105,7 +105,8 @@ impl Model {
         let lowest =
             if trains_embedding { Some(0) } else { specs.iter().filter_map(|spec| spec.layer).min() };
         let (hidden, mut traces) = self.forward(windows, keep, lowest)?;
-        let mut ends = self.ends(&specs);
+        let outside = specs.iter().filter(|spec| spec.layer.is_none());
+        let mut ends = Gradients::zeros(outside.map(|spec| (spec.role, spec.shape.as_slice())));
         let (loss, mut d) = self.head.backward(hidden.view(), loss, self.head_role(), &mut ends);
         drop(hidden);
         for layer in (lowest.unwrap_or(self.blocks.len())..self.blocks.len()).rev() {
@@ -130,12 +131,6 @@ impl Model {
         }
         deliver(None, ends);
         Ok(loss)
-    }
-
-    /// Zeros for those of some tensors that are outside of all layers.
-    fn ends(&self, specs: &[TensorSpec]) -> Gradients {
-        let ends = specs.iter().filter(|spec| spec.layer.is_none());
-        Gradients::zeros(ends.map(|spec| (spec.role, spec.shape.as_slice())))
     }
 
     /// The role under which the head's matrix is trained.

@@ -170,12 +170,14 @@ mod tests {
     fn the_gradients_of_gates_equal_finite_differences() {
         type Backward = fn(Array2<f32>, Array2<f32>, Array2<f32>) -> GateBackward;
         type Forward = fn(Array2<f32>, ArrayView2<'_, f32>) -> Array2<f32>;
-        let (silu, gelu): (fn(f64) -> f64, fn(f64) -> f64) = (
-            |x| x / (1.0 + (-x).exp()),
-            |x| x / 2.0 * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh()),
-        );
-        let gates: [(Backward, Forward, fn(f64) -> f64); 2] =
-            [(silu_mul_backward, silu_mul, silu), (gelu_mul_backward, gelu_mul, gelu)];
+        type Gate = (Backward, Forward, fn(f64) -> f64);
+        fn silu(x: f64) -> f64 {
+            x / (1.0 + (-x).exp())
+        }
+        fn gelu(x: f64) -> f64 {
+            x / 2.0 * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh())
+        }
+        let gates: [Gate; 2] = [(silu_mul_backward, silu_mul, silu), (gelu_mul_backward, gelu_mul, gelu)];
         for (backward, forward, by_definition) in gates {
             let (gate, up, d_out) = (random((9, 14), 5) * 5.0, random((9, 14), 6), random((9, 14), 7));
             let found = backward(gate.clone(), up.clone(), d_out.clone());
