@@ -20,7 +20,7 @@ fn cholesky(criterion: &mut Criterion) {
         let flops = 2.0 / 3.0 * (features as f64).powi(3);
         let work = Work { amount: flops / 1e9, unit: "GFLOP/s in f64", flops: Some(flops), number_bytes: 8 };
         case(&mut group, &format!("cholesky_of_inverse {features}"), work, || {
-            let _ = black_box(cholesky_of_inverse(hessian.clone()));
+            let _ = black_box(cholesky_of_inverse(&hessian));
         });
     }
 }

@@ -1,6 +1,6 @@
 use std::sync::OnceLock;
 
-use attar_tensor::cholesky_of_inverse;
+use attar_tensor::{NotPositiveDefinite, UpperTriangle, cholesky_of_inverse_by_rows};
 use ndarray::parallel::prelude::*;
 use ndarray::{Array1, Array2, Axis};
 
@@ -54,7 +54,7 @@ pub struct Feedback {
     /// Columns by falling diagonal of the Hessian; equal ones as they stand.
     pub order: Vec<usize>,
     /// U, upper triangular, with `U^T U` the inverse of the Hessian in that order, `[in_features, in_features]`.
-    pub upper: Array2<f32>,
+    pub upper: UpperTriangle,
     /// The damping that made it positive definite.
     pub damping: f64,
     /// The shrinkage applied.
@@ -149,8 +149,8 @@ impl<'a> Factor<'a> {
         let mut damping = self.settings.damping;
         for retries in 0..=RETRIES {
             // A factor of inputs that hardly vary can overflow without a bad pivot.
-            match cholesky_of_inverse(self.hessian(&order, mean, shrinkage, damping)) {
-                Ok(upper) if upper.iter().all(|x| x.is_finite()) => {
+            match self.factor_of(&order, mean, shrinkage, damping) {
+                Ok(upper) if upper.is_finite() => {
                     return Ok(Feedback { order, upper, damping, shrinkage, retries });
                 }
                 _ => damping *= 10.0,
@@ -160,19 +160,22 @@ impl<'a> Factor<'a> {
         Err(Refusal { reason, retries: RETRIES })
     }
 
-    /// The Gram matrix with rows and columns in `order`, in units of its mean diagonal, shrunk and damped.
-    fn hessian(&self, order: &[usize], mean: f64, shrinkage: f64, damping: f64) -> Array2<f32> {
+    /// The factor of the inverse of the Gram matrix with rows and columns in `order`, in units of its mean diagonal, shrunk
+    /// and damped.
+    fn factor_of(
+        &self,
+        order: &[usize],
+        mean: f64,
+        shrinkage: f64,
+        damping: f64,
+    ) -> Result<UpperTriangle, NotPositiveDefinite> {
         let gram = &self.statistics.gram;
         let off_diagonal = ((1.0 - shrinkage) / mean) as f32;
-        let mut hessian = Array2::zeros(gram.dim());
-        hessian.axis_iter_mut(Axis(0)).into_par_iter().zip(order).enumerate().for_each(
-            |(i, (mut row, &from))| {
-                let from = gram.row(from);
-                row.iter_mut().zip(order).for_each(|(to, &col)| *to = from[col] * off_diagonal);
-                row[i] = (f64::from(from[order[i]]) / mean + damping) as f32;
-            },
-        );
-        hessian
+        cholesky_of_inverse_by_rows(order.len(), |i, row| {
+            let from = gram.row(order[i]);
+            row.iter_mut().zip(&order[i..]).for_each(|(to, &col)| *to = from[col] * off_diagonal);
+            row[0] = (f64::from(from[order[i]]) / mean + damping) as f32;
+        })
     }
 }
 

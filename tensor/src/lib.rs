@@ -27,7 +27,7 @@ mod product;
 mod testing;
 
 pub use bf16::{Bf16Matrix, bf16_attention, bf16_gram_add, bf16_linear, bf16_linear_add};
-pub use cholesky::{NotPositiveDefinite, cholesky_of_inverse};
+pub use cholesky::{NotPositiveDefinite, UpperTriangle, cholesky_of_inverse, cholesky_of_inverse_by_rows};
 pub use gram::gram_add;
 pub use precision::Precision;
 pub use product::{general_mat_mul, linear, matmul};

@@ -9,9 +9,6 @@ use crate::Grid;
 use crate::factor::Feedback;
 use crate::lanes::{Kernel, widest};
 
-/// Columns rounded before their errors are passed on to all later ones in one product.
-const BLOCK: usize = 128;
-
 /// What a pass gives.
 pub(super) struct Pass {
     /// `[out_features, in_features]`, columns as in the weight.
@@ -36,11 +33,12 @@ pub(super) fn round_with_feedback(w: ArrayView2<'_, f32>, feedback: &Feedback, g
     let mut rest = gather_columns(w, order); // [in_features, out_features]
     let mut codes = Array2::<u8>::zeros((in_features, out_features));
     let mut loss = 0.0;
-    for start in (0..in_features).step_by(BLOCK) {
-        let end = (start + BLOCK).min(in_features);
+    // The columns of a panel are rounded, then their errors are passed on to all later ones in one product.
+    for (start, panel) in upper.panels() {
+        let end = start + panel.nrows();
+        let (triangle, right) = panel.split_at(Axis(1), end - start);
         let (mut block, mut later) = rest.slice_mut(s![start.., ..]).split_at(Axis(0), end - start);
         let mut codes = codes.slice_mut(s![start..end, ..]);
-        let triangle = upper.slice(s![start..end, start..end]);
         let losses: Vec<f64> = block
             .axis_chunks_iter_mut(Axis(1), ROWS)
             .into_par_iter()
@@ -59,7 +57,7 @@ pub(super) fn round_with_feedback(w: ArrayView2<'_, f32>, feedback: &Feedback, g
             .collect();
         loss += losses.iter().sum::<f64>();
         // The block now holds its errors.
-        general_mat_mul(-1.0, upper.slice(s![start..end, end..]).t(), block.view(), 1.0, later.view_mut());
+        general_mat_mul(-1.0, right.t(), block.view(), 1.0, later.view_mut());
     }
     Pass { codes: scatter_columns(&codes, order), loss }
 }
