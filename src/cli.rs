@@ -34,7 +34,8 @@ pub struct Global {
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
 
-    /// Refuse to start work that is expected to need more memory, for example 16GB
+    /// Keep within this much memory, for example 16GB [default: half of what is available]; what does not fit is computed
+    /// twice or put into a temporary file (in TMPDIR), and never changes a result
     #[arg(long, global = true, value_name = "SIZE", value_parser = parse_bytes)]
     pub max_memory: Option<u64>,
 

@@ -1,5 +1,6 @@
 //! What will happen: every tensor, its type and size, what it takes, and what cannot work, before any work starts.
 
+mod machine;
 mod memory;
 
 use std::fmt::Write as _;
@@ -14,6 +15,7 @@ use crate::mix::{MixContext, shape_fallback};
 use crate::scheme::{IntegerScheme, Scheme};
 use crate::source::Source;
 use crate::talk::{human_bytes, thousands};
+pub use memory::Memory;
 
 /// What becomes of one tensor.
 #[derive(Clone, Copy, Debug)]
@@ -73,15 +75,6 @@ pub enum Output {
     Plain,
     /// A folder of safetensors with packed integers.
     CompressedTensors(IntegerScheme),
-}
-
-/// What a pass will need at its peak.
-#[derive(Clone, Copy, Debug)]
-pub struct Memory {
-    /// Expected peak, in bytes.
-    pub peak_bytes: u64,
-    /// Whether the input of the down projection is kept between two stages, or computed twice.
-    pub keep_mlp_mid: bool,
 }
 
 /// How many tokens calibrate, in windows of how many.
@@ -424,6 +417,6 @@ impl std::fmt::Display for Plan {
         if let Some(CalibrationSize { tokens, ctx }) = self.calibration {
             writeln!(f, "calibration: {} tokens in windows of {ctx}", thousands(tokens as u64))?;
         }
-        write!(f, "expected peak memory: {}", human_bytes(self.memory.peak_bytes))
+        write!(f, "{}", self.memory)
     }
 }

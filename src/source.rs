@@ -228,28 +228,41 @@ impl Source {
             Stored::Packed(encoding) => {
                 let names = compressed_tensors::Names::of(name)
                     .ok_or_else(|| StorageError::Missing { name: name.to_owned() })?;
-                let files = self.container();
-                let zero_point =
-                    if encoding.is_symmetric() { &[][..] } else { files.bytes(&names.zero_point)? };
+                // Zero points of 32 rows fill whole words whatever their bits.
+                let around = rows.start / 32 * 32..count.min(rows.end.next_multiple_of(32));
+                let part = |name: &str, rows_of: usize| self.row_bytes(name, rows_of, &around);
+                let zero_point = if encoding.is_symmetric() {
+                    &[][..]
+                } else {
+                    let words = |rows: usize| (rows * usize::from(encoding.bits())).div_ceil(32);
+                    self.row_bytes(
+                        &names.zero_point,
+                        words(count),
+                        &(words(around.start)..words(around.end)),
+                    )?
+                };
                 let bytes =
-                    IntEncoding::join(files.bytes(&names.packed)?, files.bytes(&names.scale)?, zero_point);
-                let all = encoding.unpack(&bytes, count, cols)?.into_raw_vec_and_offset().0;
-                Ok(if rows.len() == count { all } else { all[rows.start * cols..rows.end * cols].to_vec() })
+                    IntEncoding::join(part(&names.packed, count)?, part(&names.scale, count)?, zero_point);
+                let values = encoding.unpack(&bytes, around.len(), cols)?.into_raw_vec_and_offset().0;
+                let (skip, len) = ((rows.start - around.start) * cols, rows.len() * cols);
+                Ok(if values.len() == len { values } else { values[skip..skip + len].to_vec() })
             }
         }
     }
 
     /// Lets the memory go that the file's bytes of a tensor are mapped to: it has been decoded.
     fn release(&self, spec: &TensorSpec) {
-        match compressed_tensors::Names::of(&spec.name)
-            .filter(|_| matches!(self.stored(spec), Ok(Stored::Packed(_))))
-        {
-            Some(names) => {
-                for name in [&names.packed, &names.scale, &names.zero_point] {
-                    self.container().release(name);
-                }
-            }
-            None => self.container().release(self.stored_name(spec)),
+        for name in self.stored_parts(spec) {
+            self.container().release(&name);
+        }
+    }
+
+    /// The file's tensors that hold one of the model's.
+    fn stored_parts(&self, spec: &TensorSpec) -> Vec<String> {
+        let name = self.stored_name(spec);
+        match (self.stored(spec), compressed_tensors::Names::of(name)) {
+            (Ok(Stored::Packed(_)), Some(names)) => vec![names.packed, names.scale, names.zero_point],
+            _ => vec![name.to_owned()],
         }
     }
 
@@ -272,14 +285,11 @@ impl Source {
         mut look: impl FnMut(&[f32]),
     ) -> std::result::Result<(), StorageError> {
         let [rows, cols] = rows_and_cols(spec);
-        let step = match self.stored(spec)? {
-            Stored::Packed(_) => rows,
-            _ => (LOOK_WEIGHTS / cols).max(1),
-        };
-        for start in (0..rows).step_by(step.max(1)) {
+        let step = (LOOK_WEIGHTS / cols.max(1)).max(32) / 32 * 32;
+        for start in (0..rows).step_by(step) {
             look(&self.decode(spec, start..rows.min(start + step))?);
+            self.release(spec);
         }
-        self.release(spec);
         Ok(())
     }
 
@@ -343,11 +353,6 @@ impl Source {
         let path = self.path.canonicalize().unwrap_or_else(|_| self.path.clone());
         let name = if self.is_gguf() { path.file_stem() } else { path.file_name() };
         name.map_or_else(String::new, |name| name.to_string_lossy().into_owned())
-    }
-
-    /// Whether a part of the tensor cannot be decoded without the whole.
-    pub fn decodes_whole(&self, spec: &TensorSpec) -> bool {
-        matches!(self.stored(spec), Ok(Stored::Packed(_)))
     }
 
     /// Whether the model is a GGUF file.
@@ -445,21 +450,23 @@ impl Weights for Source {
     fn load_rows(&self, name: &str, rows: &[usize]) -> std::result::Result<Array2<f32>, LoadError> {
         let spec = self.spec(name)?;
         let [count, cols] = rows_and_cols(spec);
-        if self.decodes_whole(spec) {
-            let all = Array2::from_shape_vec((count, cols), self.decode(spec, 0..count)?)?;
-            if let Some(&row) = rows.iter().find(|&&row| row >= count) {
-                return Err(StorageError::Row { name: name.to_owned(), row, rows: count }.into());
-            }
-            return Ok(all.select(Axis(0), rows));
-        }
         let stored = match self.row_order(spec) {
             RowOrder::AsIs => None,
             order @ RowOrder::RopeInterleaved { .. } => Some(order.from_gguf(count)),
         };
+        let at = |&row: &usize| {
+            stored.as_ref().map_or(Some(row), |stored| stored.get(row).copied()).unwrap_or(count)
+        };
+        let at: Vec<usize> = rows.iter().map(at).collect();
         let mut values = vec![0.0; rows.len() * cols];
-        values.par_chunks_mut(cols.max(1)).zip(rows).try_for_each(|(to, &row)| {
-            let at = stored.as_ref().map_or(Some(row), |stored| stored.get(row).copied()).unwrap_or(count);
-            to.copy_from_slice(&self.decode(spec, at..at + 1)?);
+        let (mut runs, mut rest) = (Vec::new(), &mut values[..]);
+        for run in at.chunk_by(|row, next| row + 1 == *next) {
+            let (to, further) = rest.split_at_mut(run.len() * cols);
+            runs.push((run[0]..run[0] + run.len(), to));
+            rest = further;
+        }
+        runs.into_par_iter().try_for_each(|(run, to)| {
+            to.copy_from_slice(&self.decode(spec, run)?);
             if self.is_gguf() {
                 spec.gguf_adds.from_gguf(to);
             }
@@ -467,6 +474,12 @@ impl Weights for Source {
         })?;
         self.release(spec);
         Ok(Array2::from_shape_vec((rows.len(), cols), values)?)
+    }
+
+    fn read_ahead(&self, name: &str) {
+        if let Ok(spec) = self.spec(name) {
+            self.stored_parts(spec).iter().for_each(|name| self.container().read_ahead(name));
+        }
     }
 
     fn has(&self, name: &str) -> bool {

@@ -56,6 +56,11 @@ pub trait Container: fmt::Debug + Send + Sync {
 
     /// Says that the tensor called `name` is not needed for now, so that its bytes need not stay in memory.
     fn release(&self, name: &str);
+
+    /// Has the system read the tensor called `name` into its cache, because it will be needed soon.
+    ///
+    /// May take as long as the disk takes, so it is called beside other work. Unknown names are passed over.
+    fn read_ahead(&self, name: &str);
 }
 
 /// A tensor and its bytes' place in its file.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 #[cfg(unix)]
-use memmap2::UncheckedAdvice;
+use memmap2::{Advice, UncheckedAdvice};
 
 use crate::Error;
 
@@ -52,6 +52,23 @@ impl Map {
     /// Nothing to do where memory is not given back by the page.
     #[cfg(not(unix))]
     pub(crate) fn release(&self, _bytes: Range<usize>) {}
+
+    /// Has the system read these bytes of the file into its cache. They take no memory of this process before they are
+    /// touched.
+    #[cfg(unix)]
+    pub(crate) fn read_ahead(&self, bytes: Range<usize>) {
+        // What the system reads for one word of advice is bounded; of more than this it would skip a part.
+        const STEP: usize = 128 << 10;
+        let bytes = bytes.start..bytes.end.min(self.map.len());
+        for start in bytes.clone().step_by(STEP) {
+            // Advice that is not taken costs time and nothing else.
+            let _ = self.map.advise_range(Advice::WillNeed, start, STEP.min(bytes.end - start));
+        }
+    }
+
+    /// Nothing to do where the system takes no advice.
+    #[cfg(not(unix))]
+    pub(crate) fn read_ahead(&self, _bytes: Range<usize>) {}
 
     pub(crate) fn path(&self) -> &Path {
         &self.path

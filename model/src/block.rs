@@ -397,6 +397,6 @@ fn taken<const N: usize>(parts: Vec<Linear>) -> [Linear; N] {
 }
 
 /// Whole windows that give every thread about a thousand tokens: enough to multiply fast, few enough to stay in cache.
-fn tokens_at_once(ctx: usize) -> usize {
+pub(crate) fn tokens_at_once(ctx: usize) -> usize {
     (1024 * rayon::current_num_threads()).div_ceil(ctx) * ctx
 }

@@ -1,10 +1,12 @@
 //! The ends of a model, and its blocks one after another.
 
+use crate::block::tokens_at_once;
 use crate::weights::{matrix, rows};
-use crate::{Block, Error, ModelConfig, Norm, Role, TensorSpec, Weight, Weights};
+use crate::{Block, Error, HiddenStates, Keeping, ModelConfig, Norm, Role, TensorSpec, Weight, Weights};
 use attar_tensor::Precision;
 use attar_tensor::op::soft_cap;
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
+use std::ops::Range;
 
 /// Tokens in windows of one length.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,13 +49,25 @@ fn outside(config: &ModelConfig, role: Role) -> Result<TensorSpec, Error> {
     config.tensor(role, None).ok_or_else(|| Error::Missing { key: format!("{role:?}") })
 }
 
+/// Holds tokens to the vocabulary.
+///
+/// # Errors
+/// The first that is outside.
+pub fn check_tokens(config: &ModelConfig, tokens: &[u32]) -> Result<(), Error> {
+    let vocab_size = config.vocab_size;
+    match tokens.iter().enumerate().find(|(_, token)| **token as usize >= vocab_size) {
+        Some((position, &token)) => Err(Error::Token { token, position, vocab_size }),
+        None => Ok(()),
+    }
+}
+
 /// The embedding of each token, `[tokens, hidden_size]`, scaled.
 ///
 /// # Errors
 /// A token outside the vocabulary, found before anything is loaded; an embedding that cannot be loaded.
 pub fn embed(config: &ModelConfig, weights: &dyn Weights, tokens: &[u32]) -> Result<Array2<f32>, Error> {
     let mut hidden = rows(weights, &outside(config, Role::Embedding)?, &rows_of(config, tokens)?)?;
-    scale_embeddings(config, &mut hidden);
+    scale_embeddings(config, hidden.view_mut());
     Ok(hidden)
 }
 
@@ -64,7 +78,7 @@ pub(crate) fn embed_from(
     tokens: &[u32],
 ) -> Result<Array2<f32>, Error> {
     let mut hidden = embedding.select(Axis(0), &rows_of(config, tokens)?);
-    scale_embeddings(config, &mut hidden);
+    scale_embeddings(config, hidden.view_mut());
     Ok(hidden)
 }
 
@@ -75,18 +89,15 @@ pub(crate) fn embedding(config: &ModelConfig, weights: &dyn Weights) -> Result<A
 
 /// The rows of the embedding that some tokens stand for.
 fn rows_of(config: &ModelConfig, tokens: &[u32]) -> Result<Vec<usize>, Error> {
-    let vocab_size = config.vocab_size;
-    match tokens.iter().enumerate().find(|(_, token)| **token as usize >= vocab_size) {
-        Some((position, &token)) => Err(Error::Token { token, position, vocab_size }),
-        None => Ok(tokens.iter().map(|&token| token as usize).collect()),
-    }
+    check_tokens(config, tokens)?;
+    Ok(tokens.iter().map(|&token| token as usize).collect())
 }
 
 /// Multiplies rows of the embedding by what the family multiplies them by: what they are when the first block reads them.
 #[expect(clippy::float_cmp, reason = "it is one or it is not")]
-pub fn scale_embeddings(config: &ModelConfig, hidden: &mut Array2<f32>) {
+pub fn scale_embeddings(config: &ModelConfig, mut hidden: ArrayViewMut2<'_, f32>) {
     if config.embedding_multiplier != 1.0 {
-        *hidden *= config.embedding_multiplier;
+        hidden *= config.embedding_multiplier;
     }
 }
 
@@ -154,6 +165,86 @@ impl Head {
     }
 }
 
+/// Does `work` on a block while the weights of layer `next` are read from the disk, where there is such a layer.
+///
+/// They are read into the system's cache, which takes nothing of the memory that the work may take; decoding them is a
+/// small part of a block's work and waits until they are loaded.
+pub fn while_reading_ahead<T>(
+    config: &ModelConfig,
+    next: usize,
+    weights: &dyn Weights,
+    work: impl FnOnce() -> T,
+) -> T {
+    std::thread::scope(|scope| {
+        if next < config.num_hidden_layers {
+            scope.spawn(move || {
+                let specs = config.tensors();
+                specs
+                    .iter()
+                    .filter(|spec| spec.layer == Some(next))
+                    .for_each(|spec| weights.read_ahead(&spec.name));
+            });
+        }
+        work()
+    })
+}
+
+/// How a forward pass over a whole text is run. Neither where hidden states are kept nor how many tokens go together changes
+/// a bit; [`KeptFloat::Bf16`](crate::KeptFloat) and [`Precision::Bf16`] do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Streaming {
+    /// How exactly matrices are multiplied.
+    pub precision: Precision,
+    /// How the hidden states of all tokens are kept between two blocks.
+    pub keeping: Keeping,
+    /// Tokens that pass through a block together, rounded up to whole windows; as many as compute fastest if `None`.
+    pub tokens_at_once: Option<usize>,
+}
+
+impl Streaming {
+    /// Row ranges of whole windows of `ctx` tokens that pass through a block together.
+    pub fn chunks(&self, tokens: usize, ctx: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let step = match self.tokens_at_once {
+            Some(tokens) => tokens.div_ceil(ctx).max(1) * ctx,
+            None => tokens_at_once(ctx),
+        };
+        (0..tokens).step_by(step).map(move |start| start..tokens.min(start + step))
+    }
+}
+
+/// [`hidden_states`] within a memory budget: kept as `streaming` has it, a few tokens at a time, the next block read from
+/// the disk while one computes.
+///
+/// # Errors
+/// As [`hidden_states`]; a temporary file that cannot be made, written or read.
+pub fn streamed_hidden_states(
+    config: &ModelConfig,
+    weights: &dyn Weights,
+    windows: &Windows,
+    streaming: &Streaming,
+    progress: &mut dyn FnMut(usize),
+) -> Result<HiddenStates, Error> {
+    let (tokens, ctx) = (windows.tokens(), windows.ctx());
+    check_tokens(config, tokens)?;
+    let mut hidden = HiddenStates::zeros([tokens.len(), config.hidden_size], &streaming.keeping)?;
+    for rows in streaming.chunks(tokens.len(), ctx) {
+        hidden.write(rows.start, embed(config, weights, &tokens[rows])?.view())?;
+    }
+    for layer in 0..config.num_hidden_layers {
+        let mut block = Block::load(config, layer, weights)?;
+        block.pack(streaming.precision);
+        while_reading_ahead(config, layer + 1, weights, || {
+            streaming.chunks(tokens.len(), ctx).try_for_each(|rows| {
+                let mut here = hidden.read(rows.clone())?.into_owned();
+                block.forward(&mut here, ctx);
+                hidden.write(rows.start, here.view())
+            })
+        })?;
+        progress(layer);
+    }
+    Ok(hidden)
+}
+
 /// The hidden states after the last block and before the final norm, `[tokens, hidden_size]`.
 ///
 /// Matrices are multiplied in `precision`. One block is in memory at a time; `progress` hears of each one that is done.
@@ -167,12 +258,6 @@ pub fn hidden_states(
     precision: Precision,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Array2<f32>, Error> {
-    let mut hidden = embed(config, weights, windows.tokens())?;
-    for layer in 0..config.num_hidden_layers {
-        let mut block = Block::load(config, layer, weights)?;
-        block.pack(precision);
-        block.forward(&mut hidden, windows.ctx());
-        progress(layer);
-    }
-    Ok(hidden)
+    let streaming = Streaming { precision, ..Streaming::default() };
+    Ok(streamed_hidden_states(config, weights, windows, &streaming, progress)?.into_array()?)
 }

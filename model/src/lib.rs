@@ -30,7 +30,10 @@ pub use block::{Block, Kept, Linear};
 pub use config::{AttentionScale, Llama3Scaling, LongRope, ModelConfig, RopeScaling};
 pub use error::Error;
 pub use family::{FAMILIES, Family};
-pub use forward::{Head, Windows, embed, final_norm, hidden_states, scale_embeddings};
+pub use forward::{
+    Head, Streaming, Windows, check_tokens, embed, final_norm, hidden_states, scale_embeddings,
+    streamed_hidden_states, while_reading_ahead,
+};
 pub use gradients::Gradients;
 pub use hidden::{HiddenStates, Keeping, KeptFloat, Place};
 pub use loss::{ForwardKl, Loss, NextToken, next_token_weights};

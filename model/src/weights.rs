@@ -26,6 +26,10 @@ pub trait Weights: Sync {
         Ok(matrix.select(Axis(0), rows))
     }
 
+    /// Says that the tensor called `name` will be loaded soon: a source on a disk can begin to read it. Called beside
+    /// other work, it may take its time.
+    fn read_ahead(&self, _name: &str) {}
+
     /// Whether there is a tensor called `name`.
     fn has(&self, name: &str) -> bool;
 }

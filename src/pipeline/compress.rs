@@ -6,8 +6,8 @@
 use attar_checkpoint::{Dtype, decode_floats, encode_floats};
 use attar_eval::report;
 use attar_model::{
-    Block, Error as ModelError, Precision, Role, Tap, TensorSpec, Weights, Windows, final_norm,
-    scale_embeddings,
+    Block, Error as ModelError, HiddenStates, Precision, Role, Tap, TensorSpec, Weights, Windows,
+    check_tokens, final_norm, scale_embeddings, while_reading_ahead,
 };
 use attar_quant::{Factor, Facts, Named, Rtn, Settings, Solver, Statistics};
 use ndarray::{Array2, ArrayViewMut2, s};
@@ -52,7 +52,7 @@ impl Pass<'_> {
                 .plan
                 .tensors
                 .iter()
-                .try_for_each(|tensor| self.without_data(tensor, &mut done, |_, _| ()))?,
+                .try_for_each(|tensor| self.without_data(tensor, &mut done, |_, _| Ok(())))?,
         }
         let mut reports = done.reports;
         let position = |name: &str| self.plan.tensors.iter().position(|t| t.spec.name == name);
@@ -63,8 +63,7 @@ impl Pass<'_> {
 
     fn with_data(&self, windows: &Windows, done: &mut Done) -> Result<()> {
         let config = &self.source.config;
-        let mut stream =
-            Stream::new(self.embed(windows, done)?, windows.ctx(), self.plan.memory.keep_mlp_mid);
+        let mut stream = Stream::new(self.embed(windows, done)?, windows.ctx(), self.plan.memory.carry);
         for layer in 0..config.num_hidden_layers {
             self.block(layer, &mut stream, done).doing(|| format!("while quantizing layer {layer}"))?;
         }
@@ -73,7 +72,7 @@ impl Pass<'_> {
         for tensor in self.plan.outside_blocks().filter(reads_head_input) {
             match tensor.treatment {
                 Treatment::Codes(encoding) => self.head(tensor, encoding, &stream, done)?,
-                Treatment::Float(_) => self.without_data(tensor, done, |_, _| ())?,
+                Treatment::Float(_) => self.without_data(tensor, done, |_, _| Ok(()))?,
             }
         }
         Ok(())
@@ -83,21 +82,19 @@ impl Pass<'_> {
     ///
     /// An embedding that serves as the head too is written later, once the head's input is known; until then it is
     /// rounded to nearest.
-    fn embed(&self, windows: &Windows, done: &mut Done) -> Result<Array2<f32>> {
-        let config = &self.source.config;
-        let (tokens, vocab_size) = (windows.tokens(), config.vocab_size);
-        if let Some((position, &token)) =
-            tokens.iter().enumerate().find(|(_, token)| **token as usize >= vocab_size)
-        {
-            return Err(ModelError::Token { token, position, vocab_size }.into());
-        }
-        let mut hidden = Array2::zeros((tokens.len(), config.hidden_size));
+    fn embed(&self, windows: &Windows, done: &mut Done) -> Result<HiddenStates> {
+        let (config, tokens) = (&self.source.config, windows.tokens());
+        check_tokens(config, tokens)?;
+        let mut hidden = HiddenStates::zeros([tokens.len(), config.hidden_size], &self.plan.memory.keeping)?;
         let mut look_up = |first: usize, rows: &Array2<f32>| {
-            for (mut to, &token) in hidden.rows_mut().into_iter().zip(tokens) {
+            for (position, &token) in tokens.iter().enumerate() {
                 if let Some(row) = (token as usize).checked_sub(first).filter(|row| *row < rows.nrows()) {
-                    to.assign(&rows.row(row));
+                    let mut row = rows.slice(s![row..=row, ..]).to_owned();
+                    scale_embeddings(config, row.view_mut());
+                    hidden.write(position, row.view())?;
                 }
             }
+            Ok(())
         };
         for tensor in self.plan.outside_blocks().filter(|t| t.spec.role == Role::Embedding) {
             match tensor.treatment {
@@ -105,20 +102,17 @@ impl Pass<'_> {
                     self.each_rows(tensor, done, |first, w, _| {
                         let rounded =
                             encoding.unpack(&encoding.quantize(w.view(), None), w.nrows(), w.ncols())?;
-                        look_up(first, &rounded);
-                        Ok(())
+                        look_up(first, &rounded)
                     })?;
                 }
                 Treatment::Float(dtype) if config.tie_word_embeddings => {
                     self.each_rows(tensor, done, |first, w, _| {
-                        look_up(first, &self.rounded(&tensor.spec, w, dtype)?);
-                        Ok(())
+                        look_up(first, &self.rounded(&tensor.spec, w, dtype)?)
                     })?;
                 }
                 _ => self.without_data(tensor, done, &mut look_up)?,
             }
         }
-        scale_embeddings(config, &mut hidden);
         Ok(hidden)
     }
 
@@ -127,7 +121,7 @@ impl Pass<'_> {
         let config = &self.source.config;
         let mut block = Block::load(config, layer, self.source)?;
         for tensor in self.plan.of_layer(layer).filter(|t| t.spec.tap.is_none()) {
-            self.without_data(tensor, done, |_, _| ())?;
+            self.without_data(tensor, done, |_, _| Ok(()))?;
         }
         for tap in STAGES {
             let tensors: Vec<_> = self.plan.of_layer(layer).filter(|t| t.spec.tap == Some(tap)).collect();
@@ -137,7 +131,7 @@ impl Pass<'_> {
                 if let Some(statistics) = &mut statistics {
                     statistics.observe_in(x, self.precision);
                 }
-            });
+            })?;
             let factor = statistics.as_ref().map(|statistics| Factor::new(statistics, Settings::default()));
             for tensor in tensors {
                 let (role, factor) = (tensor.spec.role, factor.as_ref());
@@ -154,7 +148,7 @@ impl Pass<'_> {
                 block.pack_role(role, self.precision);
             }
         }
-        stream.finish(&block);
+        while_reading_ahead(config, layer + 1, self.source, || stream.finish(&block))?;
         Ok(())
     }
 
@@ -165,7 +159,7 @@ impl Pass<'_> {
         let mut statistics = Statistics::new(config.tap_features(Tap::HeadIn));
         stream.each_chunk(|hidden| {
             statistics.observe_in(norm.apply(hidden).view(), self.precision);
-        });
+        })?;
         let factor = Factor::new(&statistics, Settings::default());
         let mut facts = Merged::default();
         self.each_rows(tensor, done, |_, w, done| {
@@ -213,19 +207,19 @@ impl Pass<'_> {
         &self,
         tensor: &PlannedTensor,
         done: &mut Done,
-        mut look: impl FnMut(usize, &Array2<f32>),
+        mut look: impl FnMut(usize, &Array2<f32>) -> Result<()>,
     ) -> Result<()> {
         let mut facts = None::<Merged>;
         self.each_rows(tensor, done, |first, w, done| {
             match &tensor.treatment {
                 Treatment::Float(dtype) => {
                     let w = self.rounded(&tensor.spec, w, *dtype)?;
-                    look(first, &w);
+                    look(first, &w)?;
                     done.sink.floats(tensor, *dtype, w.into_raw_vec_and_offset().0)?;
                 }
                 Treatment::Codes(encoding) => {
                     let solution = Rtn.solve(w.view(), None, grid_of(encoding)?)?;
-                    look(first, &solution.decoded);
+                    look(first, &solution.decoded)?;
                     done.sink.codes(tensor, encoding, &solution)?;
                     facts.get_or_insert_default().add(solution.facts);
                 }
@@ -246,7 +240,7 @@ impl Pass<'_> {
         let at = || format!("while quantizing `{}`", tensor.spec.name);
         let [rows, cols] = rows_and_cols(&tensor.spec);
         let step = done.sink.row_step(tensor, CHUNK_WEIGHTS);
-        if rows <= step || self.source.decodes_whole(&tensor.spec) {
+        if rows <= step {
             let all = self.load(&tensor.spec)?.into_shape_with_order((rows, cols))?;
             return each(0, all, done).doing(at);
         }

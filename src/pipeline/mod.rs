@@ -10,14 +10,15 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use attar_checkpoint::atomic::Overwrite;
+use attar_checkpoint::scratch;
 use attar_checkpoint::tokenizer::Tokenizer;
 use attar_eval::Report;
 use attar_eval::report::{self, RunStage};
-use attar_model::{Precision, Windows};
+use attar_model::{Place, Precision, Windows};
 use attar_quant::{Gptq, Rtn, Solver};
 
 use crate::cli::Method;
-use crate::diagnostic::{Failure, Result};
+use crate::diagnostic::{Explain, Failure, Result};
 use crate::plan::{CalibrationSize, Output, Plan, Request, TensorRule, Treatment};
 use crate::scheme::Scheme;
 use crate::source::Source;
@@ -101,8 +102,12 @@ impl Job<'_> {
     /// What would keep the output from being written, as far as can be told without writing.
     ///
     /// # Errors
-    /// As [`Target::check`].
+    /// As [`Target::check`]; a disk too full for a temporary file.
     pub fn check(&self, plan: &Plan) -> Result<()> {
+        if let Place::Folder(folder) = &plan.memory.keeping.place {
+            scratch::check_room(folder, plan.memory.hidden_bytes)
+                .doing(|| "while preparing the temporary file for hidden states")?;
+        }
         self.target(plan).check()
     }
 

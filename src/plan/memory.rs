@@ -1,10 +1,17 @@
 //! What a pass will hold in memory at its peak: one block, its statistics, the hidden states. Never the model.
+//!
+//! Where that is more than it may be, what grows with the text leaves memory first: activations between two stages are
+//! computed twice, then the hidden states go to a temporary file. What is left is one block and its statistics.
 
-use attar_model::ModelConfig;
+use std::fmt;
 
-use super::{CalibrationSize, Memory, PlannedTensor};
+use attar_checkpoint::scratch;
+use attar_model::{Keeping, KeptFloat, ModelConfig, Place};
+
+use super::machine::available_bytes;
+use super::{CalibrationSize, PlannedTensor};
 use crate::diagnostic::{Failure, Result};
-use crate::pipeline::stream::CHUNK_TOKENS;
+use crate::pipeline::stream::{CHUNK_TOKENS, Carry};
 use crate::source::CHUNK_WEIGHTS;
 use crate::talk::human_bytes;
 
@@ -17,73 +24,162 @@ const SOLVER_COPIES: u64 = 8;
 /// The program itself, its tokenizer, and what the allocator keeps back.
 const PROGRAM_BYTES: u64 = 64 << 20;
 
-/// Below this the peak is no matter, and speed counts.
-const SMALL_BYTES: u64 = 1 << 30;
+/// Without a limit from the user, the part of the available memory that is used before anything is computed twice or goes
+/// to the disk. The rest serves others, and the system as the cache through which the model is read.
+const SHARE: u64 = 2;
 
-/// Estimates the peak, and whether keeping the down projection's input fits into `max_memory`.
+/// What a pass will need, and how it keeps within that.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    /// Expected peak, in bytes.
+    pub peak_bytes: u64,
+    /// How the hidden states of the calibration text are kept.
+    pub keeping: Keeping,
+    /// What stands in memory between two stages.
+    pub carry: Carry,
+    /// Bytes of the hidden states; 0 where there is no calibration.
+    pub hidden_bytes: u64,
+}
+
+/// The ways to run, the fastest first. What is computed twice costs less than what is written and read.
+const WAYS: [Way; 4] = [
+    Way { spilled: false, carry: Carry { attn_out: true, mlp_mid: true } },
+    Way { spilled: false, carry: Carry { attn_out: true, mlp_mid: false } },
+    Way { spilled: false, carry: Carry { attn_out: false, mlp_mid: false } },
+    Way { spilled: true, carry: Carry { attn_out: false, mlp_mid: false } },
+];
+
+#[derive(Clone, Copy)]
+struct Way {
+    spilled: bool,
+    carry: Carry,
+}
+
+/// Chooses the fastest way that fits into `max_memory`, or into what the machine can well spare.
 ///
 /// # Errors
-/// More memory than allowed even at the leanest.
+/// More memory than allowed even at the leanest; no disk for a temporary file that is needed.
 pub fn estimate(
     config: &ModelConfig,
     tensors: &[PlannedTensor],
     calibration: Option<CalibrationSize>,
     max_memory: Option<u64>,
 ) -> Result<Memory> {
-    let lean = peak(config, tensors, calibration, false);
-    let roomy = peak(config, tensors, calibration, true);
-    let limit = match max_memory {
-        Some(limit) => limit,
-        // Keeping it is a third less work, but not worth a surprise on a small machine.
-        None => SMALL_BYTES.max(lean + lean / 4),
+    let work = Work::new(config, tensors, calibration);
+    let limit = max_memory.or_else(|| available_bytes().map(|bytes| bytes / SHARE)).unwrap_or(u64::MAX);
+    let [.., leanest] = WAYS;
+    let way = WAYS.into_iter().find(|way| work.peak(*way) <= limit);
+    let way = match (way, max_memory) {
+        (Some(way), _) => way,
+        (None, None) => leanest,
+        (None, Some(limit)) => return Err(work.too_large(work.peak(leanest), limit)),
     };
-    if max_memory.is_some() && lean > limit {
-        return Err(Failure::new(format!(
-            "this needs about {} of memory, and --max-memory is {}",
-            human_bytes(lean),
-            human_bytes(limit)
-        ))
-        .hint(match calibration {
-            Some(_) => "calibrate on fewer tokens (--calib-tokens), or with --method rtn, which needs no hidden states",
-            None => "the largest matrix alone needs this much",
-        }));
-    }
-    let keep_mlp_mid = roomy <= limit;
-    Ok(Memory { peak_bytes: if keep_mlp_mid { roomy } else { lean }, keep_mlp_mid })
+    let place = if way.spilled {
+        let folder = scratch::default_folder().ok_or_else(|| {
+            Failure::new("the hidden states do not fit into memory, and the folders for temporary files lie in memory too")
+                .hint("set TMPDIR to a folder on a disk")
+        })?;
+        Place::Folder(folder)
+    } else {
+        Place::Memory
+    };
+    let keeping = Keeping { float: KeptFloat::F32, place };
+    Ok(Memory { peak_bytes: work.peak(way), keeping, carry: way.carry, hidden_bytes: work.hidden_bytes() })
 }
 
-fn peak(
-    config: &ModelConfig,
-    tensors: &[PlannedTensor],
-    calibration: Option<CalibrationSize>,
-    keep_mlp_mid: bool,
-) -> u64 {
-    let weights = |t: &PlannedTensor| t.weights() as u64;
-    let part = (CHUNK_WEIGHTS as u64).min(tensors.iter().map(weights).max().unwrap_or(0));
-    let solving = SOLVER_COPIES * part * F32;
-    let Some(CalibrationSize { tokens, ctx }) = calibration else { return PROGRAM_BYTES + solving };
-    let (tokens, ctx) = (tokens as u64, ctx as u64);
-    let (hidden, ffn) = (config.hidden_size as u64, config.intermediate_size as u64);
-    let (query, key_value) = (config.query_size() as u64, config.key_value_size() as u64);
-    let chunk = (CHUNK_TOKENS as u64).max(ctx).min(tokens);
-    let of_block = || tensors.iter().filter(|t| t.spec.layer == Some(0));
-    let block: u64 = of_block().map(weights).sum();
-    // A matrix of several parts is put together while it is solved, and taken apart while it is loaded.
-    let fused = of_block().filter(|t| t.spec.role.parts().len() > 1).map(weights).max().unwrap_or(0);
-    // Each stage: the features whose statistics it takes, what it carries per token, what it computes per token.
-    let stages = [
-        (hidden, 0, hidden),
-        (query, query, 2 * (hidden + query + key_value)),
-        (hidden, query, hidden),
-        (ffn, if keep_mlp_mid { ffn } else { 0 }, hidden + 3 * ffn),
-    ];
-    let stage = |(features, carried, computed): (u64, u64, u64)| {
-        let square = features * features * F32;
-        // Beside the Gram matrix stand activations, then its factor in f64 and f32, then that in f32 and a solver's work.
-        tokens * carried * F32 + square + (chunk * computed * F32).max(3 * square).max(square + solving)
-    };
-    PROGRAM_BYTES
-        + tokens * hidden * F32
-        + (block + fused) * F32
-        + stages.map(stage).into_iter().max().unwrap_or(0)
+/// The sizes that memory depends on, in numbers and tokens.
+struct Work {
+    tokens: u64, // 0 without calibration
+    chunk: u64,
+    hidden: u64,
+    query: u64,
+    key_value: u64,
+    ffn: u64,
+    block: u64, // with the largest matrix of several parts once more
+    part: u64,
+}
+
+impl Work {
+    fn new(config: &ModelConfig, tensors: &[PlannedTensor], calibration: Option<CalibrationSize>) -> Self {
+        let weights = |t: &PlannedTensor| t.weights() as u64;
+        let of_block = || tensors.iter().filter(|t| t.spec.layer == Some(0));
+        // A matrix of several parts is put together while it is solved, and taken apart while it is loaded.
+        let fused = of_block().filter(|t| t.spec.role.parts().len() > 1).map(weights).max().unwrap_or(0);
+        let (tokens, ctx) = calibration.map_or((0, 1), |c| (c.tokens as u64, c.ctx as u64));
+        Self {
+            tokens,
+            chunk: (CHUNK_TOKENS as u64).max(ctx).min(tokens),
+            hidden: config.hidden_size as u64,
+            query: config.query_size() as u64,
+            key_value: config.key_value_size() as u64,
+            ffn: config.intermediate_size as u64,
+            block: of_block().map(weights).sum::<u64>() + fused,
+            part: (CHUNK_WEIGHTS as u64).min(tensors.iter().map(weights).max().unwrap_or(0)),
+        }
+    }
+
+    fn hidden_bytes(&self) -> u64 {
+        self.tokens * self.hidden * F32
+    }
+
+    fn peak(&self, way: Way) -> u64 {
+        let &Self { tokens, chunk, hidden, query, key_value, ffn, block, part } = self;
+        let solving = SOLVER_COPIES * part * F32;
+        if tokens == 0 {
+            return PROGRAM_BYTES + solving;
+        }
+        let attention = 2 * (hidden + query + key_value);
+        let (carried_out, made_out) = if way.carry.attn_out { (query, 0) } else { (0, attention) };
+        let carried_mid = if way.carry.mlp_mid { ffn } else { 0 };
+        // Each stage: the features whose statistics it takes, what it carries per token, what it computes per token.
+        let stages = [
+            (hidden, 0, hidden),
+            (query, carried_out, attention),
+            (hidden, carried_out, made_out + hidden),
+            (ffn, carried_mid, hidden + 2 * ffn),
+        ];
+        // A chunk of hidden states that do not stand in memory does, on its way.
+        let moving = if way.spilled { hidden } else { 0 };
+        let stage = |(features, carried, computed): (u64, u64, u64)| {
+            let square = features * features * F32;
+            // Beside the Gram matrix stand activations, then the triangle of its factor in f64, then that in f32 and a
+            // solver's work.
+            let beside = (chunk * (computed + moving) * F32).max(square).max(square / 2 + solving);
+            tokens * carried * F32 + square + beside
+        };
+        let kept = if way.spilled { 0 } else { self.hidden_bytes() };
+        PROGRAM_BYTES + kept + block * F32 + stages.map(stage).into_iter().max().unwrap_or(0)
+    }
+
+    fn too_large(&self, needed: u64, limit: u64) -> Failure {
+        let (needed, limit) = (human_bytes(needed), human_bytes(limit));
+        Failure::new(format!("this needs about {needed} of memory, and --max-memory is {limit}")).hint(
+            if self.tokens == 0 {
+                "the largest matrix alone needs this much"
+            } else {
+                "a block and its statistics alone need this much; --method rtn needs neither"
+            },
+        )
+    }
+}
+
+/// The last lines of a plan.
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.hidden_bytes > 0 {
+            write!(f, "hidden states: {}, ", human_bytes(self.hidden_bytes))?;
+            match &self.keeping.place {
+                Place::Memory => writeln!(f, "in memory")?,
+                Place::Folder(folder) => writeln!(f, "in a temporary file in {}", folder.display())?,
+            }
+            match self.carry {
+                Carry { mlp_mid: true, .. } => {}
+                Carry { attn_out: true, .. } => {
+                    writeln!(f, "the input of down is computed twice to save memory")?
+                }
+                Carry { .. } => writeln!(f, "the inputs of o and of down are computed twice to save memory")?,
+            }
+        }
+        write!(f, "expected peak memory: {}", human_bytes(self.peak_bytes))
+    }
 }

@@ -2,6 +2,7 @@
 
 mod containers;
 mod families;
+mod memory;
 mod quality;
 mod reports;
 

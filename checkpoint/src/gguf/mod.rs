@@ -103,6 +103,12 @@ impl Container for File {
             self.parts[*part].release(range.clone());
         }
     }
+
+    fn read_ahead(&self, name: &str) {
+        if let Some((_, (part, range))) = self.tensors.get(name) {
+            self.parts[*part].read_ahead(range.clone());
+        }
+    }
 }
 
 fn open_part(path: &Path) -> Result<(Map, parse::Header), Error> {

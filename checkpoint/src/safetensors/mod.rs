@@ -133,6 +133,12 @@ impl Container for Folder {
             self.shards[*shard].release(range.clone());
         }
     }
+
+    fn read_ahead(&self, name: &str) {
+        if let Some((_, (shard, range))) = self.tensors.get(name) {
+            self.shards[*shard].read_ahead(range.clone());
+        }
+    }
 }
 
 fn flawed(path: &Path) -> impl FnOnce(Flaw) -> Error + use<> {

@@ -1,0 +1,60 @@
+//! What a memory budget changes: where activations are kept, and not one byte of the output.
+
+use std::fs;
+
+use assert_cmd::Command;
+
+use crate::place::{ATTAR, Place, Run};
+
+const QUANTIZE: &str =
+    "quantize books-2m --scheme q4_k_m --calib calibration.txt --calib-tokens 16384 --ctx 256 --no-eval";
+
+/// Runs `attar` with temporary files in `tmp` of the place.
+fn run(place: &Place, line: &str) -> Run {
+    place.run_with(Command::new(ATTAR).args(line.split_whitespace()).env("TMPDIR", place.at("tmp")))
+}
+
+/// The least `--max-memory` that is not refused, from the words of a refusal.
+fn least(place: &Place) -> String {
+    let refusal = run(place, &format!("{QUANTIZE} -o out.gguf --max-memory 1MB")).stderr;
+    let needed = refusal.split_once("about ").and_then(|(_, rest)| rest.split_once(" MB")).map(|(mb, _)| mb);
+    let mb: f64 = needed.and_then(|mb| mb.parse().ok()).unwrap_or_else(|| panic!("{refusal}"));
+    format!("{}kB", (mb * 1000.0).ceil() + 10.0) // it was rounded to two digits
+}
+
+#[test]
+fn hidden_states_in_a_file_give_the_same_bytes_as_in_memory_and_leave_nothing() {
+    let place = Place::new();
+    fs::create_dir(place.at("tmp")).unwrap();
+    let least = least(&place);
+    for (limit, plan) in [("", "in memory"), (&*format!("--max-memory {least}"), "in a temporary file in")] {
+        let line = format!("{QUANTIZE} -o out-{}.gguf {limit}", limit.len());
+        let told = run(&place, &format!("{line} --dry-run"));
+        assert!(told.stdout.contains(plan), "{}{}", told.stdout, told.stderr);
+        let done = run(&place, &line);
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+    }
+    let outputs: Vec<_> = fs::read_dir(place.at("."))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|ending| ending == "gguf"))
+        .map(|path| fs::read(path).unwrap())
+        .collect();
+    assert_eq!(outputs.len(), 2);
+    assert!(outputs[0] == outputs[1], "a budget changed the output");
+    assert_eq!(fs::read_dir(place.at("tmp")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_folder_for_temporary_files_that_is_not_there_is_named() {
+    let place = Place::new();
+    let least = least(&place);
+    let line = format!("{QUANTIZE} -o out.gguf --max-memory {least}");
+    let missing = place.at("tmp");
+    let mut command = Command::new(ATTAR);
+    let stderr = place.fails_with(
+        command.args(line.split_whitespace()).env("TMPDIR", &missing),
+        &["temporary file", "tmp"],
+    );
+    assert!(stderr.contains(&missing.display().to_string()), "{stderr}");
+}
