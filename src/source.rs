@@ -257,15 +257,6 @@ impl Source {
         }
     }
 
-    /// The file's tensors that hold one of the model's.
-    fn stored_parts(&self, spec: &TensorSpec) -> Vec<String> {
-        let name = self.stored_name(spec);
-        match (self.stored(spec), compressed_tensors::Names::of(name)) {
-            (Ok(Stored::Packed(_)), Some(names)) => vec![names.packed, names.scale, names.zero_point],
-            _ => vec![name.to_owned()],
-        }
-    }
-
     /// The bytes of some rows of a tensor of `count` rows.
     fn row_bytes(
         &self,
@@ -301,6 +292,40 @@ impl Source {
         let mut hash = Sha256::new();
         self.look_through(spec, |values| hash_floats(&mut hash, values))?;
         Ok(hex(&hash.finalize()))
+    }
+
+    /// SHA-256 that stands for all weights: over the name, type, shape and SHA-256 of the stored bytes of every tensor, in
+    /// the order of a forward pass. How a model is cut into files changes nothing, another container does.
+    ///
+    /// # Errors
+    /// A tensor that is missing.
+    pub fn sha256(&self) -> std::result::Result<String, StorageError> {
+        let parts: Vec<String> = self.specs.iter().flat_map(|spec| self.stored_parts(spec)).collect();
+        let lines: Vec<String> = parts
+            .par_iter()
+            .map(|name| {
+                let info = self.container().info(name);
+                let info = info.ok_or_else(|| StorageError::Missing { name: name.clone() })?;
+                let hash = hex(&Sha256::digest(self.container().bytes(name)?));
+                self.container().release(name);
+                Ok(format!("{name} {} {:?} {hash}\n", info.dtype, info.shape))
+            })
+            .collect::<std::result::Result<_, StorageError>>()?;
+        Ok(hex(&Sha256::digest(lines.concat())))
+    }
+
+    /// The file's tensors that hold one of the model's.
+    fn stored_parts(&self, spec: &TensorSpec) -> Vec<String> {
+        let name = self.stored_name(spec);
+        let packed = compressed_tensors::Names::of(name)
+            .filter(|_| matches!(self.stored(spec), Ok(Stored::Packed(_))));
+        match packed {
+            None => vec![name.to_owned()],
+            Some(names) => [names.packed, names.scale, names.zero_point]
+                .into_iter()
+                .filter(|name| self.container().info(name).is_some())
+                .collect(),
+        }
     }
 
     /// Refuses weights that are NaN or infinite.
@@ -480,6 +505,17 @@ impl Weights for Source {
         if let Ok(spec) = self.spec(name) {
             self.stored_parts(spec).iter().for_each(|name| self.container().read_ahead(name));
         }
+    }
+
+    fn load_range(&self, name: &str, rows: Range<usize>) -> std::result::Result<Array2<f32>, LoadError> {
+        let spec = self.spec(name)?;
+        if self.row_order(spec) != RowOrder::AsIs {
+            return self.load_rows(name, &rows.collect::<Vec<_>>());
+        }
+        let [_, cols] = rows_and_cols(spec);
+        let values = self.decode(spec, rows.clone())?;
+        self.release(spec);
+        Ok(Array2::from_shape_vec((rows.len(), cols), values)?)
     }
 
     fn has(&self, name: &str) -> bool {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use tempfile::{NamedTempFile, TempDir};
 
 use crate::Error;
+use crate::hf::CONFIG;
 
 /// What to do about an output that exists already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +92,7 @@ pub struct AtomicFolder {
     temp: TempDir,
     path: PathBuf,
     overwrite: Overwrite,
+    marker: &'static str,
 }
 
 impl AtomicFolder {
@@ -102,10 +104,18 @@ impl AtomicFolder {
     /// # Errors
     /// [`Error::Exists`] where `path` may not be replaced, [`Error::Io`] where its parent cannot be written to.
     pub fn create(path: &Path, overwrite: Overwrite) -> Result<Self, Error> {
-        refuse_existing(path, overwrite, Kind::Folder)?;
+        Self::create_marked(path, overwrite, CONFIG)
+    }
+
+    /// The same for a folder of another kind: with [`Overwrite::Yes`] only one that has a file `marker` is replaced.
+    ///
+    /// # Errors
+    /// As [`AtomicFolder::create`].
+    pub fn create_marked(path: &Path, overwrite: Overwrite, marker: &'static str) -> Result<Self, Error> {
+        refuse_existing(path, overwrite, Kind::Folder { marker })?;
         let temp =
             partial(path).tempdir_in(folder_of(path)).map_err(Error::io("create a folder for", path))?;
-        Ok(Self { temp, path: path.to_path_buf(), overwrite })
+        Ok(Self { temp, path: path.to_path_buf(), overwrite, marker })
     }
 
     /// The temporary folder, to write files into.
@@ -125,9 +135,9 @@ impl AtomicFolder {
     /// # Errors
     /// As [`AtomicFile::finish`]. Where renaming fails the old folder is put back.
     pub fn finish(self) -> Result<(), Error> {
-        let Self { temp, path, overwrite } = self;
+        let Self { temp, path, overwrite, marker } = self;
         sync_tree(temp.path())?;
-        refuse_existing(&path, overwrite, Kind::Folder)?;
+        refuse_existing(&path, overwrite, Kind::Folder { marker })?;
         let parent = folder_of(&path);
         let aside = move_aside(&path, parent)?;
         if let Err(reason) = fs::rename(temp.path(), &path) {
@@ -185,14 +195,17 @@ pub fn free_bytes(_path: &Path) -> Option<u64> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     File,
-    Folder,
+    /// Replaceable where it holds the file `marker`.
+    Folder {
+        marker: &'static str,
+    },
 }
 
 fn refuse_existing(path: &Path, overwrite: Overwrite, kind: Kind) -> Result<(), Error> {
     let may = match kind {
         Kind::File => !path.exists() || overwrite == Overwrite::Yes && path.is_file(),
-        Kind::Folder => {
-            is_empty_or_absent(path) || overwrite == Overwrite::Yes && path.join("config.json").is_file()
+        Kind::Folder { marker } => {
+            is_empty_or_absent(path) || overwrite == Overwrite::Yes && path.join(marker).is_file()
         }
     };
     if may { Ok(()) } else { Err(Error::Exists { path: path.to_path_buf() }) }

@@ -61,6 +61,9 @@ pub enum Error {
     /// Activations could not be kept.
     #[error("cannot keep the hidden states")]
     Keep(#[from] attar_checkpoint::Error),
+    /// A teacher cache cannot be written, read, or used here.
+    #[error("the teacher cache cannot be used")]
+    Teacher(#[from] crate::teacher::Error),
     /// A token that the embedding has no row for.
     #[error("token {token} at position {position} is not below {vocab_size}, the vocabulary size")]
     Token {

@@ -109,13 +109,143 @@ pub fn final_norm(config: &ModelConfig, weights: &dyn Weights) -> Result<Norm, E
     Norm::load(config, &outside(config, Role::FinalNorm)?, weights)
 }
 
-/// The final norm and the matrix that makes logits.
+/// What becomes of the head's products before they are logits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LogitShape {
+    /// They are divided by this.
+    pub scaling: f32,
+    /// Then softly bounded by this.
+    pub cap: Option<f32>,
+}
+
+impl LogitShape {
+    /// In place of products `[tokens, rows]`.
+    #[expect(clippy::float_cmp, reason = "it is one or it is not")]
+    fn apply(self, mut products: ArrayViewMut2<'_, f32>) {
+        if self.scaling != 1.0 {
+            products /= self.scaling;
+        }
+        let Some(cap) = self.cap else { return };
+        if products.is_standard_layout() {
+            return soft_cap(products, cap);
+        }
+        // Of a slice of wider rows each row is one run of memory, all of them together are none.
+        for row in products.rows_mut() {
+            soft_cap(row.insert_axis(Axis(0)), cap);
+        }
+    }
+}
+
+/// Rows of the matrix that makes logits: all of them or those of a slice of the vocabulary.
+#[derive(Debug, Clone)]
+pub struct HeadRows {
+    pub(crate) weight: Weight, // [rows, hidden_size]
+    pub(crate) shape: LogitShape,
+}
+
+impl HeadRows {
+    /// Logits of normed hidden states `[tokens, hidden_size]`, `[tokens, rows]`, into `out`, which is not read.
+    ///
+    /// A logit is the same bits whichever rows stand beside its own.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn logits_into(&self, normed: ArrayView2<'_, f32>, mut out: ArrayViewMut2<'_, f32>) {
+        match &self.weight {
+            Weight::Full(weight) => {
+                attar_tensor::general_mat_mul(1.0, normed, weight.t(), 0.0, out.view_mut());
+            }
+            packed @ Weight::Bf16(_) => out.assign(&packed.apply(normed)),
+        }
+        self.shape.apply(out);
+    }
+}
+
+/// Where the matrix that makes logits is read from, as many rows at a time as fit.
+#[derive(Clone)]
+pub struct HeadSource<'a> {
+    weights: &'a dyn Weights,
+    name: String,
+    vocab_size: usize,
+    hidden_size: usize,
+    shape: LogitShape,
+    precision: Precision,
+}
+
+impl<'a> HeadSource<'a> {
+    /// The head of a model, or the embedding it is tied to.
+    ///
+    /// # Errors
+    /// A configuration that names neither.
+    pub fn of(config: &ModelConfig, weights: &'a dyn Weights) -> Result<Self, Error> {
+        let spec = outside(config, if config.tie_word_embeddings { Role::Embedding } else { Role::Head })?;
+        let shape = LogitShape { scaling: config.logits_scaling, cap: config.logit_cap };
+        let (vocab_size, hidden_size) = (config.vocab_size, config.hidden_size);
+        Ok(Self { weights, name: spec.name, vocab_size, hidden_size, shape, precision: Precision::F32 })
+    }
+
+    /// The matrix `[vocab_size, hidden_size]` called `name` among `weights`.
+    pub(crate) fn named(
+        weights: &'a dyn Weights,
+        name: &str,
+        [vocab_size, hidden_size]: [usize; 2],
+        shape: LogitShape,
+    ) -> Self {
+        Self { weights, name: name.to_owned(), vocab_size, hidden_size, shape, precision: Precision::F32 }
+    }
+
+    /// The same rows, multiplied by in `precision`.
+    #[must_use]
+    pub fn multiplied_in(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// The matrix's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Rows of the whole matrix.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Columns of the matrix.
+    pub fn hidden_size(&self) -> usize {
+        self.hidden_size
+    }
+
+    /// The numbers of some rows, `[tokens.len(), hidden_size]`.
+    ///
+    /// # Errors
+    /// Rows that cannot be loaded or have another length than the configuration says.
+    pub fn values(&self, tokens: Range<usize>) -> Result<Array2<f32>, Error> {
+        let count = tokens.len();
+        let load_error = |source| Error::Load { name: self.name.clone(), source };
+        let values = self.weights.load_range(&self.name, tokens).map_err(load_error)?;
+        if values.dim() == (count, self.hidden_size) {
+            return Ok(values);
+        }
+        let expected = vec![count, self.hidden_size];
+        Err(Error::Shape { name: self.name.clone(), found: values.shape().to_vec(), expected })
+    }
+
+    /// The rows that make the logits of these tokens.
+    ///
+    /// # Errors
+    /// As [`HeadSource::values`].
+    pub fn rows(&self, tokens: Range<usize>) -> Result<HeadRows, Error> {
+        let mut weight = Weight::from(self.values(tokens)?);
+        weight.pack(self.precision);
+        Ok(HeadRows { weight, shape: self.shape })
+    }
+}
+
+/// The final norm and the whole matrix that makes logits.
 #[derive(Debug, Clone)]
 pub struct Head {
     pub(crate) norm: Norm,
-    pub(crate) weight: Weight, // [vocab_size, hidden_size]
-    pub(crate) logits_scaling: f32,
-    pub(crate) logit_cap: Option<f32>,
+    pub(crate) rows: HeadRows,
 }
 
 impl Head {
@@ -124,18 +254,13 @@ impl Head {
     /// # Errors
     /// A tensor that cannot be loaded or has another shape than the configuration says.
     pub fn load(config: &ModelConfig, weights: &dyn Weights) -> Result<Self, Error> {
-        let role = if config.tie_word_embeddings { Role::Embedding } else { Role::Head };
-        Ok(Self {
-            norm: final_norm(config, weights)?,
-            weight: matrix(weights, &outside(config, role)?)?.into(),
-            logits_scaling: config.logits_scaling,
-            logit_cap: config.logit_cap,
-        })
+        let rows = HeadSource::of(config, weights)?.rows(0..config.vocab_size)?;
+        Ok(Self { norm: final_norm(config, weights)?, rows })
     }
 
     /// Keeps of the matrix what products in `precision` need, see [`Weight::pack`].
     pub fn pack(&mut self, precision: Precision) {
-        self.weight.pack(precision);
+        self.rows.weight.pack(precision);
     }
 
     /// The matrix, `[vocab_size, hidden_size]`.
@@ -143,7 +268,7 @@ impl Head {
     /// # Panics
     /// If it is packed.
     pub fn weight(&self) -> ArrayView2<'_, f32> {
-        self.weight.view()
+        self.rows.weight.view()
     }
 
     /// The final norm of hidden states `[tokens, hidden_size]`: what the head reads.
@@ -152,15 +277,9 @@ impl Head {
     }
 
     /// Logits `[tokens, vocab_size]` of normed hidden states; the caller takes a few rows at a time.
-    #[expect(clippy::float_cmp, reason = "it is one or it is not")]
     pub fn logits(&self, normed: ArrayView2<'_, f32>) -> Array2<f32> {
-        let mut logits = self.weight.apply(normed);
-        if self.logits_scaling != 1.0 {
-            logits /= self.logits_scaling;
-        }
-        if let Some(cap) = self.logit_cap {
-            soft_cap(logits.view_mut(), cap);
-        }
+        let mut logits = Array2::zeros((normed.nrows(), self.rows.weight.dim().0));
+        self.rows.logits_into(normed, logits.view_mut());
         logits
     }
 }

@@ -202,7 +202,7 @@ impl Head {
         gradients: &mut Gradients,
     ) -> (f64, Array2<f32>) {
         let tokens = hidden.nrows();
-        let at_once = (LOGITS / self.weight.dim().0).clamp(128, 512);
+        let at_once = (LOGITS / self.rows.weight.dim().0).clamp(128, 512);
         let mut d_hidden = Array2::zeros(hidden.dim());
         let mut total = 0.0;
         for start in (0..tokens).step_by(at_once) {
@@ -211,18 +211,18 @@ impl Head {
             let hidden = hidden.slice_axis(Axis(0), slice);
             let normed = self.norm(hidden);
             let mut d_logits = self.logits(normed.view());
-            let capped = self.logit_cap.map(|cap| (cap, d_logits.clone()));
+            let capped = self.rows.shape.cap.map(|cap| (cap, d_logits.clone()));
             total += loss.backward(rows, d_logits.view_mut());
             if let Some((cap, capped)) = capped {
                 soft_cap_backward(capped.view(), cap, d_logits.view_mut());
             }
-            if self.logits_scaling != 1.0 {
-                d_logits /= self.logits_scaling;
+            if self.rows.shape.scaling != 1.0 {
+                d_logits /= self.rows.shape.scaling;
             }
             if let Some(d_weight) = gradients.matrix_mut(role) {
                 weight_backward(d_logits.view(), normed.view(), d_weight);
             }
-            let d_normed = matmul(d_logits.view(), self.weight.view());
+            let d_normed = matmul(d_logits.view(), self.rows.weight.view());
             let d_hidden = d_hidden.slice_axis_mut(Axis(0), slice);
             self.norm.backward(hidden, d_normed.view(), d_hidden, gradients.vector_mut(Role::FinalNorm));
         }
@@ -232,7 +232,7 @@ impl Head {
     fn parameter(&self, role: Role) -> Option<ArrayViewD<'_, f32>> {
         match role {
             Role::FinalNorm => Some(self.norm.stored().view().into_dyn()),
-            Role::Head => Some(self.weight.view().into_dyn()),
+            Role::Head => Some(self.rows.weight.view().into_dyn()),
             _ => None,
         }
     }
@@ -240,7 +240,7 @@ impl Head {
     fn parameter_mut(&mut self, role: Role) -> Option<ArrayViewMutD<'_, f32>> {
         match role {
             Role::FinalNorm => Some(self.norm.stored_mut().view_mut().into_dyn()),
-            Role::Head => Some(self.weight.view_mut().into_dyn()),
+            Role::Head => Some(self.rows.weight.view_mut().into_dyn()),
             _ => None,
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::{Error, TensorSpec};
 use ndarray::{Array1, Array2, ArrayD, Axis, Ix1, Ix2};
+use std::ops::Range;
 
 /// Why a source of weights could not deliver.
 pub type LoadError = Box<dyn std::error::Error + Send + Sync>;
@@ -29,6 +30,14 @@ pub trait Weights: Sync {
     /// Says that the tensor called `name` will be loaded soon: a source on a disk can begin to read it. Called beside
     /// other work, it may take its time.
     fn read_ahead(&self, _name: &str) {}
+
+    /// Rows of the matrix called `name` that follow one another: of a large head a slice at a time.
+    ///
+    /// # Errors
+    /// The source's own, a row that is not there among them.
+    fn load_range(&self, name: &str, rows: Range<usize>) -> Result<Array2<f32>, LoadError> {
+        self.load_rows(name, &rows.collect::<Vec<_>>())
+    }
 
     /// Whether there is a tensor called `name`.
     fn has(&self, name: &str) -> bool;
