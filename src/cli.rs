@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use attar_eval::Convention;
 use attar_model::Precision;
+use attar_model::teacher::{self, Signal};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
@@ -122,6 +123,10 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "FILE")]
     pub text: Option<PathBuf>,
 
+    /// What attar eval --save-reference kept of the original, which then is not run to be compared with
+    #[arg(long, value_name = "CACHE", conflicts_with = "no_eval")]
+    pub reference: Option<PathBuf>,
+
     /// Compare on the first N windows of the text only
     #[arg(long, value_name = "N")]
     pub chunks: Option<usize>,
@@ -188,9 +193,21 @@ pub struct EvalArgs {
     #[arg(long, value_enum, default_value_t = ConventionArg::LlamaCpp)]
     pub convention: ConventionArg,
 
-    /// The original, to measure KL divergence and agreement against
-    #[arg(long, value_name = "MODEL")]
+    /// The original, to measure KL divergence and agreement against: a model, or a folder that --save-reference made of
+    /// one
+    #[arg(long, value_name = "MODEL|CACHE")]
     pub reference: Option<PathBuf>,
+
+    /// Keep what the model predicts on this text in a new folder; given to --reference it stands for the model, which
+    /// then need not be there
+    #[arg(long, value_name = "DIR")]
+    pub save_reference: Option<PathBuf>,
+
+    /// What to keep: hidden-f32 (the model to the bit; 4 bytes per feature and scored token, and the head), hidden-bf16
+    /// (half the size, rounded) or top-k=N (the N likeliest tokens and the rest as one: KL divergence is then a lower
+    /// bound)
+    #[arg(long, value_name = "FORM", value_parser = parse_signal, default_value_t = Signal::HiddenF32, requires = "save_reference")]
+    pub save_as: Signal,
 
     /// What matrices are multiplied in
     #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
@@ -270,6 +287,10 @@ impl Layout {
 
 fn parse_scheme(name: &str) -> Result<Scheme, String> {
     name.parse().map_err(|failure: Failure| failure.in_one_line())
+}
+
+fn parse_signal(name: &str) -> Result<Signal, String> {
+    name.parse().map_err(|error: teacher::Error| error.to_string())
 }
 
 /// `16GB`, `512 MB`, `1.5GiB`, or plain bytes.

@@ -72,6 +72,9 @@ fn library_hint(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     if let Some(error) = error.downcast_ref::<attar_checkpoint::Error>() {
         return error.hint().map(str::to_owned);
     }
+    if let Some(error) = error.downcast_ref::<attar_model::teacher::Error>() {
+        return error.hint().map(str::to_owned);
+    }
     if let Some(error) = error.downcast_ref::<std::io::Error>() {
         return system_hint(error.kind()).map(str::to_owned);
     }

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use attar_eval::{Convention, Report};
+use attar_eval::{Convention, Reference, Report};
 use serde::Deserialize;
 
 use crate::cli::{Global, Method, PrecisionArg};
@@ -15,6 +15,7 @@ use crate::commands::quantize::check_weights;
 use crate::commands::{CalibrationRequest, ScoringRequest};
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::pipeline::score::Scoring;
+use crate::pipeline::teacher::open_cache_of;
 use crate::pipeline::{Clock, Job, refuse_quantized};
 use crate::plan::{Plan, TensorRule};
 use crate::scheme::Scheme;
@@ -62,11 +63,13 @@ struct EvaluationTable {
     ctx: Option<usize>,
     chunks: Option<usize>,
     convention: Convention,
+    /// A teacher cache of the model, which then is not run to be compared with.
+    reference: Option<PathBuf>,
 }
 
 impl Default for EvaluationTable {
     fn default() -> Self {
-        Self { text: None, ctx: None, chunks: None, convention: Convention::LlamaCpp }
+        Self { text: None, ctx: None, chunks: None, convention: Convention::LlamaCpp, reference: None }
     }
 }
 
@@ -99,7 +102,7 @@ impl Recipe {
         let folder = path.parent().unwrap_or(Path::new(""));
         let paths =
             [&mut recipe.model].into_iter().chain(&mut recipe.report).chain(&mut recipe.evaluation.text);
-        let paths = paths.chain(&mut recipe.calibration.files);
+        let paths = paths.chain(&mut recipe.evaluation.reference).chain(&mut recipe.calibration.files);
         for path in paths.chain(recipe.quantize.iter_mut().map(|table| &mut table.output)) {
             *path = tidy(&folder.join(&*path));
         }
@@ -168,10 +171,18 @@ pub fn run(path: &Path, global: &Global) -> Result<()> {
     } else {
         None
     };
-    let EvaluationTable { text, ctx, chunks, convention } = &recipe.evaluation;
+    let EvaluationTable { text, ctx, chunks, convention, reference } = &recipe.evaluation;
+    let cache = reference.as_deref().map(|path| open_cache_of(&source, path)).transpose()?;
     let precision = recipe.precision.into();
-    let (file, ctx, chunks, convention) = (text.as_ref(), *ctx, *chunks, *convention);
-    let request = ScoringRequest { file, ctx, chunks, convention, precision };
+    let request = ScoringRequest {
+        file: text.as_ref(),
+        ctx: *ctx,
+        chunks: *chunks,
+        convention: *convention,
+        precision,
+        as_in: cache.as_ref(),
+        max_memory: global.max_memory,
+    };
     let scoring = request.read(&source, &tokenizer)?;
 
     let jobs: Vec<Job<'_>> = orders
@@ -201,25 +212,28 @@ pub fn run(path: &Path, global: &Global) -> Result<()> {
     jobs.iter().zip(&plans).try_for_each(|(job, plan)| job.check(plan))?;
     delivery.check(&jobs.iter().map(|job| job.output).collect::<Vec<_>>())?;
     check_weights(&source, talk)?;
-    make(&jobs, &plans, &scoring, &source, &delivery)
+    let reference = match cache {
+        Some(cache) => Reference::kept(cache),
+        None => scoring.reference(&source, talk)?,
+    };
+    make(&jobs, &plans, &scoring, &reference, &delivery)
 }
 
-/// Makes and scores every output against one run of the model.
+/// Makes every output and scores it against the model.
 fn make(
     jobs: &[Job<'_>],
     plans: &[Plan],
     scoring: &Scoring,
-    source: &Source,
+    reference: &Reference<'_>,
     delivery: &Delivery,
 ) -> Result<()> {
     let Some(talk) = jobs.first().map(|job| job.talk) else { return Ok(()) };
-    let reference = scoring.reference(source, talk)?;
     let mut reports: Vec<Report> = Vec::with_capacity(jobs.len());
     for (job, plan) in jobs.iter().zip(plans) {
         talk.note(&format!("\n{}", job.output.display()));
         let mut clock = Clock::default();
         let (written, mut report) = job.run(plan, &mut clock)?;
-        report.evaluation = Some(clock.time("evaluate", || scoring.score(&written, Some(&reference), talk))?);
+        report.evaluation = Some(clock.time("evaluate", || scoring.score(&written, Some(reference), talk))?);
         report.run = Some(clock.run(Some(job.precision)));
         reports.push(report);
     }

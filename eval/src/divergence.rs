@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::perplexity::mean_and_stderr;
-use crate::softmax::Pair;
+use crate::softmax::{Pair, Partition};
 
 /// KL(reference || compressed) over the scored tokens: full vocabulary, nats, no clamp.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -66,6 +66,33 @@ pub fn kl_divergence(reference: &[f32], candidate: &[f32]) -> f64 {
     Pair::of(reference, candidate).kl_divergence()
 }
 
+/// What a reference says of its likeliest tokens and of all others together; natural logarithms.
+pub(crate) struct Buckets<'a> {
+    /// The likeliest tokens.
+    pub(crate) ids: &'a [u32],
+    /// Their log-probabilities.
+    pub(crate) log_probs: &'a [f32],
+    /// The logarithm of what is left.
+    pub(crate) rest: f32,
+}
+
+impl Buckets<'_> {
+    /// KL(reference || candidate) over the likeliest tokens and the rest as one more, in nats: never more than over the
+    /// whole vocabulary, by the data-processing inequality.
+    ///
+    /// The candidate's logarithms are rounded to f32 as the reference's are, so that nothing diverges from itself.
+    pub(crate) fn kl_divergence(&self, candidate: &[f32], partition: &Partition) -> f64 {
+        let term = |ln_p: f32, ln_q: f64| {
+            let (ln_p, ln_q) = (f64::from(ln_p), f64::from(ln_q as f32));
+            ln_p.exp() * (ln_p - ln_q)
+        };
+        let likeliest = self.ids.iter().zip(self.log_probs);
+        let likeliest = likeliest.map(|(&id, &ln_p)| term(ln_p, partition.log_prob(candidate[id as usize])));
+        let rest = term(self.rest, partition.rest(candidate, self.ids));
+        (likeliest.sum::<f64>() + rest).max(0.0)
+    }
+}
+
 #[cfg(test)]
 #[expect(clippy::float_cmp, reason = "these figures are exact")]
 mod tests {
@@ -88,6 +115,17 @@ mod tests {
         p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum()
     }
 
+    /// Over the first `k` tokens by likelihood and the rest.
+    fn bucketed(reference: &[f32], candidate: &[f32], k: usize) -> f64 {
+        let (p, q) = (Partition::of(reference), Partition::of(candidate));
+        let mut ids: Vec<u32> = (0..reference.len() as u32).collect();
+        ids.sort_by(|&a, &b| reference[b as usize].total_cmp(&reference[a as usize]));
+        ids.truncate(k);
+        let log_probs: Vec<f32> = ids.iter().map(|&id| p.log_prob(reference[id as usize]) as f32).collect();
+        let rest = p.rest(reference, &ids) as f32;
+        Buckets { ids: &ids, log_probs: &log_probs, rest }.kl_divergence(candidate, &q)
+    }
+
     proptest! {
         #[test]
         fn a_distribution_does_not_diverge_from_itself(p in logits(100)) {
@@ -103,6 +141,20 @@ mod tests {
         fn divergence_equals_its_definition(p in logits(50), q in logits(50)) {
             let (fast, slow) = (kl_divergence(&p, &q), by_definition(&p, &q));
             prop_assert!((fast - slow).abs() <= 1e-12 * slow.max(1.0), "{} against {}", fast, slow);
+        }
+
+        #[test]
+        fn fewer_buckets_never_show_more_divergence(p in logits(60), q in logits(60)) {
+            let exact = kl_divergence(&p, &q);
+            let mut last = 0.0;
+            for k in [1, 4, 20, 59] {
+                let found = bucketed(&p, &q, k);
+                prop_assert!(found <= exact + 1e-5 * exact.max(1.0), "{} of {} in {} buckets", found, exact, k + 1);
+                prop_assert!(found >= last - 1e-5 * exact.max(1.0), "{} after {} at {}", found, last, k + 1);
+                last = found;
+            }
+            prop_assert!((last - exact).abs() <= 1e-5 * exact.max(1.0), "{} is not {}", last, exact);
+            prop_assert_eq!(bucketed(&p, &p, 7), 0.0);
         }
 
         #[test]

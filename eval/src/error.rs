@@ -70,6 +70,9 @@ pub enum Error {
         /// Mean negative log-likelihood, nats per token.
         mean_nll: f64,
     },
+    /// A teacher cache cannot be written, read, or used here.
+    #[error("the teacher cache cannot be used")]
+    Teacher(#[from] attar_model::teacher::Error),
     /// The forward pass failed.
     #[error("the forward pass failed")]
     Forward(#[source] attar_model::Error),

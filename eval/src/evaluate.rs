@@ -1,139 +1,24 @@
-//! A model over the windows of a text: its blocks one after the other, then its head a few tokens
-//! at a time, so that neither the whole model nor all logits ever stand in memory.
+//! Predictions to figures: a few tokens' logits at a time, each row scored as it stands.
 
 use std::ops::Range;
 
-use attar_model::{Head, ModelConfig, Precision, Weights, Windows, hidden_states};
-use ndarray::{Array2, ArrayView1, Axis, s};
+use ndarray::ArrayView2;
 use rayon::prelude::*;
 
-use crate::perplexity::negative_log_likelihood;
-use crate::report::Evaluation;
-use crate::softmax::Pair;
-use crate::{Convention, Divergence, Error, Perplexity};
-
-/// Logits of one model that stand in memory together.
-const LOGITS_BYTES: usize = 64 << 20;
-/// Enough rows to keep a matrix product busy, however large the vocabulary.
-const LEAST_ROWS: usize = 16;
-/// More rows than this gain nothing, however small the vocabulary.
-const MOST_ROWS: usize = 1024;
-
-/// A model to run: its shape and where its weights come from.
-#[derive(Clone, Copy)]
-pub struct Scored<'a> {
-    /// The shape.
-    pub config: &'a ModelConfig,
-    /// The weights, under Hugging Face names.
-    pub weights: &'a dyn Weights,
-    /// How exactly its matrices are multiplied.
-    pub precision: Precision,
-}
-
-/// The text to score a model on.
-#[derive(Clone, Copy)]
-pub struct Passage<'a> {
-    /// How the report names the text.
-    pub text: &'a str,
-    /// The text's tokens, cut by [`windows()`](crate::windows()) for `convention`.
-    pub windows: &'a Windows,
-    /// Which tokens count.
-    pub convention: Convention,
-}
-
-impl Passage<'_> {
-    fn positions(&self) -> Range<usize> {
-        self.convention.scored(self.windows.ctx())
-    }
-
-    /// The token each scored position should have predicted, in order.
-    fn targets(&self) -> Vec<usize> {
-        let predicted = self.positions().start + 1..self.positions().end + 1;
-        let windows = self.windows.tokens().chunks_exact(self.windows.ctx());
-        windows.flat_map(|window| &window[predicted.clone()]).map(|&token| token as usize).collect()
-    }
-}
-
-/// What an evaluation is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    /// Running the decoder blocks; counted in blocks.
-    Blocks,
-    /// Turning hidden states into scores; counted in tokens.
-    Head,
-}
-
-/// How far an evaluation has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
-    /// What is being done.
-    pub stage: Stage,
-    /// Finished so far.
-    pub done: usize,
-    /// To be finished in this stage.
-    pub total: usize,
-}
-
-/// A model's final hidden states at the scored positions of one passage.
-struct Predictions {
-    head: Head,
-    hidden: Array2<f32>, // [scored tokens, hidden_size], before the final norm
-    vocab_size: usize,
-}
-
-impl Predictions {
-    fn run(model: Scored, passage: Passage, progress: &mut dyn FnMut(Progress)) -> Result<Self, Error> {
-        let Scored { config, weights, precision } = model;
-        check_tokens(passage.windows, config.vocab_size)?;
-
-        let total = config.num_hidden_layers;
-        let mut done = 0;
-        let hidden = hidden_states(config, weights, passage.windows, precision, &mut |_layer| {
-            done += 1;
-            progress(Progress { stage: Stage::Blocks, done, total });
-        })
-        .map_err(Error::Forward)?;
-        let hidden = at_positions(&hidden, passage.windows.ctx(), passage.positions());
-        let mut head = Head::load(config, weights).map_err(Error::Forward)?;
-        head.pack(precision);
-        Ok(Self { head, hidden, vocab_size: config.vocab_size })
-    }
-
-    /// `[rows.len(), vocab_size]`.
-    fn logits(&self, rows: Range<usize>) -> Array2<f32> {
-        let normed = self.head.norm(self.hidden.slice(s![rows, ..]));
-        self.head.logits(normed.view())
-    }
-}
-
-/// The model that candidates are compared with, run once over a passage and reused for each.
-pub struct Reference {
-    predictions: Predictions,
-    windows: Windows,
-    convention: Convention,
-}
-
-impl Reference {
-    /// Runs `model` over `passage`.
-    ///
-    /// # Errors
-    /// A token outside the vocabulary, or a failed forward pass.
-    pub fn run(model: Scored, passage: Passage, progress: &mut dyn FnMut(Progress)) -> Result<Self, Error> {
-        Ok(Self {
-            predictions: Predictions::run(model, passage, progress)?,
-            windows: passage.windows.clone(),
-            convention: passage.convention,
-        })
-    }
-}
+use crate::divergence::Buckets;
+use crate::perplexity::Perplexity;
+use crate::predictions::{Opponent, Passage, Predictions, Progress, Reference, Scored, Stage};
+use crate::report::{self, Evaluation};
+use crate::softmax::{Pair, Partition};
+use crate::{Budget, Divergence, Error};
 
 /// Scores `model` on `passage`, and against `reference` where there is one.
 ///
-/// Figures are the same bits for any number of threads.
+/// Figures are the same bits for any number of threads and any budget.
 ///
 /// # Errors
-/// A token outside the vocabulary, vocabularies that differ, a failed forward pass, logits that are
-/// not finite.
+/// A token outside the vocabulary, vocabularies that differ, a cache of another text, a failed forward pass, logits that
+/// are not finite.
 ///
 /// # Panics
 /// Where `reference` was run over another passage.
@@ -141,18 +26,44 @@ pub fn evaluate(
     model: Scored,
     reference: Option<&Reference>,
     passage: Passage,
+    budget: Budget,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Evaluation, Error> {
     if let Some(reference) = reference {
-        assert!(
-            reference.convention == passage.convention && reference.windows == *passage.windows,
-            "the reference was run over another passage"
-        );
-        check_vocabularies(reference.predictions.vocab_size, model.config.vocab_size)?;
+        reference.check(passage, model.config.vocab_size)?;
     }
-    let predictions = Predictions::run(model, passage, progress)?;
-    let scores = score(&predictions, reference.map(|r| &r.predictions), passage, progress)?;
-    summarise(&scores, passage)
+    score(&Predictions::run(model, passage, progress)?, reference, passage, budget, progress)
+}
+
+/// The same of a model that has been run over `passage` already.
+///
+/// # Errors
+/// As [`evaluate`].
+///
+/// # Panics
+/// Where either was run over another passage.
+pub fn score(
+    model: &Predictions,
+    reference: Option<&Reference>,
+    passage: Passage,
+    budget: Budget,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Evaluation, Error> {
+    assert!(model.are_over(passage), "the model was run over another passage");
+    if let Some(reference) = reference {
+        reference.check(passage, model.vocab_size())?;
+    }
+    let scores = score_tokens(model, reference, passage, budget, progress)?;
+    let mut evaluation = summarise(&scores, passage)?;
+    evaluation.reference = reference.and_then(Reference::cache).map(|(cache, buckets)| report::Reference {
+        kind: "teacher cache".to_owned(),
+        path: cache.path().display().to_string(),
+        model: cache.facts().model.source.clone(),
+        model_sha256: cache.facts().model.sha256.clone(),
+        signal: cache.facts().signal.to_string(),
+        kl_buckets: buckets.map(|buckets| buckets as u64),
+    });
+    Ok(evaluation)
 }
 
 /// What one scored token contributes.
@@ -168,46 +79,109 @@ struct Against {
     same_top: bool,
 }
 
-fn score(
+/// Whose logit is NaN or infinite.
+type Flaw = &'static str;
+
+fn score_tokens(
     model: &Predictions,
-    reference: Option<&Predictions>,
+    reference: Option<&Reference>,
     passage: Passage,
+    budget: Budget,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<TokenScore>, Error> {
     let targets = passage.targets();
     let total = targets.len();
-    let rows = (LOGITS_BYTES / (4 * model.vocab_size)).clamp(LEAST_ROWS, MOST_ROWS);
+    let other = reference.and_then(Reference::head_features);
+    let features = model.hidden_size().max(other.unwrap_or(0));
+    let portion = budget.portion(model.vocab_size(), features, 1 + usize::from(other.is_some()));
+    let mut candidate = model.logits(portion)?;
+    let mut opponent =
+        reference.map(|reference| reference.opponent(portion, model.precision())).transpose()?;
 
     let mut scores = Vec::with_capacity(total);
-    for start in (0..total).step_by(rows) {
-        let range = start..total.min(start + rows);
-        let logits = model.logits(range.clone());
-        check_finite(&logits, start, "model", passage)?;
-        let reference_logits = reference.map(|r| r.logits(range.clone()));
-        if let Some(logits) = &reference_logits {
-            check_finite(logits, start, "reference", passage)?;
+    for start in (0..total).step_by(portion.tokens) {
+        let tokens = start..total.min(start + portion.tokens);
+        let logits = candidate.of(tokens.clone())?;
+        let chunk = score_chunk(logits, opponent.as_mut(), tokens.clone(), &targets[tokens.clone()])?;
+        for (score, token) in chunk.into_iter().zip(tokens.clone()) {
+            scores.push(score.map_err(|which| passage.not_finite(which, token))?);
         }
-        scores.par_extend(range.clone().into_par_iter().map(|token| {
-            let candidate = row(&logits, token - start);
-            let reference = reference_logits.as_ref().map(|logits| row(logits, token - start));
-            score_token(candidate, reference, targets[token])
-        }));
-        progress(Progress { stage: Stage::Head, done: range.end, total });
+        progress(Progress { stage: Stage::Head, done: tokens.end, total });
     }
     Ok(scores)
 }
 
-fn score_token(candidate: &[f32], reference: Option<&[f32]>, target: usize) -> TokenScore {
-    let Some(reference) = reference else {
-        return TokenScore { nll: negative_log_likelihood(candidate, target), against: None };
+/// Scores `tokens`, whose logits `[tokens, vocab_size]` and targets these are.
+fn score_chunk(
+    logits: ArrayView2<'_, f32>,
+    opponent: Option<&mut Opponent<'_>>,
+    tokens: Range<usize>,
+    targets: &[usize],
+) -> Result<Vec<Result<TokenScore, Flaw>>, Error> {
+    let each = |score: &(dyn Fn(usize) -> Result<TokenScore, Flaw> + Sync)| {
+        (0..targets.len()).into_par_iter().map(score).collect()
     };
+    Ok(match opponent {
+        None => each(&|at| score_alone(row(logits, at), targets[at])),
+        Some(Opponent::Logits(reference)) => {
+            let reference = reference.of(tokens)?;
+            each(&|at| score_pair(row(logits, at), row(reference, at), targets[at]))
+        }
+        Some(Opponent::TopK(cache)) => {
+            let kept = cache.top_k(tokens)?;
+            each(&|at| {
+                let (ids, log_probs) = (kept.ids.row(at), kept.log_probs.row(at));
+                let buckets = Buckets {
+                    ids: ids.to_slice().expect("kept tokens are row major"),
+                    log_probs: log_probs.to_slice().expect("kept numbers are row major"),
+                    rest: kept.rest[at],
+                };
+                score_buckets(row(logits, at), &buckets, targets[at], -f64::from(kept.targets[at]))
+            })
+        }
+    })
+}
+
+fn score_alone(candidate: &[f32], target: usize) -> Result<TokenScore, Flaw> {
+    let partition = Partition::of(candidate);
+    if !partition.finite {
+        return Err("model");
+    }
+    Ok(TokenScore { nll: partition.nll(candidate[target]), against: None })
+}
+
+fn score_pair(candidate: &[f32], reference: &[f32], target: usize) -> Result<TokenScore, Flaw> {
     let pair = Pair::of(reference, candidate);
+    if !pair.candidate.finite {
+        return Err("model");
+    }
+    if !pair.reference.finite {
+        return Err("reference");
+    }
     let against = Against {
         nll: pair.reference.nll(reference[target]),
         kl_divergence: pair.kl_divergence(),
-        same_top: pair.reference.top == pair.candidate.top,
+        same_top: pair.reference.top(reference) == pair.candidate.top(candidate),
     };
-    TokenScore { nll: pair.candidate.nll(candidate[target]), against: Some(against) }
+    Ok(TokenScore { nll: pair.candidate.nll(candidate[target]), against: Some(against) })
+}
+
+fn score_buckets(
+    candidate: &[f32],
+    reference: &Buckets<'_>,
+    target: usize,
+    reference_nll: f64,
+) -> Result<TokenScore, Flaw> {
+    let partition = Partition::of(candidate);
+    if !partition.finite {
+        return Err("model");
+    }
+    let against = Against {
+        nll: reference_nll,
+        kl_divergence: reference.kl_divergence(candidate, &partition),
+        same_top: reference.ids[0] as usize == partition.top(candidate),
+    };
+    Ok(TokenScore { nll: partition.nll(candidate[target]), against: Some(against) })
 }
 
 fn summarise(scores: &[TokenScore], passage: Passage) -> Result<Evaluation, Error> {
@@ -220,6 +194,7 @@ fn summarise(scores: &[TokenScore], passage: Passage) -> Result<Evaluation, Erro
         ctx: passage.windows.ctx() as u64,
         convention: passage.convention,
         perplexity: finite_perplexity(&nll)?,
+        reference: None,
         reference_perplexity: None,
         perplexity_ratio: None,
         kl_divergence: None,
@@ -248,49 +223,21 @@ fn finite_perplexity(nll: &[f64]) -> Result<Perplexity, Error> {
     Err(Error::PerplexityOverflows { mean_nll })
 }
 
-fn check_tokens(windows: &Windows, vocab_size: usize) -> Result<(), Error> {
-    match windows.tokens().iter().copied().max() {
-        Some(token) if token as usize >= vocab_size => {
-            Err(Error::TokenOutsideVocabulary { token, vocab_size })
+impl Passage<'_> {
+    /// The error for the scored token number `token`.
+    pub(crate) fn not_finite(&self, which: &'static str, token: usize) -> Error {
+        let positions = self.positions();
+        Error::NotFinite {
+            which,
+            window: token / positions.len(),
+            position: positions.start + token % positions.len(),
         }
-        _ => Ok(()),
     }
 }
 
-fn check_vocabularies(reference: usize, model: usize) -> Result<(), Error> {
-    if reference == model { Ok(()) } else { Err(Error::VocabularyDiffers { reference, model }) }
-}
-
-/// The first row of `logits` is the scored token `first`.
-fn check_finite(
-    logits: &Array2<f32>,
-    first: usize,
-    which: &'static str,
-    passage: Passage,
-) -> Result<(), Error> {
-    let finite = |row: ArrayView1<f32>| row.iter().all(|logit| logit.is_finite());
-    let Some(row) = logits.rows().into_iter().position(|row| !finite(row)) else {
-        return Ok(());
-    };
-    let positions = passage.positions();
-    let token = first + row;
-    Err(Error::NotFinite {
-        which,
-        window: token / positions.len(),
-        position: positions.start + token % positions.len(),
-    })
-}
-
-/// The rows of `hidden`, `[windows * ctx, hidden_size]`, at `positions` of every window.
-fn at_positions(hidden: &Array2<f32>, ctx: usize, positions: Range<usize>) -> Array2<f32> {
-    let rows: Vec<usize> = (0..hidden.nrows() / ctx)
-        .flat_map(|window| positions.clone().map(move |position| window * ctx + position))
-        .collect();
-    hidden.select(Axis(0), &rows)
-}
-
-fn row(logits: &Array2<f32>, index: usize) -> &[f32] {
-    logits.row(index).to_slice().expect("logits are row major")
+fn row(logits: ArrayView2<'_, f32>, index: usize) -> &[f32] {
+    let cols = logits.ncols();
+    &logits.to_slice().expect("logits are row major")[index * cols..(index + 1) * cols]
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! What the shrinking cost: perplexity, divergence from a reference, and the report that says so.
 //!
-//! Reads as the pipeline uses it: [`windows()`] cuts a tokenized text, [`evaluate()`] runs a model over
-//! the windows and scores it, [`report::Report`] holds the figures with everything needed to
+//! Reads as the pipeline uses it: [`windows()`] cuts a tokenized text, [`Predictions`] are what a model makes of
+//! the windows, [`score()`] and [`evaluate()`] turn them into figures within a [`Budget`], [`keep()`] writes them down
+//! so that the model need not be run again, [`report::Report`] holds the figures with everything needed to
 //! reproduce them, and [`render::RENDERERS`] turns reports into text.
 //!
 //! Shapes: `hidden` is `[tokens, hidden_size]`, `logits` is `[tokens, vocab_size]`.
@@ -10,20 +11,28 @@
     clippy::inline_always,
     reason = "a vector loop must be compiled for the instructions of its caller"
 )]
+#![expect(clippy::needless_pass_by_value, reason = "a view is a reference already")]
 
 pub mod divergence;
 pub mod perplexity;
 pub mod render;
 pub mod report;
 
+mod budget;
 mod error;
 mod evaluate;
+mod keep;
+mod logits;
+mod predictions;
 mod softmax;
 mod windows;
 
+pub use budget::{Budget, Portion};
 pub use divergence::Divergence;
 pub use error::Error;
-pub use evaluate::{Passage, Progress, Reference, Scored, Stage, evaluate};
+pub use evaluate::{evaluate, score};
+pub use keep::keep;
 pub use perplexity::Perplexity;
+pub use predictions::{Passage, Predictions, Progress, Reference, Scored, Stage};
 pub use report::Report;
 pub use windows::{Convention, windows};

@@ -134,6 +134,9 @@ pub struct Evaluation {
     pub convention: Convention,
     /// Perplexity of the model.
     pub perplexity: Perplexity,
+    /// Where what the reference says was kept, where it was not run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference: Option<Reference>,
     /// Perplexity of the reference on the same tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reference_perplexity: Option<Perplexity>,
@@ -141,12 +144,31 @@ pub struct Evaluation {
     /// cancels, so this tells models apart that `perplexity` alone does not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub perplexity_ratio: Option<Perplexity>,
-    /// KL(reference || model).
+    /// KL(reference || model); over buckets, and then a lower bound, where `reference` has `kl_buckets`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl_divergence: Option<Divergence>,
     /// Share of tokens, 0 to 1, where both put the same token first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top1_agreement: Option<f64>,
+}
+
+/// What stood for a reference that was not run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reference {
+    /// `teacher cache`.
+    pub kind: String,
+    /// Where it lies.
+    pub path: String,
+    /// The model it was made of, as given then.
+    pub model: String,
+    /// SHA-256 of that model's weights; lower-case hex.
+    pub model_sha256: String,
+    /// What it keeps of the model: `hidden-f32`, `hidden-bf16`, `top-k=64`.
+    pub signal: String,
+    /// Buckets a divergence from it is taken over, the kept tokens and one for all others: a lower bound of that over
+    /// the whole vocabulary. Missing where the whole vocabulary counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_buckets: Option<u64>,
 }
 
 /// What became of one weight tensor.
@@ -242,6 +264,14 @@ mod tests {
         let report = example::quantized();
         let json = serde_json::to_string(&report).unwrap();
         assert_eq!(Report::from_json(&json).unwrap(), report);
+    }
+
+    #[test]
+    fn what_a_reference_was_kept_in_survives_json() {
+        let report = example::against_a_cache();
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["evaluation"]["reference"]["kl_buckets"], 65);
+        assert_eq!(Report::from_json(&json.to_string()).unwrap(), report);
     }
 
     #[test]

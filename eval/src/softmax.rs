@@ -7,7 +7,8 @@ use pulp::{Arch, NullaryFnOnce};
 
 /// A row's largest logit and the sum of e^(logit - largest).
 pub(crate) struct Partition {
-    pub(crate) top: usize,
+    /// Whether every logit is; nothing else holds where one is not.
+    pub(crate) finite: bool,
     largest: f64,
     sum: f64,
 }
@@ -16,13 +17,37 @@ impl Partition {
     /// # Panics
     /// Where `logits` is empty.
     pub(crate) fn of(logits: &[f32]) -> Self {
-        let (top, largest) = largest(logits);
-        Self { top, largest, sum: Arch::new().dispatch(SumOne { logits, largest }) }
+        let (largest, finite) = largest(logits);
+        Self { finite, largest, sum: Arch::new().dispatch(SumOne { logits, largest }) }
     }
 
     /// The negative log-likelihood of a token with this logit, in nats.
     pub(crate) fn nll(&self, logit: f32) -> f64 {
         self.sum.ln() - (f64::from(logit) - self.largest)
+    }
+
+    /// The logarithm of the probability of a token with this logit.
+    pub(crate) fn log_prob(&self, logit: f32) -> f64 {
+        -self.nll(logit)
+    }
+
+    /// The logarithm of the probability of all tokens of the row but `these`; negative infinity where there are none.
+    pub(crate) fn rest(&self, logits: &[f32], these: &[u32]) -> f64 {
+        let mut others = logits.to_vec();
+        for &token in these {
+            others[token as usize] = f32::NEG_INFINITY; // e^it is 0
+        }
+        let Self { largest, sum, .. } = Self::of(&others);
+        if largest == f64::NEG_INFINITY {
+            largest
+        } else {
+            (largest - self.largest) + (sum.ln() - self.sum.ln())
+        }
+    }
+
+    /// The place of the largest logit in the row it was found in: the first of equals.
+    pub(crate) fn top(&self, logits: &[f32]) -> usize {
+        Arch::new().dispatch(FirstOf { logits, wanted: self.largest as f32 })
     }
 }
 
@@ -38,12 +63,12 @@ impl Pair {
     /// Where the rows differ in length, or are empty.
     pub(crate) fn of(reference: &[f32], candidate: &[f32]) -> Self {
         assert_eq!(reference.len(), candidate.len(), "both rows must cover one vocabulary");
-        let (p_top, p_largest) = largest(reference);
-        let (q_top, q_largest) = largest(candidate);
+        let (p_largest, p_finite) = largest(reference);
+        let (q_largest, q_finite) = largest(candidate);
         let [p, q, weighted] = Arch::new().dispatch(SumTwo { reference, candidate, p_largest, q_largest });
         Self {
-            reference: Partition { top: p_top, largest: p_largest, sum: p },
-            candidate: Partition { top: q_top, largest: q_largest, sum: q },
+            reference: Partition { finite: p_finite, largest: p_largest, sum: p },
+            candidate: Partition { finite: q_finite, largest: q_largest, sum: q },
             weighted,
         }
     }
@@ -56,12 +81,14 @@ impl Pair {
     }
 }
 
-/// The largest logit, after its place: the first of equals.
-pub(crate) fn largest(logits: &[f32]) -> (usize, f64) {
-    let largest = Arch::new().dispatch(Largest { logits });
-    #[expect(clippy::float_cmp, reason = "the largest is one of them, to the bit")]
-    let top = logits.iter().position(|&logit| logit == largest).unwrap_or(0);
-    (top, f64::from(logits[top]))
+/// The largest logit, and whether all of them are finite.
+///
+/// # Panics
+/// Where `logits` is empty.
+fn largest(logits: &[f32]) -> (f64, bool) {
+    assert!(!logits.is_empty(), "a vocabulary has tokens");
+    let (largest, finite) = Arch::new().dispatch(Largest { logits });
+    (f64::from(largest), finite)
 }
 
 const LANES: usize = 16;
@@ -74,22 +101,50 @@ struct Largest<'a> {
 }
 
 impl NullaryFnOnce for Largest<'_> {
-    type Output = f32;
+    type Output = (f32, bool);
 
     #[inline(always)]
-    fn call(self) -> f32 {
+    fn call(self) -> (f32, bool) {
+        const EXPONENT: u32 = 0x7f80_0000; // all ones in what is infinite or NaN
         let larger = |a: f32, b: f32| if b > a { b } else { a };
+        let odd = |logit: f32| u32::from(logit.to_bits() & EXPONENT == EXPONENT);
         let mut lanes = [f32::NEG_INFINITY; LANES];
+        let mut odds = [0; LANES];
         let (chunks, rest) = self.logits.as_chunks::<LANES>();
         for chunk in chunks {
-            for (lane, &logit) in lanes.iter_mut().zip(chunk) {
+            for ((lane, odds), &logit) in lanes.iter_mut().zip(&mut odds).zip(chunk) {
                 *lane = larger(*lane, logit);
+                *odds |= odd(logit);
             }
         }
         for &logit in rest {
             lanes[0] = larger(lanes[0], logit);
+            odds[0] |= odd(logit);
         }
-        lanes.into_iter().fold(f32::NEG_INFINITY, larger)
+        (lanes.into_iter().fold(f32::NEG_INFINITY, larger), odds == [0; LANES])
+    }
+}
+
+struct FirstOf<'a> {
+    logits: &'a [f32],
+    wanted: f32,
+}
+
+impl NullaryFnOnce for FirstOf<'_> {
+    type Output = usize;
+
+    #[inline(always)]
+    #[expect(clippy::float_cmp, reason = "what is looked for is one of them, to the bit")]
+    fn call(self) -> usize {
+        // First the block, by a loop that becomes vector code, then the place in it.
+        let is = |&logit: &f32| logit == self.wanted;
+        let holds = |block: &[f32]| block.iter().fold(false, |found, logit| found | is(logit));
+        for (at, block) in self.logits.chunks(BLOCK).enumerate() {
+            if holds(block) {
+                return at * BLOCK + block.iter().position(is).unwrap_or(0);
+            }
+        }
+        0
     }
 }
 
@@ -204,12 +259,44 @@ mod tests {
 
     #[test]
     fn the_largest_logit_is_found_at_every_place_and_the_first_of_equals_counts() {
-        assert_eq!(largest(&[0.0, 2.0, 2.0, 1.0]), (1, 2.0));
-        for place in 0..40 {
-            let mut logits = [-1.0; 40];
+        assert_eq!(Partition::of(&[0.0, 2.0, 2.0, 1.0]).top(&[0.0, 2.0, 2.0, 1.0]), 1);
+        for place in 0..600 {
+            let mut logits = [-1.0; 600];
             logits[place..].fill(7.5);
-            assert_eq!(largest(&logits), (place, 7.5));
+            assert_eq!((largest(&logits), Partition::of(&logits).top(&logits)), ((7.5, true), place));
         }
+    }
+
+    #[test]
+    fn a_logit_that_is_not_finite_is_seen_at_every_place() {
+        for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for place in 0..40 {
+                let mut logits = [-1.0; 40];
+                logits[place] = odd;
+                let (sound, broken) = ([1.0; 40], Partition::of(&logits));
+                assert!(!broken.finite, "{odd} at {place}");
+                assert!(
+                    !Pair::of(&logits, &sound).reference.finite
+                        && !Pair::of(&sound, &logits).candidate.finite
+                );
+            }
+        }
+        assert!(Partition::of(&[f32::MAX, f32::MIN, -0.0, f32::MIN_POSITIVE / 4.0]).finite);
+    }
+
+    #[test]
+    fn what_some_tokens_leave_is_the_probability_of_the_others() {
+        let logits: Vec<f32> = (0..700).map(|i| ((i * 7919) % 1009) as f32 / 40.0).collect();
+        let partition = Partition::of(&logits);
+        let these = [699, 3, 77];
+        let others = (0..700_u32).filter(|token| !these.contains(token));
+        let truth: f64 = others.map(|token| partition.log_prob(logits[token as usize]).exp()).sum();
+        assert!((partition.rest(&logits, &these) - truth.ln()).abs() < 1e-12);
+        // Far too little for a difference from one to hold it.
+        let sure = [0.0, -400.0, -400.0];
+        let rest = Partition::of(&sure).rest(&sure, &[0]);
+        assert!((rest - (2_f64.ln() - 400.0)).abs() < 1e-9, "{rest}");
+        assert_eq!(Partition::of(&sure).rest(&sure, &[0, 1, 2]), f64::NEG_INFINITY);
     }
 
     #[test]

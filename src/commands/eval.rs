@@ -1,23 +1,24 @@
 //! `attar eval`: what a model scores, alone or against the one it was made from.
 
-use attar_eval::Report;
+use attar_eval::{Reference, Report};
 
 use crate::cli::{EvalArgs, Global};
 use crate::commands::ScoringRequest;
 use crate::diagnostic::{Failure, Result};
+use crate::pipeline::teacher::{Keeping, Original};
 use crate::pipeline::{Clock, describe};
 use crate::source::Source;
 use crate::talk::say;
 
-/// Cuts the text, runs the models, reports.
+/// Cuts the text, runs the models, reports, keeps what is to be kept.
 ///
 /// # Errors
-/// A model or text that cannot be read, models with different tokenizers.
+/// A model, cache or text that cannot be read, models with different tokenizers.
 pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
     let talk = global.talk();
     let delivery = global.delivery();
     let source = Source::open(&args.model)?;
-    let reference = args.reference.as_deref().map(Source::open).transpose()?;
+    let original = args.reference.as_deref().map(Original::open).transpose()?;
     let tokenizer = source.tokenizer()?;
     let request = ScoringRequest {
         file: Some(&args.text),
@@ -25,11 +26,13 @@ pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
         chunks: args.chunks,
         convention: args.convention.into(),
         precision: args.precision.into(),
+        as_in: original.as_ref().and_then(Original::cache),
+        max_memory: global.max_memory,
     };
     let scoring = request.read(&source, &tokenizer)?;
-    if let Some(reference) = &reference {
+    if let Some(Original::Model(original)) = &original {
         let same_ctx = ScoringRequest { ctx: Some(scoring.windows.ctx()), ..request };
-        if same_ctx.read(reference, &reference.tokenizer()?)?.windows != scoring.windows {
+        if same_ctx.read(original, &original.tokenizer()?)?.windows != scoring.windows {
             return Err(Failure::new("the two models cut the text into different tokens")
                 .hint("only models with the same tokenizer can be compared token by token"));
         }
@@ -38,15 +41,28 @@ pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
         let (tokens, ctx) = (scoring.windows.tokens().len(), scoring.windows.ctx());
         return say(&format!("{tokens} tokens in {} windows of {ctx}\n", scoring.windows.count()));
     }
-    delivery.check(&[])?;
+    let keep_at = args.save_reference.as_deref();
+    delivery.check(&keep_at.into_iter().collect::<Vec<_>>())?;
 
     let mut clock = Clock::default();
-    let reference = match &reference {
-        Some(reference) => Some(clock.time("reference", || scoring.reference(reference, talk))?),
+    let begin = |path| Keeping::begin(path, args.save_as, &scoring, &source, global.overwrite());
+    let keeping = keep_at.map(|path| clock.time("prepare", || begin(path))).transpose()?;
+    let source_of;
+    let reference = match original {
         None => None,
+        Some(Original::Cache(cache)) => Some(Reference::Cache(cache)),
+        Some(Original::Model(original)) => {
+            source_of = original;
+            Some(clock.time("reference", || scoring.reference(&source_of, talk))?)
+        }
     };
     let mut report = Report::new(describe(&source));
-    report.evaluation = Some(clock.time("evaluate", || scoring.score(&source, reference.as_ref(), talk))?);
+    let scored = clock.time("evaluate", || scoring.predict(&source, reference.as_ref(), talk))?;
+    let (predictions, evaluation) = scored;
+    report.evaluation = Some(evaluation);
+    if let Some(keeping) = keeping {
+        clock.time("keep", || keeping.finish(&predictions, &scoring, talk))?;
+    }
     report.run = Some(clock.run(Some(scoring.precision)));
     delivery.one(&report)
 }

@@ -10,9 +10,10 @@ use std::path::PathBuf;
 
 use attar_checkpoint::atomic::Overwrite;
 use attar_checkpoint::tokenizer::Tokenizer;
-use attar_eval::Convention;
 use attar_eval::report;
+use attar_eval::{Budget, Convention};
 use attar_model::Precision;
+use attar_model::teacher::Cache;
 
 use crate::cli::Global;
 use crate::diagnostic::Result;
@@ -93,6 +94,7 @@ impl CalibrationRequest<'_> {
 }
 
 /// The text to score on as it was asked for.
+#[derive(Clone, Copy)]
 pub struct ScoringRequest<'a> {
     /// The file; the built-in held-out text where there is none.
     pub file: Option<&'a PathBuf>,
@@ -104,18 +106,35 @@ pub struct ScoringRequest<'a> {
     pub convention: Convention,
     /// How exactly matrices are multiplied.
     pub precision: Precision,
+    /// A run of another model that this one is to be compared with: where nothing else is asked for, the text is cut
+    /// as it was then.
+    pub as_in: Option<&'a Cache>,
+    /// Memory all of the work may use, if bounded.
+    pub max_memory: Option<u64>,
 }
 
+/// The part of `--max-memory` that heads and logits may take; blocks and hidden states have the rest.
+const BUDGET_SHARE: u64 = 4;
+
 impl ScoringRequest<'_> {
-    /// Reads and cuts it.
+    /// Reads and cuts it, and holds it to the run it is to be compared with.
     ///
     /// # Errors
-    /// A file that cannot be read, a text too short.
+    /// A file that cannot be read, a text too short, another text or vocabulary than in that run.
     pub fn read(&self, source: &Source, tokenizer: &Tokenizer) -> Result<Scoring> {
         let text = Text::held_out(self.file.map(PathBuf::as_path))?;
         let [_, score_ctx] = text::DEFAULT_CTX;
-        let ctx = self.ctx.unwrap_or(score_ctx.min(source.config.max_position_embeddings).max(1));
-        let windows = text::evaluation_windows(&text, tokenizer, ctx, self.convention, self.chunks)?;
-        Ok(Scoring { text: text.name, windows, convention: self.convention, precision: self.precision })
+        let then = self.as_in.map(Cache::facts);
+        let ctx = self.ctx.or(then.map(|then| then.ctx));
+        let chunks = self.chunks.or(then.map(|then| then.windows));
+        let ctx = ctx.unwrap_or(score_ctx.min(source.config.max_position_embeddings).max(1));
+        let windows = text::evaluation_windows(&text, tokenizer, ctx, self.convention, chunks)?;
+        let budget = self.max_memory.map(|bytes| Budget::of(bytes / BUDGET_SHARE)).unwrap_or_default();
+        let (convention, precision) = (self.convention, self.precision);
+        let scoring = Scoring { text: text.name, windows, convention, precision, budget };
+        match self.as_in {
+            Some(cache) => scoring.check(cache, source).map(|()| scoring),
+            None => Ok(scoring),
+        }
     }
 }

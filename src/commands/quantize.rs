@@ -1,8 +1,11 @@
 //! `attar quantize`: the main job.
 
+use attar_eval::Reference;
+
 use crate::cli::{Global, Method, QuantizeArgs};
 use crate::commands::{CalibrationRequest, ScoringRequest, prepare};
 use crate::diagnostic::Result;
+use crate::pipeline::teacher::open_cache_of;
 use crate::pipeline::{Clock, Job, is_gguf, refuse_quantized};
 use crate::plan::TensorRule;
 use crate::scheme::Scheme;
@@ -30,6 +33,7 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
         }
         _ => None,
     };
+    let cache = args.reference.as_deref().map(|path| open_cache_of(&source, path)).transpose()?;
     let scoring = match &tokenizer {
         Some(tokenizer) if !args.no_eval => Some(
             ScoringRequest {
@@ -38,6 +42,8 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
                 chunks: args.chunks,
                 convention: args.convention.into(),
                 precision: args.precision.into(),
+                as_in: cache.as_ref(),
+                max_memory: global.max_memory,
             }
             .read(&source, tokenizer)?,
         ),
@@ -63,7 +69,10 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
     clock.time("check", || check_weights(&source, talk))?;
     let (written, mut report) = job.run(&plan, &mut clock)?;
     if let Some(scoring) = &scoring {
-        let reference = clock.time("reference", || scoring.reference(&source, talk))?;
+        let reference = match cache {
+            Some(cache) => Reference::kept(cache),
+            None => clock.time("reference", || scoring.reference(&source, talk))?,
+        };
         report.evaluation = Some(clock.time("evaluate", || scoring.score(&written, Some(&reference), talk))?);
     }
     report.run = Some(clock.run(Some(job.precision)));

@@ -3,6 +3,7 @@
 pub mod compress;
 pub mod score;
 pub mod stream;
+pub mod teacher;
 pub mod verify;
 pub mod write;
 

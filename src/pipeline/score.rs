@@ -1,7 +1,11 @@
 //! Models scored on a text, alone or against the one they were made from.
 
 use attar_eval::report::Evaluation;
-use attar_eval::{Convention, Passage, Progress, Reference, Scored, Stage as Part, evaluate};
+use attar_eval::{
+    Budget, Convention, Passage, Predictions, Progress, Reference, Scored, Stage as Part, evaluate, keep,
+    score,
+};
+use attar_model::teacher::{Cache, Signal, Writer};
 use attar_model::{Precision, Windows};
 
 use crate::diagnostic::{Explain, Result};
@@ -19,6 +23,8 @@ pub struct Scoring {
     pub convention: Convention,
     /// How exactly matrices are multiplied.
     pub precision: Precision,
+    /// Memory for heads and logits.
+    pub budget: Budget,
 }
 
 impl Scoring {
@@ -26,11 +32,22 @@ impl Scoring {
         Passage { text: &self.text, windows: &self.windows, convention: self.convention }
     }
 
+    /// Finds out before any work whether `cache` is of this text and of a model that `source` compares with.
+    ///
+    /// # Errors
+    /// Another text, another vocabulary.
+    pub fn check(&self, cache: &Cache, source: &Source) -> Result<()> {
+        let (convention, positions) = (self.convention, self.convention.scored(self.windows.ctx()));
+        cache
+            .check(&self.windows, convention.name(), positions, source.config.vocab_size)
+            .doing(|| format!("while comparing with the teacher cache `{}`", cache.path().display()))
+    }
+
     /// Runs the model that others are compared with.
     ///
     /// # Errors
     /// Weights that cannot be read, tokens the model does not have.
-    pub fn reference(&self, source: &Source, talk: Talk) -> Result<Reference> {
+    pub fn reference<'a>(&self, source: &'a Source, talk: Talk) -> Result<Reference<'a>> {
         self.at_work("reference", source, talk, |model, progress| {
             Reference::run(model, self.passage(), progress)
         })
@@ -42,17 +59,56 @@ impl Scoring {
     /// Weights that cannot be read, tokens the model does not have, numbers that overflow.
     pub fn score(&self, source: &Source, reference: Option<&Reference>, talk: Talk) -> Result<Evaluation> {
         self.at_work("evaluating", source, talk, |model, progress| {
-            evaluate(model, reference, self.passage(), progress)
+            evaluate(model, reference, self.passage(), self.budget, progress)
         })
     }
 
+    /// Scores a model, and hands over what it predicted too.
+    ///
+    /// # Errors
+    /// As [`Scoring::score`].
+    pub fn predict<'a>(
+        &self,
+        source: &'a Source,
+        reference: Option<&Reference>,
+        talk: Talk,
+    ) -> Result<(Predictions<'a>, Evaluation)> {
+        self.at_work("evaluating", source, talk, |model, progress| {
+            let predictions = Predictions::run(model, self.passage(), progress)?;
+            let evaluation = score(&predictions, reference, self.passage(), self.budget, progress)?;
+            Ok((predictions, evaluation))
+        })
+    }
+
+    /// Writes down what a model predicted.
+    ///
+    /// # Errors
+    /// Weights that cannot be read, a disk that refuses.
+    pub fn keep(
+        &self,
+        predictions: &Predictions<'_>,
+        signal: Signal,
+        writer: &mut Writer,
+        talk: Talk,
+    ) -> Result<()> {
+        let tokens = self.windows.count() * self.convention.scored(self.windows.ctx()).len();
+        let stage = talk.stage("keeping", tokens as u64, "tokens");
+        let mut told = 0;
+        keep(predictions, self.passage(), signal, self.budget, writer, &mut |progress| {
+            stage.step((progress.done - told) as u64, "");
+            told = progress.done;
+        })?;
+        stage.done();
+        Ok(())
+    }
+
     /// One bar over the blocks and, as long as one block more, the head.
-    fn at_work<T>(
+    fn at_work<'a, T>(
         &self,
         name: &str,
-        source: &Source,
+        source: &'a Source,
         talk: Talk,
-        work: impl FnOnce(Scored<'_>, &mut dyn FnMut(Progress)) -> std::result::Result<T, attar_eval::Error>,
+        work: impl FnOnce(Scored<'a>, &mut dyn FnMut(Progress)) -> std::result::Result<T, attar_eval::Error>,
     ) -> Result<T> {
         let (tokens, blocks) = (self.windows.tokens().len() as u64, source.config.num_hidden_layers as u64);
         let stage = talk.stage(name, tokens * (blocks + 1), "tokens x blocks");

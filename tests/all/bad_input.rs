@@ -3,4 +3,5 @@
 mod models;
 mod outputs;
 mod requests;
+mod teacher;
 mod texts;

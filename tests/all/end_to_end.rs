@@ -5,6 +5,7 @@ mod families;
 mod memory;
 mod quality;
 mod reports;
+mod teacher;
 
 /// Little text, in short windows: enough to exercise everything, too little to say anything about quality.
 const QUICK: &str = "--calib-tokens 1024 --ctx 128 --chunks 4";

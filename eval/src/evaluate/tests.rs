@@ -2,11 +2,16 @@
 
 use std::error::Error as StdError;
 
+use attar_checkpoint::Dtype;
+use attar_checkpoint::atomic::Overwrite;
+use attar_model::teacher::{Cache, Facts, Signal, Teacher, Writer};
+use attar_model::{Head, ModelConfig, Precision, Weights, Windows};
 use ndarray::ArrayD;
 use serde_json::json;
 
 use super::*;
-use crate::windows;
+use crate::keep;
+use crate::{Convention, windows};
 
 /// A Llama of two blocks with seeded random weights.
 struct Tiny {
@@ -81,6 +86,11 @@ fn passage(windows: &Windows, convention: Convention) -> Passage<'_> {
 
 fn silent(_: Progress) {}
 
+/// Holds heads whole.
+const ROOMY: Budget = Budget::of(1 << 30);
+/// Reads every head 256 rows at a time, for 16 tokens at a time.
+const TIGHT: Budget = Budget::of(0);
+
 #[test]
 fn a_model_does_not_diverge_from_itself() {
     let model = Tiny::new(50, 1);
@@ -88,7 +98,7 @@ fn a_model_does_not_diverge_from_itself() {
         let windows = windows(&text(50, 100), 16, convention, Some(0), None).unwrap();
         let passage = passage(&windows, convention);
         let reference = Reference::run(model.scored(), passage, &mut silent).unwrap();
-        let evaluation = evaluate(model.scored(), Some(&reference), passage, &mut silent).unwrap();
+        let evaluation = evaluate(model.scored(), Some(&reference), passage, ROOMY, &mut silent).unwrap();
         assert_eq!(evaluation.kl_divergence, Some(Divergence::of(&[0.0])));
         assert_eq!(evaluation.top1_agreement, Some(1.0));
         assert_eq!(evaluation.reference_perplexity, Some(evaluation.perplexity));
@@ -103,7 +113,7 @@ fn in_bf16_a_model_scores_nearly_as_in_f32() {
     let passage = passage(&windows, Convention::Hf);
     let reference = Reference::run(model.scored(), passage, &mut silent).unwrap();
     let rounded = Scored { precision: Precision::Bf16, ..model.scored() };
-    let evaluation = evaluate(rounded, Some(&reference), passage, &mut silent).unwrap();
+    let evaluation = evaluate(rounded, Some(&reference), passage, ROOMY, &mut silent).unwrap();
     let divergence = evaluation.kl_divergence.unwrap();
     assert!(divergence.mean > 0.0 && divergence.mean < 1e-4, "{divergence:?}");
     assert!((evaluation.perplexity_ratio.unwrap().value - 1.0).abs() < 1e-3);
@@ -115,7 +125,8 @@ fn every_scored_token_counts_once() {
     let cases = [(Convention::LlamaCpp, 6, 6 * 7), (Convention::Hf, 6, 6 * 15)];
     for (convention, chunks, tokens) in cases {
         let windows = windows(&text(50, 100), 16, convention, Some(0), None).unwrap();
-        let evaluation = evaluate(model.scored(), None, passage(&windows, convention), &mut silent).unwrap();
+        let evaluation =
+            evaluate(model.scored(), None, passage(&windows, convention), ROOMY, &mut silent).unwrap();
         assert_eq!((evaluation.chunks, evaluation.tokens), (chunks, tokens), "{convention}");
         assert_eq!((evaluation.ctx, evaluation.text.as_str()), (16, "a text"));
         assert!(evaluation.kl_divergence.is_none() && evaluation.top1_agreement.is_none());
@@ -126,30 +137,54 @@ fn every_scored_token_counts_once() {
 fn a_model_whose_logits_are_all_equal_guesses_among_the_vocabulary() {
     let model = Tiny::new(50, 1).spoiled("model.norm.weight", 0.0);
     let windows = windows(&text(50, 100), 16, Convention::Hf, None, None).unwrap();
-    let evaluation = evaluate(model.scored(), None, passage(&windows, Convention::Hf), &mut silent).unwrap();
+    let evaluation =
+        evaluate(model.scored(), None, passage(&windows, Convention::Hf), ROOMY, &mut silent).unwrap();
     assert!((evaluation.perplexity.value - 50.0).abs() < 1e-9, "{:?}", evaluation.perplexity);
 }
 
+/// The head whole or in slices, tokens by the thousand or by sixteen: every row is summed as it stands.
 #[test]
-fn the_head_taken_in_chunks_scores_as_the_rows_taken_one_by_one() {
-    // Over MOST_ROWS tokens, so that there is more than one chunk and the last is not full.
-    let (model, other) = (Tiny::new(50, 1), Tiny::new(50, 2));
-    let windows = windows(&text(50, 2000), 16, Convention::Hf, None, None).unwrap();
+fn slices_of_the_head_and_of_the_tokens_never_change_a_bit() {
+    let (model, other) = (Tiny::new(700, 1), Tiny::new(700, 2));
+    for (convention, tokens) in [(Convention::Hf, 1500), (Convention::LlamaCpp, 500)] {
+        let windows = windows(&text(700, tokens), 16, convention, None, None).unwrap();
+        let passage = passage(&windows, convention);
+        let reference = Reference::run(other.scored(), passage, &mut silent).unwrap();
+        let within = |budget| {
+            let alone = evaluate(model.scored(), None, passage, budget, &mut silent).unwrap();
+            let pair = evaluate(model.scored(), Some(&reference), passage, budget, &mut silent).unwrap();
+            assert_eq!(alone.perplexity, pair.perplexity);
+            pair
+        };
+        let whole = within(ROOMY);
+        assert!(!TIGHT.portion(700, 16, 2).holds_heads() && ROOMY.portion(700, 16, 2).holds_heads());
+        assert_eq!(within(TIGHT), whole, "{convention}");
+        assert_eq!(within(Budget::of(300_000)), whole, "{convention}");
+    }
+}
+
+#[test]
+fn the_head_taken_in_slices_scores_as_the_rows_taken_one_by_one() {
+    let (model, other) = (Tiny::new(700, 1), Tiny::new(700, 2));
+    let windows = windows(&text(700, 200), 16, Convention::Hf, None, None).unwrap();
     let passage = passage(&windows, Convention::Hf);
     let reference = Reference::run(other.scored(), passage, &mut silent).unwrap();
     let candidate = Predictions::run(model.scored(), passage, &mut silent).unwrap();
-    let scores = score(&candidate, Some(&reference.predictions), passage, &mut silent).unwrap();
+    let scores = score_tokens(&candidate, Some(&reference), passage, TIGHT, &mut silent).unwrap();
 
-    let targets = passage.targets();
-    assert!(targets.len() > MOST_ROWS && !targets.len().is_multiple_of(MOST_ROWS), "{}", targets.len());
-    assert_eq!(scores.len(), targets.len());
-    for (token, score) in scores.iter().enumerate() {
-        let (q, p) = (candidate.logits(token..token + 1), reference.predictions.logits(token..token + 1));
-        let alone = score_token(row(&q, 0), Some(row(&p, 0)), targets[token]);
+    let Reference::Model(reference) = &reference else { panic!("it was run") };
+    let whole = |predictions: &Predictions, model: &Tiny| {
+        let head = Head::load(&model.config, model).unwrap();
+        head.logits(predictions.states().normed(0..passage.targets().len()).unwrap().view())
+    };
+    let (q, p) = (whole(&candidate, &model), whole(reference, &other));
+    assert_eq!(scores.len(), passage.targets().len());
+    for (token, (score, target)) in scores.iter().zip(passage.targets()).enumerate() {
+        let alone = score_pair(row(q.view(), token), row(p.view(), token), target).ok().unwrap();
         let (alone_against, against) = (alone.against.unwrap(), score.against.as_ref().unwrap());
-        assert!((alone_against.kl_divergence - against.kl_divergence).abs() < 1e-5, "token {token}");
-        assert!((alone_against.nll - against.nll).abs() < 1e-5, "token {token}");
-        assert!((alone.nll - score.nll).abs() < 1e-5, "token {token}");
+        assert_eq!(alone_against.kl_divergence.to_bits(), against.kl_divergence.to_bits(), "token {token}");
+        assert_eq!(alone_against.nll.to_bits(), against.nll.to_bits(), "token {token}");
+        assert_eq!(alone.nll.to_bits(), score.nll.to_bits(), "token {token}");
     }
 }
 
@@ -159,8 +194,9 @@ fn a_reference_changes_no_perplexity() {
     let windows = windows(&text(50, 100), 16, Convention::Hf, None, None).unwrap();
     let passage = passage(&windows, Convention::Hf);
     let reference = Reference::run(other.scored(), passage, &mut silent).unwrap();
-    let compared = evaluate(model.scored(), Some(&reference), passage, &mut silent).unwrap();
-    let alone = |model: &Tiny| evaluate(model.scored(), None, passage, &mut silent).unwrap().perplexity;
+    let compared = evaluate(model.scored(), Some(&reference), passage, ROOMY, &mut silent).unwrap();
+    let alone =
+        |model: &Tiny| evaluate(model.scored(), None, passage, ROOMY, &mut silent).unwrap().perplexity;
     assert_eq!(compared.perplexity, alone(&model));
     assert_eq!(compared.reference_perplexity, Some(alone(&other)));
     let quotient = compared.perplexity.value / alone(&other).value;
@@ -176,7 +212,7 @@ fn threads_never_change_a_bit() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             let reference = Reference::run(other.scored(), passage, &mut silent).unwrap();
-            evaluate(model.scored(), Some(&reference), passage, &mut silent).unwrap()
+            evaluate(model.scored(), Some(&reference), passage, ROOMY, &mut silent).unwrap()
         })
     };
     let one = with_threads(1);
@@ -193,9 +229,9 @@ fn one_reference_serves_several_candidates() {
     let reference = Reference::run(reference_model.scored(), passage, &mut silent).unwrap();
     for seed in [2, 3] {
         let candidate = Tiny::new(50, seed);
-        let shared = evaluate(candidate.scored(), Some(&reference), passage, &mut silent).unwrap();
+        let shared = evaluate(candidate.scored(), Some(&reference), passage, ROOMY, &mut silent).unwrap();
         let fresh = Reference::run(reference_model.scored(), passage, &mut silent).unwrap();
-        assert_eq!(shared, evaluate(candidate.scored(), Some(&fresh), passage, &mut silent).unwrap());
+        assert_eq!(shared, evaluate(candidate.scored(), Some(&fresh), passage, ROOMY, &mut silent).unwrap());
         assert!(shared.kl_divergence.unwrap().mean > 0.0);
     }
 }
@@ -205,7 +241,7 @@ fn progress_reaches_its_total_in_both_stages() {
     let model = Tiny::new(50, 1);
     let windows = windows(&text(50, 100), 16, Convention::Hf, None, None).unwrap();
     let mut seen = Vec::new();
-    evaluate(model.scored(), None, passage(&windows, Convention::Hf), &mut |p| seen.push(p)).unwrap();
+    evaluate(model.scored(), None, passage(&windows, Convention::Hf), ROOMY, &mut |p| seen.push(p)).unwrap();
     let blocks: Vec<_> = seen.iter().filter(|p| p.stage == Stage::Blocks).collect();
     assert_eq!(blocks.len(), 2);
     assert_eq!((blocks[1].done, blocks[1].total), (2, 2));
@@ -219,11 +255,11 @@ fn a_logit_that_is_not_a_number_is_reported_with_its_place() {
     let passage = passage(&windows, Convention::LlamaCpp);
     for value in [f32::NAN, f32::INFINITY] {
         let broken = Tiny::new(50, 1).spoiled("model.norm.weight", value);
-        let error = evaluate(broken.scored(), None, passage, &mut silent).unwrap_err();
+        let error = evaluate(broken.scored(), None, passage, ROOMY, &mut silent).unwrap_err();
         assert_eq!(error.to_string(), "the model gives a NaN or infinite logit at position 8 of window 0");
         let reference = Reference::run(broken.scored(), passage, &mut silent).unwrap();
         let sound = Tiny::new(50, 1);
-        let error = evaluate(sound.scored(), Some(&reference), passage, &mut silent).unwrap_err();
+        let error = evaluate(sound.scored(), Some(&reference), passage, ROOMY, &mut silent).unwrap_err();
         assert!(error.to_string().starts_with("the reference gives"), "{error}");
     }
 }
@@ -232,7 +268,8 @@ fn a_logit_that_is_not_a_number_is_reported_with_its_place() {
 fn a_loss_beyond_every_perplexity_is_an_error_and_not_an_infinity() {
     let model = Tiny::new(50, 1).spoiled("model.norm.weight", 1e6);
     let windows = windows(&text(50, 100), 16, Convention::Hf, None, None).unwrap();
-    let error = evaluate(model.scored(), None, passage(&windows, Convention::Hf), &mut silent).unwrap_err();
+    let error =
+        evaluate(model.scored(), None, passage(&windows, Convention::Hf), ROOMY, &mut silent).unwrap_err();
     assert!(matches!(error, Error::PerplexityOverflows { mean_nll } if mean_nll > 709.0), "{error}");
 }
 
@@ -243,8 +280,8 @@ fn a_token_outside_the_vocabulary_is_refused_before_anything_runs() {
     tokens[33] = 50;
     let windows = windows(&tokens, 16, Convention::Hf, None, None).unwrap();
     let mut ran = false;
-    let error =
-        evaluate(model.scored(), None, passage(&windows, Convention::Hf), &mut |_| ran = true).unwrap_err();
+    let error = evaluate(model.scored(), None, passage(&windows, Convention::Hf), ROOMY, &mut |_| ran = true)
+        .unwrap_err();
     assert_eq!(error.to_string(), "the text holds token 50, but the model's vocabulary has 50 tokens");
     assert!(!ran);
 }
@@ -255,7 +292,7 @@ fn models_of_different_vocabularies_are_not_compared() {
     let windows = windows(&text(50, 100), 16, Convention::Hf, None, None).unwrap();
     let passage = passage(&windows, Convention::Hf);
     let reference = Reference::run(other.scored(), passage, &mut silent).unwrap();
-    let error = evaluate(model.scored(), Some(&reference), passage, &mut silent).unwrap_err();
+    let error = evaluate(model.scored(), Some(&reference), passage, ROOMY, &mut silent).unwrap_err();
     assert!(matches!(error, Error::VocabularyDiffers { reference: 60, model: 50 }), "{error}");
 }
 
@@ -266,5 +303,141 @@ fn a_reference_over_another_passage_is_a_broken_contract() {
     let one = windows(&text(50, 100), 16, Convention::Hf, None, None).unwrap();
     let two = windows(&text(50, 100), 16, Convention::Hf, None, Some(2)).unwrap();
     let reference = Reference::run(model.scored(), passage(&one, Convention::Hf), &mut silent).unwrap();
-    let _ = evaluate(model.scored(), Some(&reference), passage(&two, Convention::Hf), &mut silent);
+    let _ = evaluate(model.scored(), Some(&reference), passage(&two, Convention::Hf), ROOMY, &mut silent);
+}
+
+/// Runs `teacher` over `passage` and keeps what it predicts.
+fn kept(teacher: &Tiny, passage: Passage, signal: Signal) -> (tempfile::TempDir, Cache) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cache");
+    let positions = passage.positions();
+    let facts = Facts {
+        schema: String::new(),
+        version: "0".to_owned(),
+        model: Teacher { source: "tiny".to_owned(), family: "llama".to_owned(), sha256: "0".to_owned() },
+        text: passage.text.to_owned(),
+        tokens_sha256: String::new(),
+        convention: passage.convention.name().to_owned(),
+        ctx: 0,
+        windows: 0,
+        scored: [positions.start, positions.end],
+        vocab_size: teacher.config.vocab_size,
+        hidden_size: teacher.config.hidden_size,
+        logits_scaling: teacher.config.logits_scaling,
+        logit_cap: teacher.config.logit_cap,
+        precision: Precision::F32.name().to_owned(),
+        signal,
+        windows_per_part: 0,
+    };
+    let mut writer = Writer::create(&path, Overwrite::No, facts, passage.windows, Dtype::F32).unwrap();
+    let predictions = Predictions::run(teacher.scored(), passage, &mut silent).unwrap();
+    keep(&predictions, passage, signal, TIGHT, &mut writer, &mut silent).unwrap();
+    writer.finish().unwrap();
+    let cache = Cache::open(&path).unwrap();
+    (folder, cache)
+}
+
+#[test]
+fn hidden_states_kept_in_f32_are_the_model_to_the_bit() {
+    let (model, teacher) = (Tiny::new(300, 1), Tiny::new(300, 2));
+    for convention in Convention::ALL {
+        let windows = windows(&text(300, 400), 16, convention, Some(0), None).unwrap();
+        let passage = passage(&windows, convention);
+        let (_folder, cache) = kept(&teacher, passage, Signal::HiddenF32);
+        let (run, kept) =
+            (Reference::run(teacher.scored(), passage, &mut silent).unwrap(), Reference::kept(cache));
+        for budget in [ROOMY, TIGHT] {
+            let by_run = evaluate(model.scored(), Some(&run), passage, budget, &mut silent).unwrap();
+            let mut by_cache = evaluate(model.scored(), Some(&kept), passage, budget, &mut silent).unwrap();
+            let said = by_cache.reference.take().unwrap();
+            assert_eq!((said.signal.as_str(), said.model.as_str()), ("hidden-f32", "tiny"));
+            assert_eq!(said.kl_buckets, None);
+            assert_eq!(by_cache, by_run, "{convention}");
+        }
+        let itself = evaluate(teacher.scored(), Some(&kept), passage, ROOMY, &mut silent).unwrap();
+        assert_eq!(itself.kl_divergence, Some(Divergence::of(&[0.0])));
+    }
+}
+
+#[test]
+fn hidden_states_kept_in_bf16_are_the_model_but_for_rounding() {
+    let (model, teacher) = (Tiny::new(300, 1), Tiny::new(300, 2));
+    let windows = windows(&text(300, 400), 16, Convention::Hf, None, None).unwrap();
+    let passage = passage(&windows, Convention::Hf);
+    let (_folder, cache) = kept(&teacher, passage, Signal::HiddenBf16);
+    let (run, kept) =
+        (Reference::run(teacher.scored(), passage, &mut silent).unwrap(), Reference::kept(cache));
+    let against = |reference| evaluate(model.scored(), Some(reference), passage, ROOMY, &mut silent).unwrap();
+    let (by_run, by_cache) = (against(&run), against(&kept));
+    let mean = |evaluation: &Evaluation| evaluation.kl_divergence.unwrap().mean;
+    assert!((mean(&by_run) - mean(&by_cache)).abs() < 1e-3 * mean(&by_run));
+    assert_eq!(by_run.perplexity, by_cache.perplexity);
+    let itself = evaluate(teacher.scored(), Some(&kept), passage, ROOMY, &mut silent).unwrap();
+    assert!((1e-12..1e-4).contains(&mean(&itself)), "{}", mean(&itself));
+}
+
+#[test]
+fn the_likeliest_tokens_bound_the_divergence_from_below_and_keep_the_perplexity() {
+    let (model, teacher) = (Tiny::new(300, 1), Tiny::new(300, 2));
+    let windows = windows(&text(300, 400), 16, Convention::LlamaCpp, Some(0), None).unwrap();
+    let passage = passage(&windows, Convention::LlamaCpp);
+    let run = Reference::run(teacher.scored(), passage, &mut silent).unwrap();
+    let exact = evaluate(model.scored(), Some(&run), passage, ROOMY, &mut silent).unwrap();
+    let mut last = 0.0;
+    for k in [1, 8, 64, 299] {
+        let (_folder, cache) = kept(&teacher, passage, Signal::TopK(k));
+        let kept = Reference::kept(cache);
+        let found = evaluate(model.scored(), Some(&kept), passage, ROOMY, &mut silent).unwrap();
+        let said = found.reference.as_ref().unwrap();
+        assert_eq!((said.signal.clone(), said.kl_buckets), (format!("top-k={k}"), Some(k as u64 + 1)));
+        let mean = found.kl_divergence.unwrap().mean;
+        assert!(last <= mean && mean <= exact.kl_divergence.unwrap().mean + 1e-6, "{mean} at {k}");
+        last = mean;
+        assert_eq!((found.perplexity, found.top1_agreement), (exact.perplexity, exact.top1_agreement));
+        let (kept_ppl, run_ppl) = (found.reference_perplexity.unwrap(), exact.reference_perplexity.unwrap());
+        assert!((kept_ppl.value - run_ppl.value).abs() < 1e-5 * run_ppl.value);
+        let itself = evaluate(teacher.scored(), Some(&kept), passage, ROOMY, &mut silent).unwrap();
+        assert_eq!(itself.kl_divergence, Some(Divergence::of(&[0.0])));
+    }
+    assert!((last - exact.kl_divergence.unwrap().mean).abs() < 1e-6, "all tokens but one are all but exact");
+}
+
+#[test]
+fn a_cache_of_another_text_cut_or_vocabulary_is_refused_with_what_it_was_made_on() {
+    let (model, teacher) = (Tiny::new(300, 1), Tiny::new(300, 2));
+    let one = windows(&text(300, 400), 16, Convention::Hf, None, None).unwrap();
+    let (_folder, cache) = kept(&teacher, passage(&one, Convention::Hf), Signal::HiddenF32);
+    let kept = Reference::kept(cache);
+    let mut other_text = text(300, 400);
+    other_text[37] ^= 1;
+    let cases = [
+        (
+            windows(&other_text, 16, Convention::Hf, None, None).unwrap(),
+            Convention::Hf,
+            "its tokens are others",
+        ),
+        (windows(&text(300, 400), 8, Convention::Hf, None, None).unwrap(), Convention::Hf, "windows of 8"),
+        (
+            windows(&text(300, 400), 16, Convention::Hf, None, Some(2)).unwrap(),
+            Convention::Hf,
+            "this is 2 windows",
+        ),
+        (one.clone(), Convention::LlamaCpp, "convention llama.cpp"),
+    ];
+    for (windows, convention, part) in &cases {
+        let mut ran = false;
+        let passage = passage(windows, *convention);
+        let error = evaluate(model.scored(), Some(&kept), passage, ROOMY, &mut |_| ran = true).unwrap_err();
+        let cause = error.source().unwrap().to_string();
+        assert!(
+            cause.contains(part) && cause.contains("`a text`, 25 windows of 16 in convention hf"),
+            "{cause}"
+        );
+        assert!(!ran);
+    }
+    let larger = Tiny::new(310, 1);
+    let passage = passage(&one, Convention::Hf);
+    let error = evaluate(larger.scored(), Some(&kept), passage, ROOMY, &mut silent).unwrap_err();
+    let cause = error.source().unwrap().to_string();
+    assert!(cause.contains("has 300 tokens in its vocabulary, the model 310"), "{cause}");
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::figures::{bytes, duration, grouped, measured, percent, perplexity, short_perplexity, small};
 use crate::Divergence;
-use crate::report::{Calibration, Evaluation, Model, Output, Report, Run, Tensor};
+use crate::report::{Calibration, Evaluation, Model, Output, Reference, Report, Run, Tensor};
 
 /// A titled sequence of sections.
 pub(super) struct Page {
@@ -95,12 +95,25 @@ fn evaluation(evaluation: &Evaluation) -> Section {
         ("scored", passage(evaluation)),
         ("perplexity", perplexity(evaluation.perplexity)),
     ];
+    facts.extend(evaluation.reference.as_ref().map(|reference| ("reference", reference_label(reference))));
     facts.extend(evaluation.reference_perplexity.map(|p| ("of the reference", perplexity(p))));
     facts.extend(evaluation.perplexity_ratio.map(|p| ("ratio of the two", measured(p.value, p.stderr))));
-    facts.extend(evaluation.kl_divergence.map(|kl| ("KL divergence", measured(kl.mean, kl.stderr))));
+    let bound = lower_bound(evaluation).unwrap_or_default();
+    let kl = evaluation.kl_divergence.map(|kl| format!("{}{bound}", measured(kl.mean, kl.stderr)));
+    facts.extend(kl.map(|kl| ("KL divergence", kl)));
     facts.extend(evaluation.top1_agreement.map(|share| ("top-1 agreement", percent(share))));
     let table = evaluation.kl_divergence.map(quantiles);
     Section { heading: "Evaluation", facts, table, ..Section::default() }
+}
+
+fn reference_label(reference: &Reference) -> String {
+    format!("{} {} ({} of {})", reference.kind, reference.path, reference.signal, reference.model)
+}
+
+/// What is to be said of a divergence that is not over the whole vocabulary.
+fn lower_bound(evaluation: &Evaluation) -> Option<String> {
+    let buckets = evaluation.reference.as_ref()?.kl_buckets?;
+    Some(format!(", a lower bound: over {} tokens and the rest as one", buckets.saturating_sub(1)))
 }
 
 fn passage(evaluation: &Evaluation) -> String {
@@ -215,6 +228,10 @@ pub(super) fn of_comparison(reports: &[Report]) -> Page {
     match shared_passage(reports) {
         Some(evaluation) => {
             section.facts = vec![("text", evaluation.text.clone()), ("scored", passage(evaluation))];
+            let reference = evaluation.reference.as_ref();
+            section.facts.extend(reference.map(|reference| ("reference", reference_label(reference))));
+            let bound = lower_bound(evaluation);
+            section.remarks.extend(bound.map(|bound| format!("KL divergence is{}.", &bound[1..])));
             rows.extend(model_row(reports));
         }
         None if reports.is_empty() => section.remarks.push("nothing to compare".to_owned()),
@@ -228,10 +245,13 @@ pub(super) fn of_comparison(reports: &[Report]) -> Page {
     Page { title: "Comparison".to_owned(), sections: vec![section] }
 }
 
-/// An evaluation that stands for all, where all were made on the same tokens.
+/// An evaluation that stands for all, where all were made on the same tokens and against a reference of one kind.
 fn shared_passage(reports: &[Report]) -> Option<&Evaluation> {
     let first = reports.first()?.evaluation.as_ref()?;
-    let key = |e: &Evaluation| (e.text.clone(), e.tokens, e.chunks, e.ctx, e.convention);
+    let key = |e: &Evaluation| {
+        let signal = e.reference.as_ref().map(|reference| reference.signal.clone());
+        (e.text.clone(), e.tokens, e.chunks, e.ctx, e.convention, signal)
+    };
     let same = |report: &Report| report.evaluation.as_ref().is_some_and(|e| key(e) == key(first));
     reports.iter().all(same).then_some(first)
 }

@@ -144,6 +144,11 @@ mod tests {
     }
 
     #[test]
+    fn a_report_against_a_teacher_cache_names_it_and_the_bound() {
+        insta::assert_snapshot!(Terminal.render(&example::against_a_cache()));
+    }
+
+    #[test]
     fn a_comparison_starts_with_the_model_itself() {
         insta::assert_snapshot!(Terminal.compare(&example::compared()));
     }

@@ -1,6 +1,6 @@
 //! Reports with made-up figures, for tests of what becomes of a report.
 
-use super::{Calibration, Evaluation, Model, Output, Report, Run, RunStage, Tensor};
+use super::{Calibration, Evaluation, Model, Output, Reference, Report, Run, RunStage, Tensor};
 use crate::{Convention, Divergence, Perplexity};
 
 pub(crate) fn model() -> Model {
@@ -20,6 +20,7 @@ pub(crate) fn evaluation() -> Evaluation {
         ctx: 512,
         convention: Convention::LlamaCpp,
         perplexity: Perplexity { value: 42.123_456, stderr: 0.512_34 },
+        reference: None,
         reference_perplexity: Some(Perplexity { value: 41.741_2, stderr: 0.505_1 }),
         perplexity_ratio: Some(Perplexity { value: 1.009_158, stderr: 0.000_812 }),
         kl_divergence: Some(Divergence {
@@ -93,6 +94,20 @@ pub(crate) fn quantized() -> Report {
         }),
         ..Report::new(model())
     }
+}
+
+/// A model alone, held against the likeliest tokens of another that were kept.
+pub(crate) fn against_a_cache() -> Report {
+    let reference = Reference {
+        kind: "teacher cache".to_owned(),
+        path: "ci/books-7m-top64".to_owned(),
+        model: "models/books-7m".to_owned(),
+        model_sha256: "2bc1c912bb9ae18cf6df9d08f846529b3d42303bc13b38f36245d88807cdcd98".to_owned(),
+        signal: "top-k=64".to_owned(),
+        kl_buckets: Some(65),
+    };
+    let evaluation = Evaluation { reference: Some(reference), ..evaluation() };
+    Report { evaluation: Some(evaluation), ..Report::new(model()) }
 }
 
 /// Three outputs of one model.

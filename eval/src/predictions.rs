@@ -1,0 +1,251 @@
+//! What a model makes of a text, ready to be scored: run now, or kept from a run before.
+
+use std::ops::Range;
+
+use attar_model::teacher::{Cache, Signal};
+use attar_model::{
+    HeadSource, HiddenStates, ModelConfig, Norm, Precision, Weights, Windows, final_norm, hidden_states,
+};
+use ndarray::Array2;
+
+use crate::logits::{Logits, States};
+use crate::{Convention, Error, Portion};
+
+/// A model to run: its shape and where its weights come from.
+#[derive(Clone, Copy)]
+pub struct Scored<'a> {
+    /// The shape.
+    pub config: &'a ModelConfig,
+    /// The weights, under Hugging Face names.
+    pub weights: &'a dyn Weights,
+    /// How exactly its matrices are multiplied.
+    pub precision: Precision,
+}
+
+/// The text to score a model on.
+#[derive(Clone, Copy)]
+pub struct Passage<'a> {
+    /// How the report names the text.
+    pub text: &'a str,
+    /// The text's tokens, cut by [`windows()`](crate::windows()) for `convention`.
+    pub windows: &'a Windows,
+    /// Which tokens count.
+    pub convention: Convention,
+}
+
+impl Passage<'_> {
+    pub(crate) fn positions(&self) -> Range<usize> {
+        self.convention.scored(self.windows.ctx())
+    }
+
+    /// The token each scored position should have predicted, in order.
+    pub(crate) fn targets(&self) -> Vec<usize> {
+        let predicted = self.positions().start + 1..self.positions().end + 1;
+        let windows = self.windows.tokens().chunks_exact(self.windows.ctx());
+        windows.flat_map(|window| &window[predicted.clone()]).map(|&token| token as usize).collect()
+    }
+}
+
+/// What an evaluation is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Running the decoder blocks; counted in blocks.
+    Blocks,
+    /// Turning hidden states into scores; counted in tokens.
+    Head,
+}
+
+/// How far an evaluation has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// What is being done.
+    pub stage: Stage,
+    /// Finished so far.
+    pub done: usize,
+    /// To be finished in this stage.
+    pub total: usize,
+}
+
+/// A model's final hidden states at the scored positions of one passage.
+pub struct Predictions<'a> {
+    model: Scored<'a>,
+    norm: Norm,
+    hidden: HiddenStates, // [scored tokens, hidden_size], before the final norm
+    windows: Windows,
+    convention: Convention,
+}
+
+impl<'a> Predictions<'a> {
+    /// Runs the blocks of `model` over `passage`; the head waits until logits are asked for.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary, or a failed forward pass.
+    pub fn run(
+        model: Scored<'a>,
+        passage: Passage,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self, Error> {
+        let Scored { config, weights, precision } = model;
+        check_tokens(passage.windows, config.vocab_size)?;
+
+        let total = config.num_hidden_layers;
+        let mut done = 0;
+        let hidden = hidden_states(config, weights, passage.windows, precision, &mut |_layer| {
+            done += 1;
+            progress(Progress { stage: Stage::Blocks, done, total });
+        })
+        .map_err(Error::Forward)?;
+        let hidden = at_positions(hidden, passage.windows.ctx(), passage.positions()).into();
+        let norm = final_norm(config, weights).map_err(Error::Forward)?;
+        let (windows, convention) = (passage.windows.clone(), passage.convention);
+        Ok(Self { model, norm, hidden, windows, convention })
+    }
+
+    /// How exactly the model's matrices are multiplied.
+    pub(crate) fn precision(&self) -> Precision {
+        self.model.precision
+    }
+
+    /// Tokens the model knows.
+    pub fn vocab_size(&self) -> usize {
+        self.model.config.vocab_size
+    }
+
+    /// Features of its hidden states.
+    pub fn hidden_size(&self) -> usize {
+        self.model.config.hidden_size
+    }
+
+    /// Whether these are predictions over `passage`.
+    pub(crate) fn are_over(&self, passage: Passage) -> bool {
+        self.convention == passage.convention && self.windows == *passage.windows
+    }
+
+    pub(crate) fn states(&self) -> States<'_> {
+        States::Run(&self.norm, &self.hidden)
+    }
+
+    pub(crate) fn head(&self) -> Result<HeadSource<'_>, Error> {
+        let head = HeadSource::of(self.model.config, self.model.weights).map_err(Error::Forward)?;
+        Ok(head.multiplied_in(self.model.precision))
+    }
+
+    pub(crate) fn logits(&self, portion: Portion) -> Result<Logits<'_>, Error> {
+        Logits::new(self.states(), self.head()?, portion)
+    }
+}
+
+/// The model that candidates are compared with, run once over a passage and used for each of them.
+pub enum Reference<'a> {
+    /// Run now.
+    Model(Box<Predictions<'a>>),
+    /// Run before.
+    Cache(Box<Cache>),
+}
+
+impl<'a> Reference<'a> {
+    /// Runs `model` over `passage`.
+    ///
+    /// # Errors
+    /// As [`Predictions::run`].
+    pub fn run(
+        model: Scored<'a>,
+        passage: Passage,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self, Error> {
+        Ok(Self::Model(Box::new(Predictions::run(model, passage, progress)?)))
+    }
+
+    /// Takes what was kept of a run.
+    pub fn kept(cache: Cache) -> Self {
+        Self::Cache(Box::new(cache))
+    }
+
+    /// Holds it to the passage and the vocabulary of a candidate.
+    ///
+    /// # Errors
+    /// Vocabularies that differ, a cache of another text.
+    ///
+    /// # Panics
+    /// Where a model was run over another passage.
+    pub(crate) fn check(&self, passage: Passage, vocab_size: usize) -> Result<(), Error> {
+        match self {
+            Self::Model(predictions) => {
+                assert!(predictions.are_over(passage), "the reference was run over another passage");
+                check_vocabularies(predictions.vocab_size(), vocab_size)
+            }
+            Self::Cache(cache) => {
+                let (convention, positions) = (passage.convention.name(), passage.positions());
+                Ok(cache.check(passage.windows, convention, positions, vocab_size)?)
+            }
+        }
+    }
+
+    /// Features of the head that makes its logits; `None` where they were made before.
+    pub(crate) fn head_features(&self) -> Option<usize> {
+        match self {
+            Self::Model(predictions) => Some(predictions.hidden_size()),
+            Self::Cache(cache) => cache.head().map(|head| head.hidden_size()),
+        }
+    }
+
+    /// What it has to say of each scored token; a head that was kept is multiplied in `precision`.
+    pub(crate) fn opponent(&self, portion: Portion, precision: Precision) -> Result<Opponent<'_>, Error> {
+        match self {
+            Self::Model(predictions) => Ok(Opponent::Logits(Box::new(predictions.logits(portion)?))),
+            Self::Cache(cache) => match cache.head() {
+                Some(head) => {
+                    let head = head.multiplied_in(precision);
+                    Ok(Opponent::Logits(Box::new(Logits::new(States::Kept(cache), head, portion)?)))
+                }
+                None => Ok(Opponent::TopK(cache)),
+            },
+        }
+    }
+
+    /// The cache, and over how many buckets a divergence from it is taken, if not over the whole vocabulary.
+    pub(crate) fn cache(&self) -> Option<(&Cache, Option<usize>)> {
+        let Self::Cache(cache) = self else { return None };
+        let buckets = match cache.facts().signal {
+            Signal::TopK(k) => Some(k + 1),
+            Signal::HiddenF32 | Signal::HiddenBf16 => None,
+        };
+        Some((cache, buckets))
+    }
+}
+
+/// What a candidate is held against, token by token.
+pub(crate) enum Opponent<'a> {
+    /// Logits over the whole vocabulary.
+    Logits(Box<Logits<'a>>),
+    /// The likeliest tokens only.
+    TopK(&'a Cache),
+}
+
+fn check_tokens(windows: &Windows, vocab_size: usize) -> Result<(), Error> {
+    match windows.tokens().iter().copied().max() {
+        Some(token) if token as usize >= vocab_size => {
+            Err(Error::TokenOutsideVocabulary { token, vocab_size })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_vocabularies(reference: usize, model: usize) -> Result<(), Error> {
+    if reference == model { Ok(()) } else { Err(Error::VocabularyDiffers { reference, model }) }
+}
+
+/// The rows of `hidden`, `[windows * ctx, hidden_size]`, at `positions` of every window, without a second copy.
+fn at_positions(hidden: Array2<f32>, ctx: usize, positions: Range<usize>) -> Array2<f32> {
+    assert!(hidden.is_standard_layout(), "hidden states lie row after row");
+    let (rows, size) = hidden.dim();
+    let kept = rows / ctx * positions.len();
+    let (mut values, offset) = hidden.into_raw_vec_and_offset();
+    for (window, to) in (0..rows / ctx).zip((0..).step_by(positions.len().max(1))) {
+        let from = offset.unwrap_or(0) + (window * ctx + positions.start) * size;
+        values.copy_within(from..from + positions.len() * size, to * size);
+    }
+    values.truncate(kept * size);
+    values.shrink_to_fit();
+    Array2::from_shape_vec((kept, size), values).expect("as many values as rows were kept")
+}
