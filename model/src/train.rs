@@ -126,7 +126,7 @@ impl Model {
             deliver(Some(layer), gradients);
         }
         if let Some(d_embedding) = ends.matrix_mut(Role::Embedding) {
-            crate::scale_embeddings(&self.config, &mut d);
+            crate::scale_embeddings(&self.config, d.view_mut());
             embedding_backward(windows.tokens(), d.view(), d_embedding);
         }
         deliver(None, ends);

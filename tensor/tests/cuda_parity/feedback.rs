@@ -41,7 +41,7 @@ fn the_factor_equals_the_cpus() {
         for n in [1, 7, 40, 131] {
             let gram = gram(n);
             let (order, damping) = (order(&gram), damping(&gram));
-            let truth = cholesky_of_inverse(hessian(&gram, &order, damping)).unwrap();
+            let truth = cholesky_of_inverse(&hessian(&gram, &order, damping)).unwrap();
             let on_device = cuda.upload::<f32>(gram.view()).unwrap();
             for (width, limit) in [(Width::F64, 1e-6), (Width::F32, 1e-4)] {
                 let found = cuda.cholesky_of_inverse(on_device.view(), &order, damping, width).unwrap();
@@ -139,7 +139,7 @@ fn a_pass_over_the_columns_chooses_the_codes_of_the_algorithm() {
         for (rows, cols, group_size) in [(3, 20, 8), (37, 128, 32), (18, 300, 64), (5, 257, 300)] {
             let gram = gram(cols);
             let (order, damping) = (order(&gram), damping(&gram));
-            let upper = cholesky_of_inverse(hessian(&gram, &order, damping)).unwrap();
+            let upper = cholesky_of_inverse(&hessian(&gram, &order, damping)).unwrap();
             let (w, grid) = (random((rows, cols), 5), HostGrid::new(rows, cols, group_size));
             let (codes, losses) = one_by_one(&w, &order, &upper, &grid);
 
