@@ -60,10 +60,8 @@ impl Cuda {
         let windows = shape.windows(q, k, v);
         assert_eq!(out.dim(), q.dim(), "the result is shaped as the queries");
         let layout = shape.layout(windows, shape.heads, QUERIES, 128);
-        let no_log_sum: Option<&Matrix<f32>> = None;
         let arguments = arguments![
             &out,
-            no_log_sum,
             q,
             k,
             v,

@@ -180,6 +180,11 @@ impl Products {
         Ok(Self { handle, workspace, workspace_bytes, chosen: Mutex::default() })
     }
 
+    /// Where it works, to be given back after it.
+    pub fn workspace(&self) -> Address {
+        self.workspace
+    }
+
     /// Asks for a product in a stream's order.
     pub fn multiply(
         &self,

@@ -128,6 +128,11 @@ impl Drop for Gpu {
         if self.bind().is_err() {
             return;
         }
+        // The libraries' handles go before the context they live in.
+        drop(self.triangles.take());
+        if let Some(products) = self.products.take() {
+            self.release(products.workspace());
+        }
         for loaded in self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner).values() {
             // SAFETY: loaded by us and unloaded once; launches hold a reference of the driver's own.
             let _ = unsafe { result::module::unload(loaded.module) };
@@ -245,6 +250,9 @@ impl Machine for Gpu {
     }
 
     fn upload(&self, to: Address, from: &[u8]) -> Result<(), CudaError> {
+        if from.is_empty() {
+            return Ok(());
+        }
         self.bind()?;
         // SAFETY: `to` has room for `from`; pageable memory has been read when the stream is done with the copy.
         unsafe { result::memcpy_htod_async(to, from, self.compute.cu_stream()) }
@@ -253,6 +261,9 @@ impl Machine for Gpu {
     }
 
     fn download(&self, to: &mut [u8], from: Address) -> Result<(), CudaError> {
+        if to.is_empty() {
+            return Ok(());
+        }
         self.bind()?;
         // SAFETY: `from` has as many bytes as `to`, which is not touched until the stream is done.
         unsafe { result::memcpy_dtoh_async(to, from, self.compute.cu_stream()) }
@@ -261,6 +272,9 @@ impl Machine for Gpu {
     }
 
     fn clear(&self, at: Address, bytes: u64) -> Result<(), CudaError> {
+        if bytes == 0 {
+            return Ok(());
+        }
         self.bind()?;
         // SAFETY: the caller's buffer has that many bytes.
         unsafe { result::memset_d8_async(at, 0, bytes as usize, self.compute.cu_stream()) }

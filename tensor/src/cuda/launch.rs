@@ -1,7 +1,7 @@
 //! From an operation to a launch: which module, how many blocks.
 
 use super::kernel::Module;
-use super::machine::{Address, Argument, Launch};
+use super::machine::{Argument, Launch};
 use super::memory::{Element, Item, Matrix, Rows, RowsMut};
 use super::{Cuda, CudaError};
 
@@ -50,13 +50,6 @@ impl<T: Item> From<&RowsMut<'_, T>> for Argument {
 impl<T: Item> From<&Matrix<T>> for Argument {
     fn from(x: &Matrix<T>) -> Self {
         Self::Address(x.address())
-    }
-}
-
-impl<T: Item> From<Option<&Matrix<T>>> for Argument {
-    fn from(x: Option<&Matrix<T>>) -> Self {
-        const NOTHING: Address = 0;
-        Self::Address(x.map_or(NOTHING, Matrix::address))
     }
 }
 

@@ -26,7 +26,7 @@ pub struct Facts {
 /// One argument of a kernel.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Argument {
-    /// A pointer; 0 where there is nothing.
+    /// A pointer.
     Address(Address),
     /// An `int`.
     Int(i32),

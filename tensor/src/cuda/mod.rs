@@ -51,6 +51,7 @@ pub use cache::Cache;
 pub use compile::Compiler;
 pub use error::CudaError;
 pub use feedback::{Damping, Grid, Pass, Width};
+pub use half::bf16;
 pub use kernel::{Module, SOURCES, Source};
 pub use layers::{Direction, Gate, Norm, Turns};
 pub use losses::{NO_TARGET, TokenFigures};

@@ -28,9 +28,9 @@ DEVICE u32 load_pair(const bf16* q, i64 stride, int query, int feature, int ctx)
     return query < ctx ? *(const u32*)(q + i64(query) * stride + feature) : 0u;
 }
 
-// width: how many tokens a query sees, itself included; cap: 0 for none; log_sum `[windows * ctx, heads]` may be null.
-KERNEL __launch_bounds__(128) attention(bf16* out, float* log_sum, const bf16* q, const bf16* k, const bf16* v, int ctx,
-                                        int heads, int kv_heads, int width, float scale, float cap) {
+// width: how many tokens a query sees, itself included; cap: 0 for none.
+KERNEL __launch_bounds__(128) attention(bf16* out, const bf16* q, const bf16* k, const bf16* v, int ctx, int heads,
+                                        int kv_heads, int width, float scale, float cap) {
     __shared__ __align__(16) bf16 keys[KEYS * PITCH];
     __shared__ __align__(16) bf16 values[KEYS * PITCH];
     const float log2_e = 1.44269504f;
@@ -151,9 +151,6 @@ KERNEL __launch_bounds__(128) attention(bf16* out, float* log_sum, const bf16* q
         for (int f = 0; f < HEAD_DIM / 8; f++) {
             *(u32*)(out + i64(query[r]) * q_stride + f * 8 + pair * 2) =
                 pack_bf16(sums[f][2 * r] * scale_down, sums[f][2 * r + 1] * scale_down);
-        }
-        if (log_sum && pair == 0) {
-            log_sum[(first_token + query[r]) * heads + head] = largest[r] / log2_e + logf(total[r]);
         }
     }
 }

@@ -7,6 +7,7 @@
 #![expect(clippy::needless_pass_by_value, reason = "a view is a reference already")]
 
 mod attention;
+mod block;
 mod emulator;
 mod feedback;
 mod layers;
