@@ -23,7 +23,10 @@ fn every_block_arrives_whole_while_the_one_before_is_in_use() {
         };
         load(&mut stream, 0);
         for block in 0..5 {
-            load(&mut stream, block + 1);
+            // The last one is read with nothing behind it that would push it along.
+            if block < 4 {
+                load(&mut stream, block + 1);
+            }
             let loaded = stream.block().unwrap();
             for (part, bytes) in parts(block, &sizes).iter().enumerate() {
                 let found = cuda.download_items(loaded.matrix::<bf16>(part, dims[part])).unwrap();

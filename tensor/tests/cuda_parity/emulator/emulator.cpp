@@ -222,26 +222,31 @@ static Verdict run_block(bool backward, char* stacks) {
         contexts[t].uc_link = nullptr;
         makecontext(&contexts[t], thread_main, 0);
     }
+    unsigned warps = threads / 32;
     unsigned left = threads;
     while (left > 0) {
         u64 before = of_block.generation;
-        for (unsigned w = 0; w < threads / 32; w++) {
-            before += of_warp[w].generation;
-        }
         unsigned had = left;
-        for (unsigned i = 0; i < threads; i++) {
-            unsigned t = backward ? threads - 1 - i : i;
-            if (!finished[t]) {
-                set_thread(t);
-                resume(t);
-                left -= finished[t];
-            }
+        bool moved = false;
+        for (unsigned i = 0; i < warps; i++) {
+            unsigned warp = backward ? warps - 1 - i : i;
+            // A warp goes as far as it can before the next one moves: what it must not overtake, it overtakes.
+            unsigned generation, lived;
+            do {
+                generation = of_warp[warp].generation;
+                lived = left;
+                for (unsigned lane = 0; lane < 32; lane++) {
+                    unsigned t = warp * 32 + (backward ? 31 - lane : lane);
+                    if (!finished[t]) {
+                        set_thread(t);
+                        resume(t);
+                        left -= finished[t];
+                    }
+                }
+                moved |= of_warp[warp].generation != generation;
+            } while (of_warp[warp].generation != generation || left != lived);
         }
-        u64 after = of_block.generation;
-        for (unsigned w = 0; w < threads / 32; w++) {
-            after += of_warp[w].generation;
-        }
-        if (after == before && left == had) {
+        if (!moved && of_block.generation == before && left == had) {
             return DEADLOCK;
         }
     }
