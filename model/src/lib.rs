@@ -32,8 +32,8 @@ pub use config::{AttentionScale, Llama3Scaling, LongRope, ModelConfig, RopeScali
 pub use error::Error;
 pub use family::{FAMILIES, Family};
 pub use forward::{
-    Head, HeadRows, HeadSource, LogitShape, Streaming, Windows, check_tokens, embed, final_norm, hidden_states,
-    scale_embeddings, streamed_hidden_states, while_reading_ahead,
+    Head, HeadRows, HeadSource, LogitShape, Streaming, Windows, check_tokens, embed, final_norm,
+    hidden_states, scale_embeddings, streamed_hidden_states, while_reading_ahead,
 };
 pub use gradients::Gradients;
 pub use hidden::{HiddenStates, Keeping, KeptFloat, Place};

@@ -73,7 +73,7 @@ pub fn cholesky_of_inverse(h: &Array2<f32>) -> Result<Array2<f32>, NotPositiveDe
     let size = h.nrows();
     assert_eq!(h.ncols(), size, "only square matrices have a Cholesky factor");
     let row = |row: usize, out: &mut [f32]| {
-        out.iter_mut().zip(h.slice(s![row, row..])).for_each(|(to, &h)| *to = h)
+        out.iter_mut().zip(h.slice(s![row, row..])).for_each(|(to, &h)| *to = h);
     };
     Ok(cholesky_of_inverse_by_rows(size, row)?.to_array())
 }

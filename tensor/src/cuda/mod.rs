@@ -58,7 +58,7 @@ pub use losses::{NO_TARGET, TokenFigures};
 pub use memory::{Element, Item, Matrix, Rows, RowsMut};
 pub use product::Keep;
 pub use stream::{BlockStream, Loaded, slot_bytes};
-pub use training::{Step, Trained};
+pub use training::Trained;
 
 use machine::{Facts, Machine};
 use memory::Budget;

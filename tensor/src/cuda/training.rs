@@ -3,30 +3,8 @@
 use super::launch::{Layout, arguments};
 use super::memory::{Matrix, Rows};
 use super::{Cuda, CudaError};
+use crate::op::AdamW;
 use half::bf16;
-
-/// Adam with decoupled weight decay: the figures of one step.
-///
-/// # Source
-/// Loshchilov and Hutter, "Decoupled Weight Decay Regularization", arXiv:1711.05101, Algorithm 2, with the decay multiplied by the
-/// learning rate.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Step {
-    /// Its number, the first being 1.
-    pub number: u32,
-    /// How far it goes.
-    pub learning_rate: f32,
-    /// How much of the mean gradient is kept.
-    pub beta1: f32,
-    /// How much of the mean squared gradient is kept.
-    pub beta2: f32,
-    /// Added to the root of the mean squared gradient.
-    pub eps: f32,
-    /// How much of a weight is taken away per unit of learning rate.
-    pub weight_decay: f32,
-    /// What gradients are multiplied by: where clipping enters.
-    pub gradient_scale: f32,
-}
 
 /// A weight in training on the device: itself in f32, as the products read it, and what the optimizer remembers.
 #[derive(Debug)]
@@ -50,20 +28,29 @@ impl Cuda {
         Ok(Trained { weight, narrow, mean, mean_square })
     }
 
-    /// Moves a weight against its gradient.
+    /// Step number `number`, the first being 1, of [`AdamW`]: moves a weight against `gradient_scale * gradient`. The scale is where
+    /// clipping enters.
     ///
     /// # Errors
     /// If the launch fails.
     ///
     /// # Panics
     /// If the step's number is 0 or the shapes differ.
-    pub fn step(&self, trained: &mut Trained, gradient: Rows<'_, f32>, step: Step) -> Result<(), CudaError> {
-        assert!(step.number > 0, "steps are counted from 1");
+    pub fn step(
+        &self,
+        trained: &mut Trained,
+        gradient: Rows<'_, f32>,
+        adamw: AdamW,
+        number: u32,
+        gradient_scale: f32,
+    ) -> Result<(), CudaError> {
+        assert!(number > 0, "steps are counted from 1");
         assert_eq!(gradient.dim(), trained.weight.dim(), "a gradient is shaped as its weight");
-        let unbiased = |beta: f32| 1.0 - f64::from(beta).powf(step.number.into());
-        let rate = (f64::from(step.learning_rate) / unbiased(step.beta1)) as f32;
-        let root = (1.0 / unbiased(step.beta2).sqrt()) as f32;
-        let kept = 1.0 - step.learning_rate * step.weight_decay;
+        let AdamW { learning_rate, beta1, beta2, eps, weight_decay } = adamw;
+        let unbiased = |beta: f32| 1.0 - f64::from(beta).powf(number.into());
+        let rate = (f64::from(learning_rate) / unbiased(beta1)) as f32;
+        let root = (1.0 / unbiased(beta2).sqrt()) as f32;
+        let kept = 1.0 - learning_rate * weight_decay;
         let count = gradient.count();
         let arguments = arguments![
             &trained.weight,
@@ -72,13 +59,13 @@ impl Cuda {
             &trained.mean_square,
             gradient,
             count as i64,
-            step.gradient_scale,
+            gradient_scale,
             rate,
             root,
             kept,
-            step.beta1,
-            step.beta2,
-            step.eps,
+            beta1,
+            beta2,
+            eps,
         ];
         self.run(("adamw", None), "adamw", Layout::each(count), arguments)
     }

@@ -1,27 +1,20 @@
 //! The optimizer and the norm it clips by.
 
 use crate::{assert_near, on_every_machine, random, wide};
-use attar_tensor::cuda::Step;
+use attar_tensor::op::{AdamW, Moments};
 use ndarray::Array2;
 
 #[test]
-fn steps_equal_their_definition_and_the_narrow_weight_follows() {
+fn steps_equal_the_cpus_and_their_definition_and_the_narrow_weight_follows() {
     on_every_machine(|cuda| {
-        let step = Step {
-            number: 0,
-            learning_rate: 0.05,
-            beta1: 0.8,
-            beta2: 0.95,
-            eps: 1e-3,
-            weight_decay: 0.3,
-            gradient_scale: 0.25,
-        };
+        let adamw = AdamW { learning_rate: 0.05, beta1: 0.8, beta2: 0.95, eps: 1e-3, weight_decay: 0.3 };
         let start = random((7, 45), 1);
         let mut trained = cuda.trained(cuda.upload(start.view()).unwrap()).unwrap();
+        let (mut on_the_cpu, mut moments) = (start.clone().into_dyn(), Moments::zeros(&[7, 45]));
         let (mut w, mut m, mut v) =
             (wide(&start), Array2::<f64>::zeros((7, 45)), Array2::<f64>::zeros((7, 45)));
         let [rate, b1, b2, eps, decay] =
-            [step.learning_rate, step.beta1, step.beta2, step.eps, step.weight_decay].map(f64::from);
+            [adamw.learning_rate, adamw.beta1, adamw.beta2, adamw.eps, adamw.weight_decay].map(f64::from);
         for number in 1..8u32 {
             let gradient = random((7, 45), 10 + u64::from(number));
             let g = wide(&gradient) * 0.25;
@@ -31,11 +24,15 @@ fn steps_equal_their_definition_and_the_narrow_weight_follows() {
             ndarray::Zip::from(&mut w).and(&m).and(&v).for_each(|w, &m, &v| {
                 *w -= rate * (m / left / ((v / right).sqrt() + eps) + decay * *w);
             });
+            let dynamic = gradient.view().into_dyn();
+            adamw.step(number, on_the_cpu.view_mut(), dynamic, 0.25, &mut moments);
             let gradient = cuda.upload::<f32>(gradient.view()).unwrap();
-            cuda.step(&mut trained, gradient.view(), Step { number, ..step }).unwrap();
+            cuda.step(&mut trained, gradient.view(), adamw, number, 0.25).unwrap();
         }
         let found = cuda.download(trained.weight.view()).unwrap();
         assert_near(found.view(), w.view(), 1e-5, "the weight");
+        let on_the_cpu = on_the_cpu.mapv(f64::from).into_dimensionality().unwrap();
+        assert_near(found.view(), on_the_cpu.view(), 1e-6, "the weight on the CPU");
         assert_near(
             cuda.download(trained.narrow.view()).unwrap().view(),
             w.view(),
