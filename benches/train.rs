@@ -98,7 +98,7 @@ fn train(criterion: &mut Criterion) {
     let config = config.unwrap_or_else(|error| panic!("{error}"));
     for (batch, ctx) in [(8, 512), (16, 256)] {
         let tokens = batch * ctx;
-        let ids = random((1, tokens), 3).mapv(|x| ((x + 1.0) / 2.0 * config.vocab_size as f32) as u32);
+        let ids = random((1, tokens), 3).mapv(|x| (x.midpoint(1.0) * config.vocab_size as f32) as u32);
         let windows = Windows::new(ctx, ids.into_raw_vec_and_offset().0);
         let flops = tokens as f64 * flops_per_token(&config, ctx);
         let work = Work { amount: tokens as f64, unit: "tokens/s", flops: Some(flops), number_bytes: 4 };

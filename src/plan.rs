@@ -2,6 +2,7 @@
 
 mod machine;
 mod memory;
+mod scoring;
 
 use std::fmt::Write as _;
 
@@ -16,6 +17,7 @@ use crate::scheme::{IntegerScheme, Scheme};
 use crate::source::Source;
 use crate::talk::{human_bytes, thousands};
 pub use memory::Memory;
+pub use scoring::{ScoringMemory, ScoringSize};
 
 /// What becomes of one tensor.
 #[derive(Clone, Copy, Debug)]

@@ -181,6 +181,7 @@ pub fn run(path: &Path, global: &Global) -> Result<()> {
         convention: *convention,
         precision,
         as_in: cache.as_ref(),
+        models: 1 + usize::from(cache.is_none()),
         max_memory: global.max_memory,
     };
     let scoring = request.read(&source, &tokenizer)?;

@@ -4,22 +4,22 @@ use std::ops::Range;
 
 use attar_model::teacher::{Cache, Signal};
 use attar_model::{
-    HeadSource, HiddenStates, ModelConfig, Norm, Precision, Weights, Windows, final_norm, hidden_states,
+    HeadSource, HiddenStates, ModelConfig, Norm, Precision, Streaming, Weights, Windows, final_norm,
+    streamed_hidden_states,
 };
-use ndarray::Array2;
 
 use crate::logits::{Logits, States};
 use crate::{Convention, Error, Portion};
 
 /// A model to run: its shape and where its weights come from.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Scored<'a> {
     /// The shape.
     pub config: &'a ModelConfig,
     /// The weights, under Hugging Face names.
     pub weights: &'a dyn Weights,
-    /// How exactly its matrices are multiplied.
-    pub precision: Precision,
+    /// How exactly its matrices are multiplied, and where its hidden states are kept meanwhile.
+    pub streaming: Streaming,
 }
 
 /// The text to score a model on.
@@ -85,17 +85,18 @@ impl<'a> Predictions<'a> {
         passage: Passage,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, Error> {
-        let Scored { config, weights, precision } = model;
+        let Scored { config, weights, ref streaming } = model;
         check_tokens(passage.windows, config.vocab_size)?;
 
         let total = config.num_hidden_layers;
         let mut done = 0;
-        let hidden = hidden_states(config, weights, passage.windows, precision, &mut |_layer| {
+        let mut hidden = streamed_hidden_states(config, weights, passage.windows, streaming, &mut |_layer| {
             done += 1;
             progress(Progress { stage: Stage::Blocks, done, total });
         })
         .map_err(Error::Forward)?;
-        let hidden = at_positions(hidden, passage.windows.ctx(), passage.positions()).into();
+        let (ctx, positions) = (passage.windows.ctx(), passage.positions());
+        hidden.keep_positions(ctx, positions).map_err(|source| Error::Forward(source.into()))?;
         let norm = final_norm(config, weights).map_err(Error::Forward)?;
         let (windows, convention) = (passage.windows.clone(), passage.convention);
         Ok(Self { model, norm, hidden, windows, convention })
@@ -103,7 +104,7 @@ impl<'a> Predictions<'a> {
 
     /// How exactly the model's matrices are multiplied.
     pub(crate) fn precision(&self) -> Precision {
-        self.model.precision
+        self.model.streaming.precision
     }
 
     /// Tokens the model knows.
@@ -127,7 +128,7 @@ impl<'a> Predictions<'a> {
 
     pub(crate) fn head(&self) -> Result<HeadSource<'_>, Error> {
         let head = HeadSource::of(self.model.config, self.model.weights).map_err(Error::Forward)?;
-        Ok(head.multiplied_in(self.model.precision))
+        Ok(head.multiplied_in(self.precision()))
     }
 
     pub(crate) fn logits(&self, portion: Portion) -> Result<Logits<'_>, Error> {
@@ -233,19 +234,4 @@ fn check_tokens(windows: &Windows, vocab_size: usize) -> Result<(), Error> {
 
 fn check_vocabularies(reference: usize, model: usize) -> Result<(), Error> {
     if reference == model { Ok(()) } else { Err(Error::VocabularyDiffers { reference, model }) }
-}
-
-/// The rows of `hidden`, `[windows * ctx, hidden_size]`, at `positions` of every window, without a second copy.
-fn at_positions(hidden: Array2<f32>, ctx: usize, positions: Range<usize>) -> Array2<f32> {
-    assert!(hidden.is_standard_layout(), "hidden states lie row after row");
-    let (rows, size) = hidden.dim();
-    let kept = rows / ctx * positions.len();
-    let (mut values, offset) = hidden.into_raw_vec_and_offset();
-    for (window, to) in (0..rows / ctx).zip((0..).step_by(positions.len().max(1))) {
-        let from = offset.unwrap_or(0) + (window * ctx + positions.start) * size;
-        values.copy_within(from..from + positions.len() * size, to * size);
-    }
-    values.truncate(kept * size);
-    values.shrink_to_fit();
-    Array2::from_shape_vec((kept, size), values).expect("as many values as rows were kept")
 }

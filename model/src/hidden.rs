@@ -183,6 +183,40 @@ impl HiddenStates {
         Ok(result)
     }
 
+    /// Keeps of every window of `ctx` rows those at `positions`, in order and in place.
+    ///
+    /// # Errors
+    /// A disk that fails or refuses.
+    ///
+    /// # Panics
+    /// If the rows are not whole windows, or a window has fewer rows.
+    pub fn keep_positions(&mut self, ctx: usize, positions: Range<usize>) -> Result<(), FileError> {
+        assert!(self.tokens().is_multiple_of(ctx), "{} rows are not windows of {ctx}", self.tokens());
+        assert!(positions.end <= ctx, "rows {positions:?} of {ctx}");
+        let windows = self.tokens() / ctx;
+        for window in 0..windows {
+            let from = window * ctx;
+            let rows = self.read(from + positions.start..from + positions.end)?.into_owned();
+            self.write(window * positions.len(), rows.view())?;
+        }
+        self.shape[0] = windows * positions.len();
+        let len = self.shape[0] * self.shape[1];
+        match &mut self.store {
+            Store::Floats(all) => {
+                let (mut values, _) = std::mem::take(all).into_raw_vec_and_offset();
+                values.truncate(len);
+                values.shrink_to_fit();
+                *all = Array2::from_shape_vec(self.shape, values).expect("as many values as rows are kept");
+            }
+            Store::Bytes(all) => {
+                all.truncate(len * self.float.bytes());
+                all.shrink_to_fit();
+            }
+            Store::File(_) => {}
+        }
+        Ok(())
+    }
+
     /// All of them, `[tokens, features]`, in memory.
     ///
     /// # Errors
@@ -275,6 +309,23 @@ mod tests {
             assert_eq!(seen.unwrap(), 6);
             let all = hidden.into_array().unwrap();
             assert_eq!(all.column(2).to_vec(), [2.0, 3.0, 3.0, 2.0, 2.0], "{keeping:?}");
+        }
+    }
+
+    #[test]
+    fn some_positions_of_every_window_are_kept_wherever_the_rows_are() {
+        let folder = tempfile::tempdir().unwrap();
+        for keeping in everywhere(&folder) {
+            let mut hidden = HiddenStates::zeros([12, 2], &keeping).unwrap();
+            hidden.write(0, Array2::from_shape_fn((12, 2), |(row, _)| row as f32).view()).unwrap();
+            hidden.keep_positions(4, 1..4).unwrap();
+            assert_eq!(hidden.tokens(), 9);
+            let kept = hidden.into_array().unwrap();
+            assert_eq!(
+                kept.column(1).to_vec(),
+                [1.0, 2.0, 3.0, 5.0, 6.0, 7.0, 9.0, 10.0, 11.0],
+                "{keeping:?}"
+            );
         }
     }
 

@@ -27,6 +27,7 @@ pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
         convention: args.convention.into(),
         precision: args.precision.into(),
         as_in: original.as_ref().and_then(Original::cache),
+        models: 1 + usize::from(matches!(original, Some(Original::Model(_)))),
         max_memory: global.max_memory,
     };
     let scoring = request.read(&source, &tokenizer)?;
@@ -39,7 +40,8 @@ pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
     }
     if global.dry_run {
         let (tokens, ctx) = (scoring.windows.tokens().len(), scoring.windows.ctx());
-        return say(&format!("{tokens} tokens in {} windows of {ctx}\n", scoring.windows.count()));
+        let memory = &scoring.memory;
+        return say(&format!("{tokens} tokens in {} windows of {ctx}\n{memory}\n", scoring.windows.count()));
     }
     let keep_at = args.save_reference.as_deref();
     delivery.check(&keep_at.into_iter().collect::<Vec<_>>())?;
@@ -63,6 +65,6 @@ pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
     if let Some(keeping) = keeping {
         clock.time("keep", || keeping.finish(&predictions, &scoring, talk))?;
     }
-    report.run = Some(clock.run(Some(scoring.precision)));
+    report.run = Some(clock.run(Some(scoring.memory.streaming.precision)));
     delivery.one(&report)
 }

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 
 use attar_checkpoint::atomic::Overwrite;
 use attar_checkpoint::tokenizer::Tokenizer;
+use attar_eval::Convention;
 use attar_eval::report;
-use attar_eval::{Budget, Convention};
 use attar_model::Precision;
 use attar_model::teacher::Cache;
 
@@ -19,7 +19,7 @@ use crate::cli::Global;
 use crate::diagnostic::Result;
 use crate::pipeline::score::Scoring;
 use crate::pipeline::{Calibration, Job};
-use crate::plan::Plan;
+use crate::plan::{Plan, ScoringMemory, ScoringSize};
 use crate::source::Source;
 use crate::talk::{Talk, Verbosity, say};
 
@@ -109,18 +109,17 @@ pub struct ScoringRequest<'a> {
     /// A run of another model that this one is to be compared with: where nothing else is asked for, the text is cut
     /// as it was then.
     pub as_in: Option<&'a Cache>,
+    /// Models that are run: the one that is scored, and the one it is compared with unless that was run before.
+    pub models: usize,
     /// Memory all of the work may use, if bounded.
     pub max_memory: Option<u64>,
 }
-
-/// The part of `--max-memory` that heads and logits may take; blocks and hidden states have the rest.
-const BUDGET_SHARE: u64 = 4;
 
 impl ScoringRequest<'_> {
     /// Reads and cuts it, and holds it to the run it is to be compared with.
     ///
     /// # Errors
-    /// A file that cannot be read, a text too short, another text or vocabulary than in that run.
+    /// A file that cannot be read, a text too short, another text or vocabulary than in that run, too little memory.
     pub fn read(&self, source: &Source, tokenizer: &Tokenizer) -> Result<Scoring> {
         let text = Text::held_out(self.file.map(PathBuf::as_path))?;
         let [_, score_ctx] = text::DEFAULT_CTX;
@@ -129,9 +128,14 @@ impl ScoringRequest<'_> {
         let chunks = self.chunks.or(then.map(|then| then.windows));
         let ctx = ctx.unwrap_or(score_ctx.min(source.config.max_position_embeddings).max(1));
         let windows = text::evaluation_windows(&text, tokenizer, ctx, self.convention, chunks)?;
-        let budget = self.max_memory.map(|bytes| Budget::of(bytes / BUDGET_SHARE)).unwrap_or_default();
-        let (convention, precision) = (self.convention, self.precision);
-        let scoring = Scoring { text: text.name, windows, convention, precision, budget };
+        let size = ScoringSize {
+            tokens: windows.tokens().len(),
+            ctx,
+            scored: windows.count() * self.convention.scored(ctx).len(),
+            models: self.models,
+        };
+        let memory = ScoringMemory::plan(&source.config, size, self.precision, self.max_memory)?;
+        let scoring = Scoring { text: text.name, windows, convention: self.convention, memory };
         match self.as_in {
             Some(cache) => scoring.check(cache, source).map(|()| scoring),
             None => Ok(scoring),

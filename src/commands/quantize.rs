@@ -43,6 +43,7 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
                 convention: args.convention.into(),
                 precision: args.precision.into(),
                 as_in: cache.as_ref(),
+                models: 1 + usize::from(cache.is_none()),
                 max_memory: global.max_memory,
             }
             .read(&source, tokenizer)?,

@@ -2,13 +2,13 @@
 
 use attar_eval::report::Evaluation;
 use attar_eval::{
-    Budget, Convention, Passage, Predictions, Progress, Reference, Scored, Stage as Part, evaluate, keep,
-    score,
+    Convention, Passage, Predictions, Progress, Reference, Scored, Stage as Part, evaluate, keep, score,
 };
+use attar_model::Windows;
 use attar_model::teacher::{Cache, Signal, Writer};
-use attar_model::{Precision, Windows};
 
 use crate::diagnostic::{Explain, Result};
+use crate::plan::ScoringMemory;
 use crate::source::Source;
 use crate::talk::{Stage, Talk};
 
@@ -21,10 +21,8 @@ pub struct Scoring {
     pub windows: Windows,
     /// Which of them count.
     pub convention: Convention,
-    /// How exactly matrices are multiplied.
-    pub precision: Precision,
-    /// Memory for heads and logits.
-    pub budget: Budget,
+    /// How models are run over it, and in how much memory.
+    pub memory: ScoringMemory,
 }
 
 impl Scoring {
@@ -59,7 +57,7 @@ impl Scoring {
     /// Weights that cannot be read, tokens the model does not have, numbers that overflow.
     pub fn score(&self, source: &Source, reference: Option<&Reference>, talk: Talk) -> Result<Evaluation> {
         self.at_work("evaluating", source, talk, |model, progress| {
-            evaluate(model, reference, self.passage(), self.budget, progress)
+            evaluate(model, reference, self.passage(), self.memory.budget, progress)
         })
     }
 
@@ -75,7 +73,7 @@ impl Scoring {
     ) -> Result<(Predictions<'a>, Evaluation)> {
         self.at_work("evaluating", source, talk, |model, progress| {
             let predictions = Predictions::run(model, self.passage(), progress)?;
-            let evaluation = score(&predictions, reference, self.passage(), self.budget, progress)?;
+            let evaluation = score(&predictions, reference, self.passage(), self.memory.budget, progress)?;
             Ok((predictions, evaluation))
         })
     }
@@ -94,7 +92,7 @@ impl Scoring {
         let tokens = self.windows.count() * self.convention.scored(self.windows.ctx()).len();
         let stage = talk.stage("keeping", tokens as u64, "tokens");
         let mut told = 0;
-        keep(predictions, self.passage(), signal, self.budget, writer, &mut |progress| {
+        keep(predictions, self.passage(), signal, self.memory.budget, writer, &mut |progress| {
             stage.step((progress.done - told) as u64, "");
             told = progress.done;
         })?;
@@ -113,7 +111,8 @@ impl Scoring {
         let (tokens, blocks) = (self.windows.tokens().len() as u64, source.config.num_hidden_layers as u64);
         let stage = talk.stage(name, tokens * (blocks + 1), "tokens x blocks");
         let mut told = 0;
-        let model = Scored { config: &source.config, weights: source, precision: self.precision };
+        let model =
+            Scored { config: &source.config, weights: source, streaming: self.memory.streaming.clone() };
         let result = work(model, &mut |progress| tell(&stage, &mut told, tokens, blocks, progress));
         let result = result
             .doing(|| format!("while evaluating `{}`", source.path.display()))

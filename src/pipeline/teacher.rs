@@ -162,7 +162,7 @@ fn facts(signal: Signal, scoring: &Scoring, source: &Source) -> Result<Facts> {
         hidden_size: source.config.hidden_size,
         logits_scaling: source.config.logits_scaling,
         logit_cap: source.config.logit_cap,
-        precision: scoring.precision.name().to_owned(),
+        precision: scoring.memory.streaming.precision.name().to_owned(),
         signal,
         windows_per_part: 0,
     })

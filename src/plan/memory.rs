@@ -5,28 +5,28 @@
 
 use std::fmt;
 
-use attar_checkpoint::scratch;
 use attar_model::{Keeping, KeptFloat, ModelConfig, Place};
 
 use super::machine::available_bytes;
+use super::scoring::scratch_folder;
 use super::{CalibrationSize, PlannedTensor};
 use crate::diagnostic::{Failure, Result};
 use crate::pipeline::stream::{CHUNK_TOKENS, Carry};
 use crate::source::CHUNK_WEIGHTS;
 use crate::talk::human_bytes;
 
-const F32: u64 = 4;
+pub(super) const F32: u64 = 4;
 
 /// Matrices of the size of the rows being solved that a solver holds at once: the weights and what is left of them, errors,
 /// their product with the Hessian, what two sets of codes decode to, and the codes.
 const SOLVER_COPIES: u64 = 8;
 
 /// The program itself, its tokenizer, and what the allocator keeps back.
-const PROGRAM_BYTES: u64 = 64 << 20;
+pub(super) const PROGRAM_BYTES: u64 = 64 << 20;
 
 /// Without a limit from the user, the part of the available memory that is used before anything is computed twice or goes
 /// to the disk. The rest serves others, and the system as the cache through which the model is read.
-const SHARE: u64 = 2;
+pub(super) const SHARE: u64 = 2;
 
 /// What a pass will need, and how it keeps within that.
 #[derive(Clone, Debug)]
@@ -74,15 +74,7 @@ pub fn estimate(
         (None, None) => leanest,
         (None, Some(limit)) => return Err(work.too_large(work.peak(leanest), limit)),
     };
-    let place = if way.spilled {
-        let folder = scratch::default_folder().ok_or_else(|| {
-            Failure::new("the hidden states do not fit into memory, and the folders for temporary files lie in memory too")
-                .hint("set TMPDIR to a folder on a disk")
-        })?;
-        Place::Folder(folder)
-    } else {
-        Place::Memory
-    };
+    let place = if way.spilled { Place::Folder(scratch_folder()?) } else { Place::Memory };
     let keeping = Keeping { float: KeptFloat::F32, place };
     Ok(Memory { peak_bytes: work.peak(way), keeping, carry: way.carry, hidden_bytes: work.hidden_bytes() })
 }
@@ -175,7 +167,7 @@ impl fmt::Display for Memory {
             match self.carry {
                 Carry { mlp_mid: true, .. } => {}
                 Carry { attn_out: true, .. } => {
-                    writeln!(f, "the input of down is computed twice to save memory")?
+                    writeln!(f, "the input of down is computed twice to save memory")?;
                 }
                 Carry { .. } => writeln!(f, "the inputs of o and of down are computed twice to save memory")?,
             }

@@ -5,7 +5,7 @@ use std::error::Error as StdError;
 use attar_checkpoint::Dtype;
 use attar_checkpoint::atomic::Overwrite;
 use attar_model::teacher::{Cache, Facts, Signal, Teacher, Writer};
-use attar_model::{Head, ModelConfig, Precision, Weights, Windows};
+use attar_model::{Head, ModelConfig, Precision, Streaming, Weights, Windows};
 use ndarray::ArrayD;
 use serde_json::json;
 
@@ -46,7 +46,7 @@ impl Tiny {
     }
 
     fn scored(&self) -> Scored<'_> {
-        Scored { config: &self.config, weights: self, precision: Precision::F32 }
+        Scored { config: &self.config, weights: self, streaming: Streaming::default() }
     }
 }
 
@@ -112,7 +112,8 @@ fn in_bf16_a_model_scores_nearly_as_in_f32() {
     let windows = windows(&text(50, 200), 16, Convention::Hf, Some(0), None).unwrap();
     let passage = passage(&windows, Convention::Hf);
     let reference = Reference::run(model.scored(), passage, &mut silent).unwrap();
-    let rounded = Scored { precision: Precision::Bf16, ..model.scored() };
+    let streaming = Streaming { precision: Precision::Bf16, ..Streaming::default() };
+    let rounded = Scored { streaming, ..model.scored() };
     let evaluation = evaluate(rounded, Some(&reference), passage, ROOMY, &mut silent).unwrap();
     let divergence = evaluation.kl_divergence.unwrap();
     assert!(divergence.mean > 0.0 && divergence.mean < 1e-4, "{divergence:?}");

@@ -15,8 +15,8 @@ fn run(place: &Place, line: &str) -> Run {
 }
 
 /// The least `--max-memory` that is not refused, from the words of a refusal.
-fn least(place: &Place) -> String {
-    let refusal = run(place, &format!("{QUANTIZE} -o out.gguf --max-memory 1MB")).stderr;
+fn least(place: &Place, line: &str) -> String {
+    let refusal = run(place, &format!("{line} --max-memory 1MB")).stderr;
     let needed = refusal.split_once("about ").and_then(|(_, rest)| rest.split_once(" MB")).map(|(mb, _)| mb);
     let mb: f64 = needed.and_then(|mb| mb.parse().ok()).unwrap_or_else(|| panic!("{refusal}"));
     format!("{}kB", (mb * 1000.0).ceil() + 10.0) // it was rounded to two digits
@@ -26,7 +26,7 @@ fn least(place: &Place) -> String {
 fn hidden_states_in_a_file_give_the_same_bytes_as_in_memory_and_leave_nothing() {
     let place = Place::new();
     fs::create_dir(place.at("tmp")).unwrap();
-    let least = least(&place);
+    let least = least(&place, &format!("{QUANTIZE} -o out.gguf"));
     for (limit, plan) in [("", "in memory"), (&*format!("--max-memory {least}"), "in a temporary file in")] {
         let line = format!("{QUANTIZE} -o out-{}.gguf {limit}", limit.len());
         let told = run(&place, &format!("{line} --dry-run"));
@@ -46,10 +46,30 @@ fn hidden_states_in_a_file_give_the_same_bytes_as_in_memory_and_leave_nothing() 
 }
 
 #[test]
+fn scores_within_a_memory_budget_are_the_same_and_leave_nothing() {
+    let place = Place::new();
+    fs::create_dir(place.at("tmp")).unwrap();
+    let line = "eval books-2m --reference books-2m --text heldout.txt --ctx 256";
+    let least = least(&place, line);
+    let told = run(&place, &format!("{line} --max-memory {least} --dry-run")).stdout;
+    assert!(told.contains("in a temporary file in"), "{told}");
+    let [roomy, lean] = ["1GB", &*least].map(|limit| {
+        let done = run(&place, &format!("{line} --max-memory {limit} --json {limit}.json"));
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        let report: serde_json::Value =
+            serde_json::from_slice(&fs::read(place.at(&format!("{limit}.json"))).unwrap()).unwrap();
+        report["evaluation"].clone()
+    });
+    assert!(roomy["perplexity"]["value"].is_number());
+    assert_eq!(roomy, lean);
+    assert_eq!(fs::read_dir(place.at("tmp")).unwrap().count(), 0);
+}
+
+#[test]
 fn a_folder_for_temporary_files_that_is_not_there_is_named() {
     let place = Place::new();
-    let least = least(&place);
-    let line = format!("{QUANTIZE} -o out.gguf --max-memory {least}");
+    let line = format!("{QUANTIZE} -o out.gguf");
+    let line = format!("{line} --max-memory {}", least(&place, &line));
     let missing = place.at("tmp");
     let mut command = Command::new(ATTAR);
     let stderr = place.fails_with(
