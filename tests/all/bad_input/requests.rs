@@ -71,10 +71,12 @@ fn a_tensor_rule_that_is_none() {
 #[test]
 fn less_memory_than_the_work_takes() {
     let place = Place::new();
-    let line = "quantize books-2m -o out.gguf --scheme q4_k_m --max-memory 1MB";
+    let line = "quantize books-2m -o out.gguf --scheme q4_k_m --no-eval --max-memory 1MB";
     place.refuses(line, &["--max-memory is 1.00 MB", "--method rtn"]);
     let line = "quantize books-2m -o out.gguf --scheme q4_k_m --method rtn --max-memory 1MB";
     place.refuses(line, &["--max-memory is 1.00 MB"]);
+    let line = "eval books-2m --text heldout.txt --max-memory 1MB";
+    place.refuses(line, &["--max-memory is 1.00 MB", "--ctx"]);
 }
 
 #[test]

@@ -165,10 +165,12 @@ fn a_dry_run_prints_every_tensor_and_writes_nothing() {
         }
         place.assert_contents(&before);
     }
-    assert_eq!(
-        place.done("eval books-2m --text heldout.txt --ctx 128 --chunks 3 --dry-run"),
-        "384 tokens in 3 windows of 128\n"
-    );
+    let plan = place.done("eval books-2m --text heldout.txt --ctx 128 --chunks 3 --dry-run");
+    for part in
+        ["384 tokens in 3 windows of 128\n", "hidden states: 393.22 kB, in memory\n", "expected peak memory"]
+    {
+        assert!(plan.contains(part), "no {part} in\n{plan}");
+    }
     place.assert_contents(&before);
 }
 

