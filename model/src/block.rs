@@ -6,17 +6,20 @@
 //!                      attention                                    silu
 //! ```
 //!
+//! Where the MLP is made of [`Experts`] they take the place of `mlp_mid` and `add_mlp`.
+//!
 //! Some families normalise what o and down give instead of what q and gate read, or both.
 
 mod backward;
 
-pub use backward::Kept;
+pub use backward::{Kept, refuse_experts};
 
-use crate::family::Activation;
+use crate::experts::{Experts, Router};
+use crate::mlp::Gated;
 use crate::norm::Norm;
 use crate::weights::{matrix, vector};
 use crate::{Error, ModelConfig, Role, TensorSpec, Weight, Weights};
-use attar_tensor::op::{Rope, attention, gelu_mul, silu_mul};
+use attar_tensor::op::{Rope, attention};
 use attar_tensor::{Precision, bf16_attention};
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewD, ArrayViewMut2, ArrayViewMutD, Axis, s};
 use std::sync::OnceLock;
@@ -31,6 +34,15 @@ pub struct Linear {
 }
 
 impl Linear {
+    pub(crate) fn load(
+        weights: &dyn Weights,
+        weight: &TensorSpec,
+        bias: Option<&TensorSpec>,
+    ) -> Result<Self, Error> {
+        let bias = bias.map(|spec| vector(weights, spec)).transpose()?;
+        Ok(Self { weight: matrix(weights, weight)?.into(), bias })
+    }
+
     /// Activations `[tokens, in_features]` to `[tokens, out_features]`.
     pub fn apply(&self, x: ArrayView2<'_, f32>) -> Array2<f32> {
         let Some(bias) = &self.bias else { return self.weight.apply(x) };
@@ -62,15 +74,20 @@ pub struct Block {
     o: Linear,
     post_attn_norm: Option<Norm>,
     mlp_norm: Option<Norm>,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
+    mlp: Mlp,
     post_mlp_norm: Option<Norm>,
     rope: OnceLock<Option<Rope>>, // for the first ctx that was asked for
 }
 
+/// What stands between the second norm and the residual stream.
+#[derive(Debug)]
+enum Mlp {
+    Dense(Box<Gated>),
+    Experts(Experts),
+}
+
 impl Block {
-    /// Loads the block's weights.
+    /// Loads the block's weights, those of all experts among them.
     ///
     /// # Errors
     /// A tensor that cannot be loaded or has another shape than the configuration says.
@@ -78,13 +95,31 @@ impl Block {
     /// # Panics
     /// If the model has no such layer.
     pub fn load(config: &ModelConfig, layer: usize, weights: &dyn Weights) -> Result<Self, Error> {
+        let mut block = Self::load_without_experts(config, layer, weights)?;
+        if let Mlp::Experts(experts) = &mut block.mlp {
+            experts.load_all(config, layer, weights)?;
+        }
+        Ok(block)
+    }
+
+    /// Loads the block's weights and of experts only the router: they can be [loaded](Gated::load_expert) one by one.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    ///
+    /// # Panics
+    /// As [`load`](Self::load).
+    pub fn load_without_experts(
+        config: &ModelConfig,
+        layer: usize,
+        weights: &dyn Weights,
+    ) -> Result<Self, Error> {
         assert!(layer < config.num_hidden_layers, "layer {layer} of {}", config.num_hidden_layers);
         let spec = |role| config.tensor(role, Some(layer));
         let norm = |role| spec(role).map(|spec| Norm::load(config, &spec, weights)).transpose();
         let needed = |role| spec(role).ok_or_else(|| Error::Missing { key: format!("{role:?}") });
         let linear = |role, bias| -> Result<Linear, Error> {
-            let bias = spec(bias).map(|spec: TensorSpec| vector(weights, &spec)).transpose()?;
-            Ok(Linear { weight: matrix(weights, &needed(role)?)?.into(), bias })
+            Linear::load(weights, &needed(role)?, spec(bias).as_ref())
         };
         let fused = |role, rows: &[usize]| -> Result<Vec<Linear>, Error> {
             let all = matrix(weights, &needed(role)?)?;
@@ -102,9 +137,20 @@ impl Block {
                 [linear(Role::Q, Role::QBias)?, linear(Role::K, Role::KBias)?, linear(Role::V, Role::VBias)?]
             }
         };
-        let [gate, up] = match spec(Role::GateUp) {
-            Some(_) => taken(fused(Role::GateUp, &[config.intermediate_size; 2])?),
-            None => [linear(Role::Gate, Role::GateBias)?, linear(Role::Up, Role::UpBias)?],
+        let dense = || -> Result<Gated, Error> {
+            let [gate, up] = match spec(Role::GateUp) {
+                Some(_) => taken(fused(Role::GateUp, &[config.intermediate_size; 2])?),
+                None => [linear(Role::Gate, Role::GateBias)?, linear(Role::Up, Role::UpBias)?],
+            };
+            let down = linear(Role::Down, Role::DownBias)?;
+            Ok(Gated { gate, up, down, activation: config.family.activation })
+        };
+        let mlp = match config.experts_of(layer) {
+            Some(numbers) => {
+                let router = Router::new(numbers, matrix(weights, &needed(Role::Router)?)?);
+                Mlp::Experts(Experts::new(router))
+            }
+            None => Mlp::Dense(Box::new(dense()?)),
         };
         Ok(Self {
             config: config.clone(),
@@ -117,9 +163,7 @@ impl Block {
             o: linear(Role::O, Role::OBias)?,
             post_attn_norm: norm(Role::PostAttnNorm)?,
             mlp_norm: norm(Role::MlpNorm)?,
-            gate,
-            up,
-            down: linear(Role::Down, Role::DownBias)?,
+            mlp,
             post_mlp_norm: norm(Role::PostMlpNorm)?,
             rope: OnceLock::new(),
         })
@@ -128,71 +172,72 @@ impl Block {
     /// The matrix of one role and its bias.
     ///
     /// # Panics
-    /// If the role is not one of a block's seven matrices.
+    /// If the role is not one of a block's seven matrices; where the MLP is made of experts its three are not.
     pub fn linear(&self, role: Role) -> &Linear {
-        match role {
-            Role::Q => &self.q,
-            Role::K => &self.k,
-            Role::V => &self.v,
-            Role::O => &self.o,
-            Role::Gate => &self.gate,
-            Role::Up => &self.up,
-            Role::Down => &self.down,
-            other => panic!("{other:?} is not a matrix of a block"),
-        }
+        self.find(role).unwrap_or_else(|| panic!("{role:?} is not a matrix of this block"))
     }
 
     fn linear_mut(&mut self, role: Role) -> &mut Linear {
-        match role {
-            Role::Q => &mut self.q,
-            Role::K => &mut self.k,
-            Role::V => &mut self.v,
-            Role::O => &mut self.o,
-            Role::Gate => &mut self.gate,
-            Role::Up => &mut self.up,
-            Role::Down => &mut self.down,
-            other => panic!("{other:?} is not a matrix of a block"),
+        self.find_mut(role).unwrap_or_else(|| panic!("{role:?} is not a matrix of this block"))
+    }
+
+    fn find(&self, role: Role) -> Option<&Linear> {
+        match (role, &self.mlp) {
+            (Role::Q, _) => Some(&self.q),
+            (Role::K, _) => Some(&self.k),
+            (Role::V, _) => Some(&self.v),
+            (Role::O, _) => Some(&self.o),
+            (Role::Gate | Role::Up | Role::Down, Mlp::Dense(mlp)) => Some(mlp.linear(role)),
+            _ => None,
+        }
+    }
+
+    fn find_mut(&mut self, role: Role) -> Option<&mut Linear> {
+        match (role, &mut self.mlp) {
+            (Role::Q, _) => Some(&mut self.q),
+            (Role::K, _) => Some(&mut self.k),
+            (Role::V, _) => Some(&mut self.v),
+            (Role::O, _) => Some(&mut self.o),
+            (Role::Gate | Role::Up | Role::Down, Mlp::Dense(mlp)) => Some(mlp.linear_mut(role)),
+            _ => None,
         }
     }
 
     /// The matrix of one role, `[out_features, in_features]`, to be changed in place; the bias stays.
     ///
     /// # Panics
-    /// If the role is not one of a block's seven matrices, or the matrix is packed.
+    /// If the role is not one of a block's seven matrices, where the MLP is made of experts four, or the matrix is packed.
     pub fn weight_mut(&mut self, role: Role) -> ArrayViewMut2<'_, f32> {
         self.linear_mut(role).weight.view_mut()
     }
 
-    /// The weight, bias or norm of one role, as it is stored; `None` if the block has no such part.
+    /// The weight, bias or norm of one role, as it is stored; `None` if the block has no such part. A router and experts are
+    /// not among them.
     ///
     /// # Panics
     /// If it is a matrix that is packed.
     pub fn parameter(&self, role: Role) -> Option<ArrayViewD<'_, f32>> {
-        let vector = match role {
-            Role::Q | Role::K | Role::V | Role::O | Role::Gate | Role::Up | Role::Down => {
-                return Some(self.linear(role).weight.view().into_dyn());
-            }
-            _ => match role.biased() {
-                Some(matrix) => self.linear(matrix).bias.as_ref(),
-                None => self.norm(role).map(Norm::stored),
-            },
+        if let Some(linear) = self.find(role) {
+            return Some(linear.weight.view().into_dyn());
+        }
+        let vector = match role.biased() {
+            Some(matrix) => self.find(matrix)?.bias.as_ref(),
+            None => self.norm(role).map(Norm::stored),
         };
         vector.map(|vector| vector.view().into_dyn())
     }
 
-    /// The weight, bias or norm of one role, as it is stored, to be changed in place; `None` if the block has no such part.
+    /// [`parameter`](Self::parameter), to be changed in place.
     ///
     /// # Panics
     /// If it is a matrix that is packed.
     pub fn parameter_mut(&mut self, role: Role) -> Option<ArrayViewMutD<'_, f32>> {
-        let vector = match role {
-            Role::Q | Role::K | Role::V | Role::O | Role::Gate | Role::Up | Role::Down => {
-                return Some(self.weight_mut(role).into_dyn());
-            }
-            _ => match role.biased() {
-                Some(matrix) => self.linear_mut(matrix).bias.as_mut(),
-                None => self.norm_mut(role).map(Norm::stored_mut),
-            },
+        if self.find(role).is_some() {
+            return Some(self.weight_mut(role).into_dyn());
+        }
+        let vector = match role.biased() {
+            Some(matrix) => self.find_mut(matrix)?.bias.as_mut(),
+            None => self.norm_mut(role).map(Norm::stored_mut),
         };
         vector.map(|vector| vector.view_mut().into_dyn())
     }
@@ -231,10 +276,14 @@ impl Block {
         }
     }
 
-    /// Keeps of every matrix what products in `precision` need, see [`Weight::pack`].
+    /// Keeps of every matrix what products in `precision` need, see [`Weight::pack`]; a router stays as it is.
     pub fn pack(&mut self, precision: Precision) {
-        for role in [Role::Q, Role::K, Role::V, Role::O, Role::Gate, Role::Up, Role::Down] {
+        for role in [Role::Q, Role::K, Role::V, Role::O] {
             self.pack_role(role, precision);
+        }
+        match &mut self.mlp {
+            Mlp::Dense(mlp) => mlp.pack(precision),
+            Mlp::Experts(experts) => experts.pack(precision),
         }
     }
 
@@ -334,22 +383,35 @@ impl Block {
         }
     }
 
-    /// `activation(gate) * up`: what down reads, `[tokens, intermediate_size]`.
-    pub fn mlp_mid(&self, mlp_in: ArrayView2<'_, f32>) -> Array2<f32> {
-        let up = self.up.apply(mlp_in);
-        self.gated(self.gate.apply(mlp_in), up.view())
-    }
-
-    fn gated(&self, gate: Array2<f32>, up: ArrayView2<'_, f32>) -> Array2<f32> {
-        match self.config.family.activation {
-            Activation::Silu => silu_mul(gate, up),
-            Activation::GeluTanh => gelu_mul(gate, up),
+    /// The experts the MLP is made of, if it is.
+    pub fn experts(&self) -> Option<&Experts> {
+        match &self.mlp {
+            Mlp::Dense(_) => None,
+            Mlp::Experts(experts) => Some(experts),
         }
     }
 
+    fn dense(&self) -> &Gated {
+        match &self.mlp {
+            Mlp::Dense(mlp) => mlp,
+            Mlp::Experts(_) => panic!("a block with experts has no MLP of its own"),
+        }
+    }
+
+    /// `activation(gate) * up`: what down reads, `[tokens, intermediate_size]`.
+    ///
+    /// # Panics
+    /// If the MLP is made of experts.
+    pub fn mlp_mid(&self, mlp_in: ArrayView2<'_, f32>) -> Array2<f32> {
+        self.dense().mid(mlp_in)
+    }
+
     /// `hidden += down(mlp_mid)`, what is added normed and scaled as the family has it.
+    ///
+    /// # Panics
+    /// If the MLP is made of experts.
     pub fn add_mlp(&self, hidden: ArrayViewMut2<'_, f32>, mlp_mid: ArrayView2<'_, f32>) {
-        self.add(&self.down, self.post_mlp_norm.as_ref(), hidden, mlp_mid);
+        self.add(&self.dense().down, self.post_mlp_norm.as_ref(), hidden, mlp_mid);
     }
 
     #[expect(clippy::float_cmp, reason = "it is one or it is not")]
@@ -385,8 +447,11 @@ impl Block {
         for mut hidden in hidden.axis_chunks_iter_mut(Axis(0), tokens_at_once(ctx)) {
             let attn_out = self.attn_out(self.attn_in(hidden.view()).view(), ctx);
             self.add_attn(hidden.view_mut(), attn_out.view());
-            let mlp_mid = self.mlp_mid(self.mlp_in(hidden.view()).view());
-            self.add_mlp(hidden.view_mut(), mlp_mid.view());
+            let mlp_in = self.mlp_in(hidden.view());
+            match self.experts() {
+                Some(experts) => experts.add_to(hidden.view_mut(), mlp_in.view()),
+                None => self.add_mlp(hidden.view_mut(), self.mlp_mid(mlp_in.view()).view()),
+            }
         }
     }
 }

@@ -1,9 +1,11 @@
 //! The numbers of one model, from a Hugging Face configuration or GGUF metadata.
 
+mod experts;
 mod gguf;
 mod hf;
 mod rope;
 
+pub use experts::Experts;
 pub use rope::{Llama3Scaling, LongRope, RopeScaling};
 
 use crate::{Error, Family, Tap};
@@ -88,6 +90,8 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// For each layer how many tokens a token sees, itself among them; all before it if `None`.
     pub sliding_windows: Vec<Option<usize>>,
+    /// The experts of the layers whose MLP is made of them, if any is.
+    pub experts: Option<Experts>,
     /// Longest sequence the model was made for.
     pub max_position_embeddings: usize,
     /// The token that begins a text.
@@ -113,7 +117,12 @@ impl ModelConfig {
         self.num_key_value_heads * self.head_dim
     }
 
-    /// Features of the activation at a tap.
+    /// The experts of a layer, where its MLP is made of them.
+    pub fn experts_of(&self, layer: usize) -> Option<&Experts> {
+        self.experts.as_ref().filter(|experts| experts.layers.get(layer) == Some(&true))
+    }
+
+    /// Features of the activation at a tap; in layers with experts `MlpMid` is each expert's, see [`Experts`].
     pub fn tap_features(&self, tap: Tap) -> usize {
         match tap {
             Tap::AttnIn | Tap::MlpIn | Tap::HeadIn => self.hidden_size,
@@ -211,6 +220,9 @@ impl ModelConfig {
             return Err(value("rms_norm_eps", self.rms_norm_eps, "a small positive number".into()));
         }
         self.check_constants()?;
+        if let Some(experts) = &self.experts {
+            experts.check()?;
+        }
         if let Some(scaling) = &self.rope_scaling {
             scaling.check(self.rotary_dim / 2)?;
         }

@@ -64,6 +64,14 @@ pub enum Error {
     /// A teacher cache cannot be written, read, or used here.
     #[error("the teacher cache cannot be used")]
     Teacher(#[from] crate::teacher::Error),
+    /// A layer that runs forward only.
+    #[error(
+        "layer {layer} is made of experts, which have no backward pass: the model runs, but cannot be trained"
+    )]
+    NoBackward {
+        /// The layer.
+        layer: usize,
+    },
     /// A token that the embedding has no row for.
     #[error("token {token} at position {position} is not below {vocab_size}, the vocabulary size")]
     Token {

@@ -16,10 +16,12 @@ pub mod teacher;
 mod block;
 mod config;
 mod error;
+mod experts;
 mod forward;
 mod gradients;
 mod hidden;
 mod loss;
+mod mlp;
 mod norm;
 mod tensors;
 mod train;
@@ -28,8 +30,11 @@ mod weights;
 
 pub use attar_tensor::Precision;
 pub use block::{Block, Kept, Linear};
-pub use config::{AttentionScale, Llama3Scaling, LongRope, ModelConfig, RopeScaling};
+pub use config::{
+    AttentionScale, Experts as ExpertNumbers, Llama3Scaling, LongRope, ModelConfig, RopeScaling,
+};
 pub use error::Error;
+pub use experts::{Experts, Router, Routing, Share};
 pub use family::{FAMILIES, Family};
 pub use forward::{
     Head, HeadRows, HeadSource, LogitShape, Streaming, Windows, check_tokens, embed, final_norm,
@@ -38,8 +43,9 @@ pub use forward::{
 pub use gradients::Gradients;
 pub use hidden::{HiddenStates, Keeping, KeptFloat, Place};
 pub use loss::{ForwardKl, Loss, NextToken, next_token_weights};
+pub use mlp::Gated;
 pub use norm::Norm;
-pub use tensors::{GgufAdds, Role, RowOrder, Tap, TensorSpec};
+pub use tensors::{ExpertIndex, FilePlace, GgufAdds, Role, RowOrder, Tap, TensorSpec};
 pub use train::{Keep, Model};
 pub use weight::Weight;
 pub use weights::{LoadError, Weights};

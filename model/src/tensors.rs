@@ -1,9 +1,13 @@
 //! Every tensor of a model: what it does, what it reads, what it is called.
 
+mod experts;
+
+pub use experts::{ExpertIndex, FilePlace};
+
 use crate::ModelConfig;
 use crate::family::QkNorm;
 
-/// What a tensor does.
+/// What a tensor does. Every expert has a gate, an up and a down of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "each variant is the module or parameter of its name")]
 pub enum Role {
@@ -23,6 +27,7 @@ pub enum Role {
     KNorm,
     PostAttnNorm,
     MlpNorm,
+    Router,
     /// gate and up in one matrix.
     GateUp,
     Gate,
@@ -143,11 +148,13 @@ pub struct TensorSpec {
     pub role: Role,
     /// The decoder block it belongs to, if any.
     pub layer: Option<usize>,
+    /// The expert it belongs to, if any.
+    pub expert: Option<ExpertIndex>,
     /// Its shape, outermost first: a matrix is `[out_features, in_features]`.
     pub shape: Vec<usize>,
     /// The activation it reads: matrices that multiply one have it, the embedding, norms and biases have not.
     pub tap: Option<Tap>,
-    /// Its name in GGUF files.
+    /// Its name in GGUF files; there all experts of a layer stand in one tensor.
     pub gguf_name: String,
     /// The order of its rows in GGUF files.
     pub row_order: RowOrder,
@@ -333,6 +340,7 @@ impl Row {
             name,
             role: self.role,
             layer,
+            expert: None,
             shape: (self.shape)(config),
             tap: self.tap,
             gguf_name,
@@ -361,6 +369,12 @@ impl Role {
         }
     }
 
+    /// Whether it is of an MLP that is not made of experts.
+    fn is_of_dense_mlp(self) -> bool {
+        use Role::{Down, DownBias, Gate, GateBias, GateUp, Up, UpBias};
+        matches!(self, GateUp | Gate | GateBias | Up | UpBias | Down | DownBias)
+    }
+
     /// Its name in reports: the module's name in Hugging Face models, with `.bias` for biases.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -379,6 +393,7 @@ impl Role {
             Self::KNorm => "k_norm",
             Self::PostAttnNorm => "post_attention_norm",
             Self::MlpNorm => "post_attention_layernorm",
+            Self::Router => "router",
             Self::GateUp => "gate_up_proj",
             Self::Gate => "gate_proj",
             Self::Up => "up_proj",
@@ -394,19 +409,36 @@ impl Role {
 }
 
 impl ModelConfig {
-    /// Every tensor of the model, in the order in which a forward pass meets them. A tied head is not among them.
+    /// Every tensor of the model, in the order in which a forward pass meets them, expert by expert. A tied head is not
+    /// among them.
     pub fn tensors(&self) -> Vec<TensorSpec> {
-        let blocks =
-            (0..self.num_hidden_layers).flat_map(|layer| BLOCK.iter().map(move |row| (row, Some(layer))));
-        let outside = |rows: &'static [Row]| rows.iter().map(|row| (row, None));
-        let all = outside(BEFORE).chain(blocks).chain(outside(AFTER));
-        all.filter(|(row, _)| (row.exists)(self)).map(|(row, layer)| row.spec(self, layer)).collect()
+        let blocks = (0..self.num_hidden_layers).flat_map(|layer| self.layer_tensors(layer));
+        let outside = |rows: &'static [Row]| {
+            rows.iter().filter(|row| (row.exists)(self)).map(|row| row.spec(self, None))
+        };
+        outside(BEFORE).chain(blocks).chain(outside(AFTER)).collect()
     }
 
-    /// The tensor of one role in one layer, or outside of all layers, if the model has it.
+    fn layer_tensors(&self, layer: usize) -> impl Iterator<Item = TensorSpec> {
+        let rows = BLOCK.iter().filter(move |row| self.has(row, Some(layer)));
+        let experts = experts::specs(self, layer);
+        rows.map(move |row| row.spec(self, Some(layer))).chain(experts)
+    }
+
+    /// The tensor of one role in one layer, or outside of all layers, if the model has it; the experts' are had from
+    /// [`expert_tensor`](Self::expert_tensor).
     pub fn tensor(&self, role: Role, layer: Option<usize>) -> Option<TensorSpec> {
+        if role == Role::Router {
+            return experts::router(self, layer?);
+        }
         let mut rows = if layer.is_some() { BLOCK.iter().chain(&[]) } else { BEFORE.iter().chain(AFTER) };
-        rows.find(|row| row.role == role && (row.exists)(self)).map(|row| row.spec(self, layer))
+        rows.find(|row| row.role == role && self.has(row, layer)).map(|row| row.spec(self, layer))
+    }
+
+    fn has(&self, row: &Row, layer: Option<usize>) -> bool {
+        let replaced =
+            layer.is_some_and(|layer| self.experts_of(layer).is_some()) && row.role.is_of_dense_mlp();
+        (row.exists)(self) && !replaced
     }
 }
 

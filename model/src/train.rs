@@ -1,5 +1,6 @@
 //! A whole model in memory, whose weights change: forward, loss, backward.
 
+use crate::block::refuse_experts;
 use crate::{
     Block, Error, Gradients, Head, Kept, LoadError, Loss, ModelConfig, Role, TensorSpec, Weights, Windows,
 };
@@ -35,8 +36,10 @@ impl Model {
     /// Loads all weights.
     ///
     /// # Errors
-    /// A tensor that cannot be loaded or has another shape than the configuration says.
+    /// A model with experts, before anything is loaded; a tensor that cannot be loaded or has another shape than the
+    /// configuration says.
     pub fn load(config: &ModelConfig, weights: &dyn Weights) -> Result<Self, Error> {
+        (0..config.num_hidden_layers).try_for_each(|layer| refuse_experts(config, layer))?;
         let embedding = (!config.tie_word_embeddings).then(|| crate::forward::embedding(config, weights));
         let blocks = (0..config.num_hidden_layers).map(|layer| Block::load(config, layer, weights));
         Ok(Self {
@@ -110,7 +113,7 @@ impl Model {
         let (loss, mut d) = self.head.backward(hidden.view(), loss, self.head_role(), &mut ends);
         drop(hidden);
         for layer in (lowest.unwrap_or(self.blocks.len())..self.blocks.len()).rev() {
-            let mut gradients = self.blocks[layer].gradients(trained);
+            let mut gradients = self.blocks[layer].gradients(trained)?;
             match traces.pop() {
                 Some(Trace::Activations(chunks)) => {
                     let rows = d.axis_chunks_iter_mut(Axis(0), Block::windows_at_once(ctx));

@@ -5,7 +5,7 @@
 
 use super::{Block, Linear};
 use crate::family::Activation;
-use crate::{Gradients, Role, TensorSpec};
+use crate::{Error, Gradients, ModelConfig, Role, TensorSpec};
 use attar_tensor::matmul;
 use attar_tensor::op::{
     GateBackward, attention_backward, bias_backward, gelu_mul_backward, input_backward, silu_mul_backward,
@@ -62,21 +62,34 @@ impl Linear {
     }
 }
 
+/// Refuses a layer that has no backward pass.
+pub fn refuse_experts(config: &ModelConfig, layer: usize) -> Result<(), Error> {
+    match config.experts_of(layer) {
+        Some(_) => Err(Error::NoBackward { layer }),
+        None => Ok(()),
+    }
+}
+
 impl Block {
     /// Zeros for those weights of the block that `trained` says yes to.
-    pub fn gradients(&self, trained: &dyn Fn(&TensorSpec) -> bool) -> Gradients {
+    ///
+    /// # Errors
+    /// A block with experts: it has no backward pass.
+    pub fn gradients(&self, trained: &dyn Fn(&TensorSpec) -> bool) -> Result<Gradients, Error> {
+        refuse_experts(&self.config, self.layer)?;
         let specs = self.config.tensors().into_iter().filter(|spec| spec.layer == Some(self.layer));
         let roles: Vec<_> = specs.filter(trained).flat_map(|spec| spec.role.parts().to_vec()).collect();
         let parameters: Vec<_> =
             roles.into_iter().filter_map(|role| Some((role, self.parameter(role)?))).collect();
-        Gradients::zeros(parameters.iter().map(|(role, parameter)| (*role, parameter.shape())))
+        Ok(Gradients::zeros(parameters.iter().map(|(role, parameter)| (*role, parameter.shape()))))
     }
 
     /// The whole block, as [`forward`](Self::forward) to the bit, in place of `[tokens, hidden_size]`; returns what
     /// [`backward`](Self::backward) will read.
     ///
     /// # Panics
-    /// If the rows are not whole windows of `ctx` tokens.
+    /// If the rows are not whole windows of `ctx` tokens, or the MLP is made of experts: [`gradients`](Self::gradients) refuses
+    /// such a block.
     pub fn forward_keeping(&self, mut hidden: ArrayViewMut2<'_, f32>, ctx: usize) -> Kept {
         let input = hidden.to_owned();
         let [mut q, mut k, v] = self.projected(self.attn_in(input.view()).view());
@@ -86,8 +99,9 @@ impl Block {
         self.add_attn(hidden.view_mut(), attn_out.view());
         let between = hidden.to_owned();
         let mlp_in = self.mlp_in(hidden.view());
-        let (gate, up) = (self.gate.apply(mlp_in.view()), self.up.apply(mlp_in.view()));
-        self.add_mlp(hidden, self.gated(gate.clone(), up.view()).view());
+        let mlp = self.dense();
+        let (gate, up) = (mlp.gate.apply(mlp_in.view()), mlp.up.apply(mlp_in.view()));
+        self.add_mlp(hidden, mlp.gated(gate.clone(), up.view()).view());
         Kept { input, q, k, v, before_norm, attn_out, between, gate, up, ctx }
     }
 
@@ -148,11 +162,12 @@ impl Block {
         d: ArrayViewMut2<'_, f32>,
         gradients: &mut Gradients,
     ) {
+        let mlp = self.dense();
         let d_added = self.added_backward(Role::PostMlpNorm, d.view(), gradients, || {
-            self.down.apply(self.gated(gate.clone(), up.view()).view())
+            mlp.out(mlp.gated(gate.clone(), up.view()).view())
         });
-        let d_mid = self.down.input_gradient(d_added.view());
-        let gate_backward = match self.config.family.activation {
+        let d_mid = mlp.down.input_gradient(d_added.view());
+        let gate_backward = match mlp.activation {
             Activation::Silu => silu_mul_backward,
             Activation::GeluTanh => gelu_mul_backward,
         };
@@ -162,8 +177,8 @@ impl Block {
         let mlp_in = self.mlp_in(between);
         Linear::add_gradients(GATE, d_gate.view(), mlp_in.view(), gradients);
         Linear::add_gradients(UP, d_up.view(), mlp_in.view(), gradients);
-        let mut d_mlp_in = self.gate.input_gradient(d_gate.view());
-        input_backward(d_up.view(), self.up.weight.view(), d_mlp_in.view_mut());
+        let mut d_mlp_in = mlp.gate.input_gradient(d_gate.view());
+        input_backward(d_up.view(), mlp.up.weight.view(), d_mlp_in.view_mut());
         self.normed_backward(Role::MlpNorm, between, d_mlp_in.view(), d, gradients);
     }
 

@@ -1,6 +1,8 @@
 //! GGUF metadata: the keys under which llama.cpp keeps a model's numbers.
 
-use super::{AttentionScale, LongRope, MOST_LAYERS, ModelConfig, Multipliers, RopeScaling, listed, value};
+use super::{
+    AttentionScale, Experts, LongRope, MOST_LAYERS, ModelConfig, Multipliers, RopeScaling, listed, value,
+};
 use crate::Error;
 use crate::family::{FAMILIES, Family, GgufRope, GgufWindow, Scales, Sliding, SoftCap};
 use attar_checkpoint::gguf::{Array, File, Value};
@@ -24,12 +26,8 @@ impl ModelConfig {
             .metadata("general.architecture")
             .and_then(Value::as_str)
             .ok_or_else(|| missing("general.architecture"))?;
-        let family = FAMILIES.iter().find(|family| family.gguf_arch == arch).ok_or_else(|| {
-            let mut known: Vec<_> = FAMILIES.iter().map(|family| family.gguf_arch).collect();
-            known.dedup();
-            Error::UnknownArchitecture { found: arch.into(), known: listed(known) }
-        })?;
         let keys = Keys { file, arch };
+        let (family, experts) = keys.family()?;
         let has = |name: &str| file.info(name).is_some();
         let hidden_size = keys.needed("embedding_length")?;
         let num_attention_heads = keys.needed("attention.head_count")?;
@@ -38,7 +36,6 @@ impl ModelConfig {
             None => hidden_size.checked_div(num_attention_heads).unwrap_or(0),
         };
         keys.refuse_other("attention.value_length", head_dim)?;
-        keys.refuse_other("expert_count", 0)?;
         let rotary_dim = keys.size("rope.dimension_count")?.unwrap_or(head_dim);
         if !family.partial_rotary {
             keys.refuse_other("rope.dimension_count", head_dim)?;
@@ -72,6 +69,7 @@ impl ModelConfig {
                 Some(default) => Some(keys.number("rope.freq_base_swa")?.unwrap_or(default)),
             },
             rope_layers,
+            experts,
             attention_scale: scales.attention,
             attention_cap: keys.soft_cap("attn_logit_softcapping", family.attention_cap)?,
             embedding_multiplier: scales.embedding,
@@ -113,6 +111,11 @@ impl ModelConfig {
             ("rope.freq_base", Value::F32(self.rope_theta as f32)),
             ("vocab_size", u32(self.vocab_size)),
         ];
+        if let Some(experts) = &self.experts {
+            keys.push(("expert_count", u32(experts.num_experts)));
+            keys.push(("expert_used_count", u32(experts.num_experts_per_tok)));
+            keys.push(("expert_feed_forward_length", u32(experts.moe_intermediate_size)));
+        }
         match &self.rope_scaling {
             Some(RopeScaling::Linear(factor)) => {
                 keys.push(("rope.scaling.type", Value::String("linear".into())));
@@ -226,6 +229,15 @@ impl ModelConfig {
 
     /// Refuses numbers that GGUF files do not say and llama.cpp takes to be others.
     fn refuse_other_constants(&self) -> Result<(), Error> {
+        if let Some(experts) = &self.experts {
+            if !experts.norm_topk_prob {
+                return Err(self.llama_cpp_lacks("norm_topk_prob", "false".into(), "true"));
+            }
+            if experts.layers.contains(&false) {
+                let found = "not empty, or layers are passed over".into();
+                return Err(self.llama_cpp_lacks("mlp_only_layers", found, "experts in every layer"));
+            }
+        }
         if let Some(interval) = self.family.no_rope_layer_interval
             && !self.rope_layers.iter().zip(1usize..).all(|(&has, nth)| has != nth.is_multiple_of(interval))
         {
@@ -291,6 +303,42 @@ impl Keys<'_> {
         let number =
             |found: &Value| found.as_f64().ok_or_else(|| value(&key, shown(found), "a number".into()));
         self.file.metadata(&key).map(number).transpose()
+    }
+
+    /// The family of the architecture, and the experts where it has some. All layers have them, and llama.cpp lets the
+    /// shares of a token's experts always add up to 1.
+    fn family(&self) -> Result<(&'static Family, Option<Experts>), Error> {
+        let of_arch = || FAMILIES.iter().copied().filter(|family| family.gguf_arch == self.arch);
+        if of_arch().next().is_none() {
+            let mut known = Vec::new();
+            for family in FAMILIES {
+                if !known.contains(&family.gguf_arch) {
+                    known.push(family.gguf_arch);
+                }
+            }
+            return Err(Error::UnknownArchitecture { found: self.arch.into(), known: listed(known) });
+        }
+        let num_experts = self.size("expert_count")?.unwrap_or(0);
+        let Some(family) = of_arch().find(|family| family.experts.is_some() == (num_experts > 0)) else {
+            let known = if num_experts > 0 { "0" } else { "a number of experts" };
+            let key = self.key("expert_count");
+            return Err(Error::Unsupported { key, found: num_experts.to_string(), known: known.into() });
+        };
+        if num_experts == 0 {
+            return Ok((family, None));
+        }
+        let num_experts_per_tok = self.needed("expert_used_count")?;
+        let moe_intermediate_size = match self.size("expert_feed_forward_length")? {
+            Some(features) => features,
+            None if family.experts.is_some_and(|experts| experts.mixes_dense) => {
+                self.needed("feed_forward_length")?.checked_div(num_experts_per_tok).unwrap_or(0)
+            }
+            None => self.needed("feed_forward_length")?,
+        };
+        let layers = vec![true; self.needed("block_count")?.min(MOST_LAYERS)];
+        let experts =
+            Experts { num_experts, num_experts_per_tok, moe_intermediate_size, norm_topk_prob: true, layers };
+        Ok((family, Some(experts)))
     }
 
     fn refuse_other(&self, key: &str, only: usize) -> Result<(), Error> {

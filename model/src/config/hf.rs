@@ -4,10 +4,10 @@ mod keys;
 mod layers;
 mod write;
 
-use super::{AttentionScale, ModelConfig, Multipliers, RopeScaling, listed, value};
+use super::{AttentionScale, Experts, ModelConfig, Multipliers, RopeScaling, listed, value};
 use crate::Error;
 use crate::family::{Activation, AttentionBias, FAMILIES, Family, Scales, SoftCap};
-use keys::Keys;
+pub(super) use keys::Keys;
 use serde_json::Value;
 
 /// The key that names the gate's activation, and its names for the one that is computed.
@@ -43,6 +43,9 @@ impl ModelConfig {
         };
         let rope = layers::rope(keys, family, head_dim)?;
         let scales = scales(keys, family, hidden_size, head_dim)?;
+        let experts = family.experts.as_ref();
+        let experts =
+            experts.map(|experts| Experts::from_hf(keys, experts, num_hidden_layers)).transpose()?;
         let rope_layers = layers::rope_layers(keys, family, num_hidden_layers)?;
         Self {
             family,
@@ -70,6 +73,7 @@ impl ModelConfig {
             mlp_bias: family.mlp_bias && keys.flag("mlp_bias")?,
             sliding_windows: layers::sliding_windows(keys, family, &rope_layers)?,
             rope_layers,
+            experts,
             max_position_embeddings: keys
                 .size("max_position_embeddings")?
                 .unwrap_or(defaults.max_position_embeddings),

@@ -8,10 +8,12 @@ mod gemma3;
 mod granite;
 mod llama;
 mod mistral;
+mod mixtral;
 mod olmo2;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 mod smollm3;
 
 /// Which biases the attention's projections have.
@@ -35,6 +37,8 @@ pub enum Sliding {
     /// Where `use_sliding_window` is true: the layers that `layer_types` calls so, else those from
     /// `max_window_layers` on.
     Configured,
+    /// All where `use_sliding_window` is true.
+    AllIfUsed,
     /// Where `use_sliding_window` is true: the layers that `layer_types` calls so, else those without rotary embedding.
     WithoutRope,
     /// The layers that `layer_types` calls so, else all but every `period`-th; none if `sliding_window` is null.
@@ -145,6 +149,34 @@ impl SoftCap {
     }
 }
 
+/// What a family whose MLPs are experts calls their parts, and what its configuration means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertFamily {
+    /// The module that holds the router `gate` and the `experts`, after `model.layers.N.`.
+    pub module: &'static str,
+    /// An expert's gate, up and down.
+    pub parts: [&'static str; 3],
+    /// The key with the number of experts; `num_local_experts`, as transformers 5 writes it, is read too.
+    pub count_key: &'static str,
+    /// The key with the features inside an expert.
+    pub width_key: &'static str,
+    /// Whether what an expert's output counts for adds up to 1 over a token's experts.
+    pub weights: ExpertWeights,
+    /// Whether layers without experts may stand between the others: `mlp_only_layers` and `decoder_sparse_step`.
+    pub mixes_dense: bool,
+    /// Experts of a token where `num_experts_per_tok` is missing.
+    pub experts_per_token: usize,
+}
+
+/// Whether the shares of a token's experts add up to 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpertWeights {
+    /// They always do.
+    Normalised,
+    /// They do where `norm_topk_prob` is true; otherwise they stay as the softmax over all experts left them.
+    Configured,
+}
+
 /// What a configuration means that leaves a key out.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Defaults {
@@ -172,7 +204,8 @@ pub struct Family {
     pub architectures: &'static [&'static str],
     /// Values of `model_type` in config.json, asked where `architectures` is missing.
     pub model_types: &'static [&'static str],
-    /// `general.architecture` of its GGUF files. A family that shares it with one before it is never read back from GGUF.
+    /// `general.architecture` of its GGUF files. Of families that share it the first is read back that has experts where
+    /// the file has, and none where it has none.
     pub gguf_arch: &'static str,
     /// Whether the rows of q and k are stored in another order in GGUF, for llama.cpp turns neighbouring features of
     /// a head where transformers turns halves.
@@ -217,6 +250,8 @@ pub struct Family {
     pub attention_cap: SoftCap,
     /// `final_logit_softcapping`: the bound on the head's logits.
     pub logit_cap: SoftCap,
+    /// How its MLPs are experts, if they are.
+    pub experts: Option<ExpertFamily>,
     /// What a missing key means.
     pub defaults: Defaults,
 }
@@ -247,6 +282,7 @@ const PLAIN: Family = Family {
     scales: Scales::Plain,
     attention_cap: SoftCap::Never,
     logit_cap: SoftCap::Never,
+    experts: None,
     defaults: Defaults {
         num_key_value_heads: None,
         head_dim: None,
@@ -269,6 +305,8 @@ pub const FAMILIES: &[&Family] = &[
     &olmo2::OLMO2,
     &smollm3::SMOLLM3,
     &granite::GRANITE,
+    &mixtral::MIXTRAL,
+    &qwen3_moe::QWEN3_MOE,
 ];
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ fn llama() -> Value {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
         "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5, "num_attention_heads": 8,
         "num_key_value_heads": 4, "vocab_size": 512, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
+        "num_local_experts": 8, "moe_intermediate_size": 24,
     })
 }
 
@@ -46,7 +47,7 @@ fn every_name_of_every_family_is_known() {
 fn an_unknown_architecture_is_refused_with_those_that_are_known() {
     let known = "known are `LlamaForCausalLM`, `MistralForCausalLM`, `Qwen2ForCausalLM`, `Qwen3ForCausalLM`, \
         `Gemma2ForCausalLM`, `Gemma3ForCausalLM`, `Phi3ForCausalLM`, `Olmo2ForCausalLM`, `SmolLM3ForCausalLM`, \
-        `GraniteForCausalLM`";
+        `GraniteForCausalLM`, `MixtralForCausalLM`, `Qwen3MoeForCausalLM`";
     assert_eq!(
         refusal(&json!({ "architectures": ["GPT2LMHeadModel"] })),
         format!("unknown architecture `GPT2LMHeadModel`; {known}")
@@ -220,6 +221,44 @@ fn factors_for_long_texts_are_known_by_all_their_names() {
     assert!((long.attention_factor - 1.190_238).abs() < 1e-6);
     assert_eq!(phi("su"), phi("longrope"));
     assert_eq!(phi("yarn"), phi("longrope"));
+}
+
+#[test]
+fn experts_are_in_the_layers_the_family_says() {
+    let layers = |changes: &Value| read(changes).experts.map(|experts| experts.layers);
+    assert_eq!(layers(&json!({})), None);
+    assert_eq!(
+        layers(&json!({ "architectures": ["MixtralForCausalLM"], "mlp_only_layers": [0] })),
+        Some(vec![true; 5])
+    );
+    let mut qwen = json!({ "architectures": ["Qwen3MoeForCausalLM"] });
+    assert_eq!(layers(&qwen), Some(vec![true; 5]));
+    qwen["decoder_sparse_step"] = json!(2);
+    assert_eq!(layers(&qwen), Some(vec![false, true, false, true, false]));
+    qwen["mlp_only_layers"] = json!([1, 4]);
+    assert_eq!(layers(&qwen), Some(vec![false, false, false, true, false]));
+    qwen["decoder_sparse_step"] = json!(0);
+    assert_eq!(refusal(&qwen), "`decoder_sparse_step` is 0, where a positive number is needed");
+}
+
+#[test]
+fn the_number_of_experts_goes_by_two_names() {
+    let qwen = |key: &str| {
+        read(&json!({ "architectures": ["Qwen3MoeForCausalLM"], "num_local_experts": null, key: 16 })).experts
+    };
+    assert_eq!(qwen("num_experts"), qwen("num_local_experts"));
+    assert_eq!(qwen("num_experts").map(|experts| experts.num_experts), Some(16));
+    let none = refusal(&json!({ "architectures": ["Qwen3MoeForCausalLM"], "num_local_experts": null }));
+    assert_eq!(none, "the configuration has no `num_experts`");
+    let few = refusal(&json!({ "architectures": ["MixtralForCausalLM"], "num_experts_per_tok": 9 }));
+    assert_eq!(few, "`num_experts_per_tok` is 9, where a number from 1 to 8 is needed");
+}
+
+#[test]
+fn mixtral_turns_a_hundred_times_slower_than_others_where_nothing_is_said() {
+    let theta = |architecture: &str| read(&json!({ "architectures": [architecture] })).rope_theta.to_bits();
+    assert_eq!(theta("MixtralForCausalLM"), 1e6_f64.to_bits());
+    assert_eq!(theta("Qwen3MoeForCausalLM"), 1e4_f64.to_bits());
 }
 
 #[test]

@@ -5,13 +5,13 @@ use attar_checkpoint::atomic::Overwrite;
 use attar_checkpoint::gguf::{File, Value, Writer};
 use attar_checkpoint::{Container, Dtype, TensorInfo, decode_floats};
 use attar_model::family::GgufWindow;
-use attar_model::{AttentionScale, LoadError, ModelConfig, Weights, Windows, hidden_states};
+use attar_model::{AttentionScale, ExpertNumbers, LoadError, ModelConfig, Weights, Windows, hidden_states};
 use attar_tensor::Precision;
 use ndarray::{ArrayD, Axis};
 use std::path::Path;
 
 /// All golden models that llama.cpp could run.
-const NAMES: [&str; 21] = [
+const NAMES: [&str; 24] = [
     "llama-1",
     "llama-3.1",
     "llama-biased",
@@ -33,13 +33,18 @@ const NAMES: [&str; 21] = [
     "smollm3-sliding",
     "granite",
     "granite-biased",
+    "mixtral",
+    "mixtral-sliding",
+    "qwen3-moe",
 ];
 
 fn write(config: &ModelConfig, weights: &dyn Weights, path: &Path) {
     let mut infos = Vec::new();
     let mut data = Vec::new();
     for spec in config.tensors() {
-        infos.push(TensorInfo::new(&spec.gguf_name, Dtype::F32, &spec.shape));
+        if spec.expert.is_none_or(|expert| expert.index == 0) {
+            infos.push(TensorInfo::new(&spec.gguf_name, Dtype::F32, &spec.gguf_place().shape));
+        }
         let mut values = weights.load(&spec.name).unwrap();
         spec.gguf_adds.to_gguf(values.as_slice_mut().unwrap());
         data.push((spec.gguf_name, values.select(Axis(0), &spec.row_order.to_gguf(spec.shape[0]))));
@@ -76,7 +81,9 @@ struct Read<'a>(&'a ModelConfig, &'a File);
 impl Weights for Read<'_> {
     fn load(&self, name: &str) -> Result<ArrayD<f32>, LoadError> {
         let spec = self.0.tensors().into_iter().find(|spec| spec.name == name).ok_or("no such tensor")?;
-        let mut values = decode_floats(Dtype::F32, self.1.bytes(&spec.gguf_name)?)?;
+        let values = decode_floats(Dtype::F32, self.1.bytes(&spec.gguf_name)?)?;
+        let at = spec.gguf_place().first_row * spec.shape.get(1).unwrap_or(&1);
+        let mut values = values[at..at + spec.len()].to_vec();
         spec.gguf_adds.from_gguf(&mut values);
         let array = ArrayD::from_shape_vec(spec.shape.clone(), values)?;
         Ok(array.select(Axis(0), &spec.row_order.from_gguf(spec.shape[0])))
@@ -160,6 +167,17 @@ fn what_llama_cpp_does_not_compute_is_refused_before_writing() {
     assert!(refusal("smollm3", |config| config.mlp_bias = true).starts_with("`mlp_bias` is true"));
 }
 
+#[test]
+fn experts_as_llama_cpp_does_not_compute_them_are_refused_before_writing() {
+    let refusal = |change: fn(&mut ExpertNumbers)| {
+        let mut config = config(&golden().join("qwen3-moe"));
+        config.experts.iter_mut().for_each(change);
+        config.gguf_metadata().unwrap_err().to_string()
+    };
+    assert!(refusal(|experts| experts.norm_topk_prob = false).starts_with("`norm_topk_prob` is false"));
+    assert!(refusal(|experts| experts.layers[1] = false).contains("known are experts in every layer"));
+}
+
 /// What `from_gguf` says of a file with these metadata and an embedding of 64 tokens.
 fn error_of(change: impl FnOnce(&mut Vec<(String, Value)>)) -> String {
     let folder = tempfile::tempdir().unwrap();
@@ -185,12 +203,39 @@ fn set(key: &'static str, value: Value) -> impl FnOnce(&mut Vec<(String, Value)>
     }
 }
 
-const KNOWN: &str = "`llama`, `qwen2`, `qwen3`, `gemma2`, `gemma3`, `phi3`, `olmo2`, `smollm3`, `granite`";
+const KNOWN: &str =
+    "`llama`, `qwen2`, `qwen3`, `gemma2`, `gemma3`, `phi3`, `olmo2`, `smollm3`, `granite`, `qwen3moe`";
 
 #[test]
 fn an_unknown_architecture_is_refused_with_those_that_are_known() {
     let error = error_of(set("general.architecture", Value::String("mamba".into())));
     assert_eq!(error, format!("unknown architecture `mamba`; known are {KNOWN}"));
+}
+
+#[test]
+fn experts_where_the_architecture_has_none_or_none_where_it_has_some_are_refused() {
+    let dense = error_of(|metadata| {
+        set("general.architecture", Value::String("qwen3".into()))(metadata);
+        set("qwen3.expert_count", Value::U32(8))(metadata);
+    });
+    assert_eq!(dense, "`qwen3.expert_count` is 8, which is not supported; known are 0");
+    let sparse = error_of(set("general.architecture", Value::String("qwen3moe".into())));
+    assert_eq!(sparse, "`qwen3moe.expert_count` is 0, which is not supported; known are a number of experts");
+}
+
+#[test]
+fn numbers_of_experts_that_make_no_sense_are_refused() {
+    let with = |count: u32, used: u32| {
+        error_of(move |metadata| {
+            set("llama.expert_count", Value::U32(count))(metadata);
+            set("llama.expert_used_count", Value::U32(used))(metadata);
+        })
+    };
+    assert_eq!(with(4, 5), "`num_experts_per_tok` is 5, where a number from 1 to 4 is needed");
+    assert_eq!(with(4, 0), "`num_experts_per_tok` is 0, where a number from 1 to 4 is needed");
+    assert!(with(1 << 30, 2).starts_with("`num_experts` is 1073741824"));
+    let missing = error_of(set("llama.expert_count", Value::U32(8)));
+    assert_eq!(missing, "the configuration has no `llama.expert_used_count`");
 }
 
 #[test]
@@ -216,8 +261,6 @@ fn options_that_are_not_computed_are_refused() {
         yarn,
         "`llama.rope.scaling.type` is `yarn`, which is not supported; known are `none`, `linear`"
     );
-    let experts = error_of(set("llama.expert_count", Value::U32(8)));
-    assert_eq!(experts, "`llama.expert_count` is 8, which is not supported; known are 0");
     let partial = error_of(set("llama.rope.dimension_count", Value::U32(4)));
     assert_eq!(partial, "`llama.rope.dimension_count` is 4, which is not supported; known are 8");
 }

@@ -63,7 +63,7 @@ fn random_models_agree_with_transformers() {
 #[test]
 fn every_option_of_a_golden_model_matters() {
     type Forget = (&'static str, fn(&mut ModelConfig));
-    let options: [Forget; 16] = [
+    let options: [Forget; 18] = [
         ("rope_theta", |config| config.rope_theta *= 2.0),
         ("rms_norm_eps", |config| config.rms_norm_eps += 1e-2),
         ("rope_scaling", |config| config.rope_scaling = None),
@@ -83,6 +83,12 @@ fn every_option_of_a_golden_model_matters() {
         ("embedding_multiplier", |config| config.embedding_multiplier = 1.0),
         ("residual_multiplier", |config| config.residual_multiplier = 1.0),
         ("logits_scaling", |config| config.logits_scaling = 1.0),
+        ("norm_topk_prob", |config| {
+            config.experts.iter_mut().for_each(|e| e.norm_topk_prob = !e.norm_topk_prob);
+        }),
+        ("num_experts_per_tok", |config| {
+            config.experts.iter_mut().for_each(|e| e.num_experts_per_tok -= 1);
+        }),
         ("attention_factor", |config| {
             if let Some(RopeScaling::LongRope(long)) = &mut config.rope_scaling {
                 long.attention_factor = 1.0;

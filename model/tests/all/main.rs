@@ -4,6 +4,7 @@
 
 mod checkpoint;
 mod config;
+mod experts;
 mod gguf;
 mod golden;
 mod stages;

@@ -18,6 +18,9 @@ const NAMES: [&str; 9] = [
     "granite",
 ];
 
+/// Models whose MLPs are experts, in all layers or in some.
+const WITH_EXPERTS: [&str; 3] = ["mixtral", "mixtral-sliding", "qwen3-moe-mixed"];
+
 const CTX: usize = 11;
 
 fn windows(count: usize) -> Windows {
@@ -60,7 +63,7 @@ fn stages_called_one_by_one_equal_the_whole_block() {
 
 #[test]
 fn a_window_does_not_depend_on_the_windows_beside_it() {
-    for name in NAMES {
+    for name in NAMES.into_iter().chain(WITH_EXPERTS) {
         let (config, weights) = (config(&golden().join(name)), Folder::open(&golden().join(name)));
         // More windows than are taken through a block at a time.
         let all = windows(500);
@@ -87,7 +90,7 @@ fn a_token_does_not_depend_on_the_tokens_after_it() {
 
 #[test]
 fn threads_never_change_a_bit_of_the_hidden_states() {
-    for name in NAMES {
+    for name in NAMES.into_iter().chain(WITH_EXPERTS) {
         let (config, weights) = (config(&golden().join(name)), Folder::open(&golden().join(name)));
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

@@ -125,7 +125,7 @@ fn a_block_alone_goes_backward_as_pytorchs_does() {
             let block = Block::load(&case.config, layer, &case.weights).unwrap();
             let mut d =
                 expected[&format!("hidden.{}", layer + 1)].clone().into_dimensionality::<Ix2>().unwrap();
-            let mut gradients = block.gradients(&|_| true);
+            let mut gradients = block.gradients(&|_| true).unwrap();
             block.backward_from_input(hidden.view(), case.windows.ctx(), d.view_mut(), &mut gradients);
             let what = format!("{}, input of block {layer}", case.name);
             assert_near(&d.into_dyn(), &expected[&format!("hidden.{layer}")], &what);
@@ -253,7 +253,7 @@ fn without_weights_to_train_a_block_still_hands_the_gradient_down() {
         (d, gradients)
     };
     let (alone, none) = with(Gradients::none());
-    let (together, all) = with(block.gradients(&|_| true));
+    let (together, all) = with(block.gradients(&|_| true).unwrap());
     assert_eq!(alone, together);
     assert!(none.is_empty() && !all.is_empty());
 }

@@ -7,14 +7,14 @@ use serde_json::Value;
 
 /// Typed access to the keys of a JSON object. A key whose value is null is a key that is not there.
 #[derive(Clone, Copy)]
-pub(super) struct Keys<'a>(pub(super) &'a Value);
+pub struct Keys<'a>(pub(super) &'a Value);
 
 impl<'a> Keys<'a> {
     fn get(self, key: &str) -> Option<&'a Value> {
         self.0.get(key).filter(|value| !value.is_null())
     }
 
-    fn read<T>(
+    pub fn read<T>(
         self,
         key: &str,
         expected: &str,
@@ -23,11 +23,11 @@ impl<'a> Keys<'a> {
         self.get(key).map(|found| read(found).ok_or_else(|| value(key, found, expected.into()))).transpose()
     }
 
-    pub(super) fn size(self, key: &str) -> Result<Option<usize>, Error> {
+    pub fn size(self, key: &str) -> Result<Option<usize>, Error> {
         self.read(key, "a whole number", |x| x.as_u64().and_then(|x| x.try_into().ok()))
     }
 
-    pub(super) fn needed(self, key: &str) -> Result<usize, Error> {
+    pub fn needed(self, key: &str) -> Result<usize, Error> {
         self.size(key)?.ok_or_else(|| Error::Missing { key: key.into() })
     }
 
@@ -39,7 +39,7 @@ impl<'a> Keys<'a> {
         self.number(key)?.ok_or_else(|| Error::Missing { key: key.into() })
     }
 
-    pub(super) fn flag(self, key: &str) -> Result<bool, Error> {
+    pub fn flag(self, key: &str) -> Result<bool, Error> {
         self.flag_or(key, false)
     }
 

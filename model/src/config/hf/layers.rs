@@ -134,21 +134,23 @@ pub fn sliding_windows(
     let default = match family.sliding {
         Sliding::All(width) => width,
         Sliding::AllButEvery { width, .. } => Some(width),
-        Sliding::Never | Sliding::Configured | Sliding::WithoutRope => None,
+        Sliding::Never | Sliding::Configured | Sliding::AllIfUsed | Sliding::WithoutRope => None,
     };
     let width = match (family.sliding, keys.0.get("sliding_window")) {
         (Sliding::All(_) | Sliding::AllButEvery { .. }, None) => default,
         (Sliding::All(_) | Sliding::AllButEvery { .. }, Some(_)) => keys.size("sliding_window")?,
-        (Sliding::Configured | Sliding::WithoutRope, _) if keys.flag("use_sliding_window")? => {
+        (Sliding::Configured | Sliding::AllIfUsed | Sliding::WithoutRope, _)
+            if keys.flag("use_sliding_window")? =>
+        {
             Some(keys.needed("sliding_window")?)
         }
-        (Sliding::Never | Sliding::Configured | Sliding::WithoutRope, _) => None,
+        (Sliding::Never | Sliding::Configured | Sliding::AllIfUsed | Sliding::WithoutRope, _) => None,
     };
     if width == Some(0) {
         return Err(value("sliding_window", 0, "a positive number or null".into()));
     }
     let layers = rope_layers.len();
-    if width.is_none() || matches!(family.sliding, Sliding::Never | Sliding::All(_)) {
+    if width.is_none() || matches!(family.sliding, Sliding::Never | Sliding::All(_) | Sliding::AllIfUsed) {
         return Ok(vec![width; layers]);
     }
     if let Some(types) = keys.per_layer("layer_types", layers)? {

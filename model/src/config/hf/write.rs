@@ -45,6 +45,9 @@ impl ModelConfig {
         if family.mlp_bias {
             config["mlp_bias"] = json!(self.mlp_bias);
         }
+        if let (Some(experts), Some(family)) = (&self.experts, &family.experts) {
+            experts.write_hf(family, &mut config);
+        }
         self.add_rotary(&mut config);
         self.add_windows(&mut config);
         self.add_scales(&mut config);
@@ -72,12 +75,12 @@ impl ModelConfig {
         match self.family.sliding {
             Sliding::Never => return,
             Sliding::All(_) | Sliding::AllButEvery { .. } => {}
-            Sliding::Configured | Sliding::WithoutRope => {
+            Sliding::Configured | Sliding::AllIfUsed | Sliding::WithoutRope => {
                 config["use_sliding_window"] = json!(width.is_some());
             }
         }
         config["sliding_window"] = json!(width);
-        if !matches!(self.family.sliding, Sliding::All(_)) {
+        if !matches!(self.family.sliding, Sliding::All(_) | Sliding::AllIfUsed) {
             config["layer_types"] = self.sliding_windows.iter().map(kind).collect();
         }
     }
