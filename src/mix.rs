@@ -63,6 +63,8 @@ pub struct MixContext {
     pub with_data: bool,
     /// Llama with 80 layers and grouped queries, which llama.cpp calls 70B.
     pub is_llama_70b: bool,
+    /// Experts of a layer, 0 where there are none.
+    pub experts: usize,
 }
 
 impl FileType {
@@ -86,6 +88,13 @@ impl FileType {
         if is_head {
             let fits = row_length.is_multiple_of(default.block_len());
             return if fits && default != GgmlType::Q8_0 { GgmlType::Q6K } else { GgmlType::Q8_0 };
+        }
+        if context.experts == 8 {
+            match role {
+                Role::V | Role::K => return GgmlType::Q8_0,
+                Role::O if default == GgmlType::Q4K => return GgmlType::Q5K,
+                _ => {}
+            }
         }
         let eighth = context.layers / 8;
         let chosen = match (self.rules, role) {
@@ -139,7 +148,8 @@ mod tests {
         *FILE_TYPES.iter().find(|t| t.name == name).expect("a file type of the table")
     }
 
-    const BOOKS_7M: MixContext = MixContext { layers: 8, tied: true, with_data: true, is_llama_70b: false };
+    const BOOKS_7M: MixContext =
+        MixContext { layers: 8, tied: true, with_data: true, is_llama_70b: false, experts: 0 };
 
     #[test]
     fn q4_k_m_gives_q6_k_to_the_layers_llama_quantize_gives_it_to() {
@@ -164,6 +174,24 @@ mod tests {
         assert_eq!(named("q8_0").tensor_type(Role::Embedding, 0, 256, BOOKS_7M), GgmlType::Q8_0);
         let untied = MixContext { tied: false, ..BOOKS_7M };
         assert_eq!(named("q4_0").tensor_type(Role::Embedding, 0, 256, untied), GgmlType::Q4_0);
+    }
+
+    #[test]
+    fn eight_experts_make_keys_values_and_outputs_cheap_enough_for_more_bits() {
+        let eight = MixContext { experts: 8, ..BOOKS_7M };
+        let types = |name: &str, context| {
+            [Role::Q, Role::K, Role::V, Role::O].map(|role| named(name).tensor_type(role, 1, 256, context))
+        };
+        let more = [GgmlType::Q8_0, GgmlType::Q8_0];
+        for (name, rest) in [("q4_k_m", GgmlType::Q4K), ("q5_k_s", GgmlType::Q5K), ("q4_0", GgmlType::Q4_0)] {
+            assert_eq!(types(name, eight)[1..3], more, "{name}");
+            assert_eq!(types(name, eight)[0], rest, "{name}");
+        }
+        assert_eq!(types("q4_k_m", eight)[3], GgmlType::Q5K);
+        assert_eq!(types("q4_k_s", eight)[3], GgmlType::Q5K);
+        assert_eq!(types("q4_0", eight)[3], GgmlType::Q4_0);
+        let sixteen = MixContext { experts: 16, ..BOOKS_7M };
+        assert_eq!(types("q4_k_m", sixteen), types("q4_k_m", BOOKS_7M));
     }
 
     #[test]

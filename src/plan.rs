@@ -1,5 +1,6 @@
 //! What will happen: every tensor, its type and size, what it takes, and what cannot work, before any work starts.
 
+mod lines;
 mod machine;
 mod memory;
 mod scoring;
@@ -7,7 +8,7 @@ mod scoring;
 use std::fmt::Write as _;
 
 use attar_checkpoint::{Dtype, GgmlType};
-use attar_model::TensorSpec;
+use attar_model::{ExpertNumbers, Role, TensorSpec};
 use attar_quant::{IntEncoding, Named, ScaleDtype, encoding};
 use regex::Regex;
 
@@ -98,6 +99,8 @@ pub struct Plan {
     pub calibration: Option<CalibrationSize>,
     /// What that needs.
     pub memory: Memory,
+    /// The experts some layers' MLPs are made of.
+    pub experts: Option<ExpertNumbers>,
 }
 
 /// What the user may say about single tensors: `REGEX=TYPE`.
@@ -161,10 +164,14 @@ impl Plan {
                 plan_tensor(spec, request, &output).doing(|| format!("while planning `{}`", spec.name))
             })
             .collect::<Result<Vec<_>>>()?;
+        if matches!(output, Output::Gguf { .. }) {
+            check_stacks(&tensors)?;
+        }
         let has_codes = tensors.iter().any(|t| matches!(t.treatment, Treatment::Codes(_)));
         let calibration = request.calibration.filter(|_| has_codes);
         let memory = memory::estimate(&request.source.config, &tensors, calibration, request.max_memory)?;
-        Ok(Self { output, tensors, calibration, memory })
+        let experts = request.source.config.experts.clone();
+        Ok(Self { output, tensors, calibration, memory, experts })
     }
 
     /// The tensors of one layer.
@@ -241,9 +248,27 @@ fn check_rules(request: &Request) -> Result<()> {
     Ok(())
 }
 
+/// In a GGUF file the experts of a layer share one tensor for each role, so they share a type.
+fn check_stacks(tensors: &[PlannedTensor]) -> Result<()> {
+    let mut types = std::collections::HashMap::new();
+    for tensor in tensors.iter().filter(|t| t.spec.expert.is_some()) {
+        let (name, wanted) = (&tensor.spec.gguf_name, tensor.encoding_name());
+        let (first, first_name) = types.entry(name).or_insert_with(|| (wanted.clone(), &tensor.spec.name));
+        if *first != wanted {
+            return Err(Failure::new(format!(
+                "`{first_name}` as {first} and `{}` as {wanted} cannot both stand in `{name}`",
+                tensor.spec.name
+            ))
+            .hint("a GGUF file keeps all experts of a layer in one tensor: let the rule match all of them or none"));
+        }
+    }
+    Ok(())
+}
+
 fn plan_tensor(spec: &TensorSpec, request: &Request, output: &Output) -> Result<PlannedTensor> {
     let rule = request.rules.iter().find(|rule| rule.matches(spec));
     let (treatment, fallback) = match (output, &spec.shape[..]) {
+        (Output::Gguf { .. }, _) if spec.role == Role::Router => (Treatment::Float(Dtype::F32), None),
         (Output::Gguf { .. }, [_, row_length]) => gguf_matrix(spec, *row_length, request, rule)?,
         (Output::Gguf { .. }, _) => (Treatment::Float(Dtype::F32), None),
         (Output::Plain, _) => (Treatment::Float(plain_dtype(spec, request, rule)?), None),
@@ -267,12 +292,15 @@ fn gguf_matrix(
         return Ok((Treatment::Float(request.source.float_dtype(spec)), None));
     };
     let config = &request.source.config;
+    let experts = config.experts.as_ref().map_or(0, |experts| experts.num_experts);
     let context = MixContext {
+        experts,
         layers: config.num_hidden_layers,
         tied: config.tie_word_embeddings,
         with_data: request.calibration.is_some(),
         is_llama_70b: config.family.gguf_arch == "llama"
             && config.num_hidden_layers == 80
+            && experts != 8
             && config.num_attention_heads != config.num_key_value_heads,
     };
     let wanted = match rule {
@@ -313,7 +341,8 @@ fn folder_matrix(
         }
         None => {}
     }
-    if spec.layer.is_none() || spec.tap.is_none() || spec.shape.len() != 2 {
+    let is_coded = spec.layer.is_some() && spec.tap.is_some() && spec.role != Role::Router;
+    if !is_coded || spec.shape.len() != 2 {
         return Ok(kept);
     }
     let (rows, cols) = (spec.shape[0], spec.shape[1]);
@@ -394,17 +423,11 @@ fn float_dtype(ggml_type: GgmlType) -> Option<Dtype> {
 impl std::fmt::Display for Plan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "{:<48} {:>16} {:>12} {:>10}", "tensor", "shape", "type", "size")?;
-        for tensor in &self.tensors {
-            let shape = tensor.spec.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(" x ");
+        for lines::Line { name, shape, encoding, bytes, fallback } in lines::of(&self.tensors) {
+            let shape = shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(" x ");
             let mut line = String::new();
-            write!(
-                line,
-                "{:<48} {shape:>16} {:>12} {:>10}",
-                tensor.spec.name,
-                tensor.encoding_name(),
-                human_bytes(tensor.bytes)
-            )?;
-            if let Some(fallback) = &tensor.fallback {
+            write!(line, "{name:<48} {shape:>16} {encoding:>12} {:>10}", human_bytes(bytes))?;
+            if let Some(fallback) = fallback {
                 write!(line, "  {fallback}")?;
             }
             writeln!(f, "{line}")?;
@@ -418,6 +441,13 @@ impl std::fmt::Display for Plan {
         )?;
         if let Some(CalibrationSize { tokens, ctx }) = self.calibration {
             writeln!(f, "calibration: {} tokens in windows of {ctx}", thousands(tokens as u64))?;
+            if let Some(ExpertNumbers { num_experts, num_experts_per_tok, .. }) = &self.experts {
+                let each = thousands((tokens * num_experts_per_tok / num_experts) as u64);
+                writeln!(
+                    f,
+                    "experts: one of {num_experts} in memory at a time, each on some {each} of the tokens"
+                )?;
+            }
         }
         write!(f, "{}", self.memory)
     }

@@ -1,13 +1,13 @@
 //! Any checkpoint attar reads, as the weights a model asks for by their Hugging Face names.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use attar_checkpoint::compressed_tensors::{self, Packed};
 use attar_checkpoint::tokenizer::Tokenizer;
 use attar_checkpoint::{Container, Dtype, TensorInfo, decode_floats, gguf, hf, safetensors};
-use attar_model::{LoadError, ModelConfig, RowOrder, TensorSpec, Weights};
+use attar_model::{FilePlace, LoadError, ModelConfig, RowOrder, TensorSpec, Weights};
 use attar_quant::{Encoding, IntEncoding, ScaleDtype, encoding_of};
 use ndarray::{Array2, ArrayD, Axis, IxDyn};
 use rayon::prelude::*;
@@ -32,6 +32,7 @@ pub struct Source {
     /// Every tensor the model has, in the order of a forward pass.
     pub specs: Vec<TensorSpec>,
     by_name: HashMap<String, usize>,
+    stacked: HashMap<String, FilePlace>, // tensors that are rows of larger ones in the file, by Hugging Face name
     opened: Opened,
 }
 
@@ -39,6 +40,19 @@ pub struct Source {
 enum Opened {
     Folder { files: safetensors::Folder, folder: hf::Folder, packed: Option<Packed> },
     Gguf(gguf::File),
+}
+
+impl Opened {
+    /// Where a tensor lies that has not a tensor of its name to itself.
+    fn stacked(&self, spec: &TensorSpec) -> Option<FilePlace> {
+        match self {
+            Self::Gguf(_) => spec.expert.map(|_| spec.gguf_place()),
+            Self::Folder { files, .. } => {
+                let is_there = |place: &FilePlace| files.info(&place.name).is_some();
+                spec.hf_places().into_iter().find(is_there).filter(|place| place.name != spec.name)
+            }
+        }
+    }
 }
 
 /// Why a tensor's numbers cannot be had.
@@ -129,7 +143,9 @@ impl Source {
         };
         let specs = config.tensors();
         let by_name = specs.iter().enumerate().map(|(i, spec)| (spec.name.clone(), i)).collect();
-        let source = Self { path: path.to_owned(), config, specs, by_name, opened };
+        let stacked =
+            specs.iter().filter_map(|spec| Some((spec.name.clone(), opened.stacked(spec)?))).collect();
+        let source = Self { path: path.to_owned(), config, specs, by_name, stacked, opened };
         source.specs.iter().try_for_each(|spec| source.check_tensor(spec))?;
         Ok(source)
     }
@@ -143,10 +159,13 @@ impl Source {
             // Its tensors have just been held to its shape, and that to nothing yet.
             Stored::Packed(_) => &self.packed(spec)?.map_or_else(Vec::new, |(_, shape)| shape.to_vec()),
         };
-        if *found == spec.shape {
+        let (name, expected) = match self.stacked.get(&spec.name) {
+            Some(place) => (&place.name, &place.shape),
+            None => (&spec.name, &spec.shape),
+        };
+        if found == expected {
             return Ok(());
         }
-        let (name, expected) = (&spec.name, &spec.shape);
         Err(Failure::new(format!("tensor `{name}` has shape {found:?}, the configuration says {expected:?}"))
             .hint("the weights and the configuration belong to different models"))
     }
@@ -158,11 +177,12 @@ impl Source {
         }
     }
 
-    /// The name of a tensor in the file.
-    pub fn stored_name<'a>(&self, spec: &'a TensorSpec) -> &'a str {
-        match self.opened {
-            Opened::Folder { .. } => &spec.name,
-            Opened::Gguf(_) => &spec.gguf_name,
+    /// The name of a tensor in the file, or of the larger one whose rows it is.
+    pub fn stored_name<'a>(&'a self, spec: &'a TensorSpec) -> &'a str {
+        match (self.stacked.get(&spec.name), &self.opened) {
+            (Some(place), _) => &place.name,
+            (None, Opened::Folder { .. }) => &spec.name,
+            (None, Opened::Gguf(_)) => &spec.gguf_name,
         }
     }
 
@@ -220,9 +240,9 @@ impl Source {
             return Err(StorageError::Row { name: name.to_owned(), row: rows.end - 1, rows: count });
         }
         match self.stored(spec)? {
-            Stored::Floats(info) => Ok(decode_floats(info.dtype, self.row_bytes(name, count, &rows)?)?),
+            Stored::Floats(info) => Ok(decode_floats(info.dtype, self.tensor_bytes(spec, &rows)?)?),
             Stored::Blocks(_, encoding) => {
-                let values = encoding.unpack(self.row_bytes(name, count, &rows)?, rows.len(), cols)?;
+                let values = encoding.unpack(self.tensor_bytes(spec, &rows)?, rows.len(), cols)?;
                 Ok(values.into_raw_vec_and_offset().0)
             }
             Stored::Packed(encoding) => {
@@ -257,7 +277,17 @@ impl Source {
         }
     }
 
-    /// The bytes of some rows of a tensor of `count` rows.
+    /// The bytes of some rows of one of the model's tensors.
+    fn tensor_bytes(
+        &self,
+        spec: &TensorSpec,
+        rows: &Range<usize>,
+    ) -> std::result::Result<&[u8], StorageError> {
+        let (first, count) = self.rows_in_file(spec);
+        self.row_bytes(self.stored_name(spec), count, &(first + rows.start..first + rows.end))
+    }
+
+    /// The bytes of some rows of one of the file's tensors, of `count` rows.
     fn row_bytes(
         &self,
         name: &str,
@@ -267,6 +297,16 @@ impl Source {
         let bytes = self.container().bytes(name)?;
         let per_row = bytes.len() / count.max(1);
         Ok(&bytes[rows.start * per_row..rows.end * per_row])
+    }
+
+    /// The first row of a tensor in what is stored under its name in the file, and the rows of all that.
+    fn rows_in_file(&self, spec: &TensorSpec) -> (usize, usize) {
+        match self.stacked.get(&spec.name) {
+            Some(FilePlace { first_row, shape, .. }) => {
+                (*first_row, shape[..shape.len() - 1].iter().product())
+            }
+            None => (0, rows_and_cols(spec)[0]),
+        }
     }
 
     /// Shows `look` the numbers of a tensor, in the order of the file, some rows at a time.
@@ -300,7 +340,10 @@ impl Source {
     /// # Errors
     /// A tensor that is missing.
     pub fn sha256(&self) -> std::result::Result<String, StorageError> {
-        let parts: Vec<String> = self.specs.iter().flat_map(|spec| self.stored_parts(spec)).collect();
+        // Experts may share a tensor.
+        let mut seen = HashSet::new();
+        let parts = self.specs.iter().flat_map(|spec| self.stored_parts(spec));
+        let parts: Vec<String> = parts.filter(|name| seen.insert(name.clone())).collect();
         let lines: Vec<String> = parts
             .par_iter()
             .map(|name| {
@@ -394,7 +437,9 @@ impl Source {
     pub fn stored_bytes(&self, spec: &TensorSpec) -> u64 {
         let [rows, cols] = rows_and_cols(spec);
         match self.stored(spec) {
-            Ok(Stored::Floats(info) | Stored::Blocks(info, _)) => info.bytes,
+            Ok(Stored::Floats(info) | Stored::Blocks(info, _)) => {
+                info.bytes / self.rows_in_file(spec).1.max(1) as u64 * rows as u64
+            }
             Ok(Stored::Packed(encoding)) => encoding.bytes_for(rows, cols) as u64,
             Err(_) => 0,
         }
@@ -502,7 +547,8 @@ impl Weights for Source {
     }
 
     fn read_ahead(&self, name: &str) {
-        if let Ok(spec) = self.spec(name) {
+        // Of a tensor that experts share the first of them has all read.
+        if let Some(spec) = self.spec(name).ok().filter(|spec| self.rows_in_file(spec).0 == 0) {
             self.stored_parts(spec).iter().for_each(|name| self.container().read_ahead(name));
         }
     }

@@ -181,6 +181,9 @@ pub struct Tensor {
     pub stored_name: Option<String>,
     /// Its part in a block: `q_proj`, `down_proj`, `embed_tokens`...
     pub role: String,
+    /// Which of its layer's experts it belongs to; `stored_name` is then often the same for all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expert: Option<u64>,
     /// Number format it was stored in.
     pub encoding: String,
     /// Bits per element in the file.
@@ -197,6 +200,9 @@ pub struct Tensor {
     /// Damping that was needed, relative to the mean of the Hessian's diagonal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damping: Option<f64>,
+    /// Share of the Hessian that was replaced by its own diagonal, 0 to 1: the more, the fewer the tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shrinkage: Option<f64>,
     /// What was done instead of what was asked, and why.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fallback: Option<String>,
@@ -216,6 +222,18 @@ pub struct Calibration {
     pub tokens: u64,
     /// Tokens per window.
     pub ctx: u64,
+    /// Where the tokens went in layers whose MLP is made of experts, layer by layer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routing: Vec<Routing>,
+}
+
+/// How many of the calibration tokens each expert of a layer got. They add up to all tokens times the experts of a token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Routing {
+    /// The layer.
+    pub layer: u64,
+    /// Tokens of each expert.
+    pub expert_tokens: Vec<u64>,
 }
 
 /// How the output was made.

@@ -134,9 +134,10 @@ pub struct Share {
 }
 
 impl Share {
-    /// Of all `tokens`, each counting in full.
-    pub fn of_all(tokens: usize) -> Self {
-        Self { rows: (0..tokens).collect(), weights: vec![1.0; tokens] }
+    /// Adds the share of tokens that stand below these, their first row being row `first` of all.
+    pub fn append(&mut self, first: usize, below: &Self) {
+        self.rows.extend(below.rows.iter().map(|row| first + row));
+        self.weights.extend(&below.weights);
     }
 
     /// Whether there are no tokens.

@@ -284,25 +284,14 @@ impl Head {
     }
 }
 
-/// Does `work` on a block while the weights of layer `next` are read from the disk, where there is such a layer.
+/// Does `work` while the tensors called `names` are read from the disk.
 ///
 /// They are read into the system's cache, which takes nothing of the memory that the work may take; decoding them is a
 /// small part of a block's work and waits until they are loaded.
-pub fn while_reading_ahead<T>(
-    config: &ModelConfig,
-    next: usize,
-    weights: &dyn Weights,
-    work: impl FnOnce() -> T,
-) -> T {
+pub fn while_reading_ahead<T>(names: Vec<String>, weights: &dyn Weights, work: impl FnOnce() -> T) -> T {
     std::thread::scope(|scope| {
-        if next < config.num_hidden_layers {
-            scope.spawn(move || {
-                let specs = config.tensors();
-                specs
-                    .iter()
-                    .filter(|spec| spec.layer == Some(next))
-                    .for_each(|spec| weights.read_ahead(&spec.name));
-            });
+        if !names.is_empty() {
+            scope.spawn(move || names.iter().for_each(|name| weights.read_ahead(name)));
         }
         work()
     })
@@ -352,7 +341,8 @@ pub fn streamed_hidden_states(
     for layer in 0..config.num_hidden_layers {
         let mut block = Block::load(config, layer, weights)?;
         block.pack(streaming.precision);
-        while_reading_ahead(config, layer + 1, weights, || {
+        let next = config.tensors().into_iter().filter(|spec| spec.layer == Some(layer + 1));
+        while_reading_ahead(next.map(|spec| spec.name).collect(), weights, || {
             streaming.chunks(tokens.len(), ctx).try_for_each(|rows| {
                 let mut here = hidden.read(rows.clone())?.into_owned();
                 block.forward(&mut here, ctx);

@@ -88,6 +88,7 @@ impl CalibrationRequest<'_> {
             sha256: text::sha256(&texts),
             tokens: windows.tokens().len() as u64,
             ctx: windows.ctx() as u64,
+            routing: Vec::new(),
         };
         Ok(Calibration { windows, facts })
     }

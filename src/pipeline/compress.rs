@@ -3,6 +3,8 @@
 //! The pass is staged: q, k and v are quantized before the input of o is observed, o before the input of gate and up,
 //! and so on, so that every matrix is fitted to the activations it will really see, in one forward pass of the block.
 
+use std::collections::HashMap;
+
 use attar_checkpoint::{Dtype, decode_floats, encode_floats};
 use attar_eval::report;
 use attar_model::{
@@ -15,7 +17,7 @@ use ndarray::{Array2, ArrayViewMut2, s};
 use super::stream::Stream;
 use super::write::Sink;
 use crate::diagnostic::{Explain, Failure, Result};
-use crate::plan::{Plan, PlannedTensor, Treatment};
+use crate::plan::{Memory, Plan, PlannedTensor, Treatment};
 use crate::source::{CHUNK_WEIGHTS, Source, rows_and_cols};
 use crate::talk::{Stage, Talk};
 
@@ -38,14 +40,22 @@ pub struct Pass<'a> {
     pub talk: Talk,
 }
 
+/// What a pass has done.
+pub struct Outcome {
+    /// What became of each tensor, in the order of the plan.
+    pub tensors: Vec<report::Tensor>,
+    /// Where the calibration tokens went in layers with experts.
+    pub routing: Vec<report::Routing>,
+}
+
 impl Pass<'_> {
-    /// Compresses every tensor of the plan into `sink`, and returns what was done to each, in the order of the plan.
+    /// Compresses every tensor of the plan into `sink`.
     ///
     /// # Errors
     /// A tensor that cannot be read, is not finite, or cannot be written.
-    pub fn run(&self, sink: &mut Sink) -> Result<Vec<report::Tensor>> {
+    pub fn run(&self, sink: &mut Sink) -> Result<Outcome> {
         let stage = self.talk.stage("quantizing", self.plan.weights(), "weights");
-        let mut done = Done { sink, stage: &stage, reports: Vec::new() };
+        let mut done = Done { sink, stage: &stage, reports: Vec::new(), routing: Vec::new() };
         match self.windows {
             Some(windows) => self.with_data(windows, &mut done)?,
             None => self
@@ -54,16 +64,18 @@ impl Pass<'_> {
                 .iter()
                 .try_for_each(|tensor| self.without_data(tensor, &mut done, |_, _| Ok(())))?,
         }
-        let mut reports = done.reports;
-        let position = |name: &str| self.plan.tensors.iter().position(|t| t.spec.name == name);
-        reports.sort_by_cached_key(|report| position(&report.name));
+        let Done { reports: mut tensors, routing, .. } = done;
+        let names = self.plan.tensors.iter().map(|t| t.spec.name.as_str());
+        let positions: HashMap<_, _> = names.enumerate().map(|(position, name)| (name, position)).collect();
+        tensors.sort_by_key(|report| positions.get(report.name.as_str()));
         stage.done();
-        Ok(reports)
+        Ok(Outcome { tensors, routing })
     }
 
     fn with_data(&self, windows: &Windows, done: &mut Done) -> Result<()> {
         let config = &self.source.config;
-        let mut stream = Stream::new(self.embed(windows, done)?, windows.ctx(), self.plan.memory.carry);
+        let Memory { keeping, carry, .. } = &self.plan.memory;
+        let mut stream = Stream::new(self.embed(windows, done)?, windows.ctx(), keeping.clone(), *carry);
         for layer in 0..config.num_hidden_layers {
             self.block(layer, &mut stream, done).doing(|| format!("while quantizing layer {layer}"))?;
         }
@@ -119,11 +131,15 @@ impl Pass<'_> {
     /// Stage by stage through one block.
     fn block(&self, layer: usize, stream: &mut Stream, done: &mut Done) -> Result<()> {
         let config = &self.source.config;
-        let mut block = Block::load(config, layer, self.source)?;
-        for tensor in self.plan.of_layer(layer).filter(|t| t.spec.tap.is_none()) {
+        let mut block = Block::load_without_experts(config, layer, self.source)?;
+        let is_kept = |t: &&PlannedTensor| t.spec.tap.is_none() || t.spec.role == Role::Router;
+        for tensor in self.plan.of_layer(layer).filter(is_kept) {
             self.without_data(tensor, done, |_, _| Ok(()))?;
         }
         for tap in STAGES {
+            if tap == Tap::MlpIn && block.experts().is_some() {
+                return self.experts(layer, &block, stream, done);
+            }
             let tensors: Vec<_> = self.plan.of_layer(layer).filter(|t| t.spec.tap == Some(tap)).collect();
             let coded = tensors.iter().any(|t| matches!(t.treatment, Treatment::Codes(_)));
             let mut statistics = coded.then(|| Statistics::new(config.tap_features(tap)));
@@ -148,8 +164,14 @@ impl Pass<'_> {
                 block.pack_role(role, self.precision);
             }
         }
-        while_reading_ahead(config, layer + 1, self.source, || stream.finish(&block))?;
+        while_reading_ahead(self.first_of(layer + 1), self.source, || stream.finish(&block))?;
         Ok(())
+    }
+
+    /// The names of what is loaded first of a layer, if there is such a layer: experts but the first come one by one.
+    pub(super) fn first_of(&self, layer: usize) -> Vec<String> {
+        let is_first = |t: &&PlannedTensor| t.spec.expert.is_none_or(|expert| expert.index == 0);
+        self.plan.of_layer(layer).filter(is_first).map(|t| t.spec.name.clone()).collect()
     }
 
     /// A matrix whose input is the normed end of the stream.
@@ -173,7 +195,7 @@ impl Pass<'_> {
     }
 
     /// Quantizes a matrix of the running block, in place, some rows at a time: rows are independent.
-    fn matrix(
+    pub(super) fn matrix(
         &self,
         tensor: &PlannedTensor,
         mut weight: ArrayViewMut2<'_, f32>,
@@ -308,13 +330,19 @@ impl Merged {
 }
 
 /// Where finished tensors go.
-struct Done<'a> {
+pub(super) struct Done<'a> {
     sink: &'a mut Sink,
     stage: &'a Stage,
     reports: Vec<report::Tensor>,
+    pub(super) routing: Vec<report::Routing>,
 }
 
 impl Done<'_> {
+    /// Where the report of the tensor done last can be added to.
+    pub(super) fn last(&mut self) -> Option<&mut report::Tensor> {
+        self.reports.last_mut()
+    }
+
     fn note(&mut self, tensor: &PlannedTensor, facts: Option<&Merged>) {
         let spec = &tensor.spec;
         let fallback = facts.iter().flat_map(|facts| &facts.fallbacks).chain(&tensor.fallback);
@@ -324,12 +352,14 @@ impl Done<'_> {
             name: spec.name.clone(),
             stored_name: None,
             role: spec.role.as_str().to_owned(),
+            expert: spec.expert.map(|expert| expert.index as u64),
             encoding: tensor.encoding_name(),
             bits_per_weight: 8.0 * tensor.bytes as f64 / tensor.weights() as f64,
             relative_error: facts.map(|facts| facts.relative(facts.error)),
             rtn_relative_error: facts.map(|facts| facts.relative(facts.rtn_error)),
             tokens_per_column: last.and_then(|facts| facts.tokens_per_column),
             damping: last.and_then(|facts| facts.damping),
+            shrinkage: last.and_then(|facts| facts.shrinkage),
             fallback: (!fallback.is_empty()).then(|| fallback.join("; ")),
             decoded_sha256: None,
         };

@@ -1,12 +1,14 @@
 //! From a plan to a file that has been reopened and scored.
 
 pub mod compress;
+mod experts;
 pub mod score;
 pub mod stream;
 pub mod teacher;
 pub mod verify;
 pub mod write;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -24,7 +26,7 @@ use crate::plan::{CalibrationSize, Output, Plan, Request, TensorRule, Treatment}
 use crate::scheme::Scheme;
 use crate::source::Source;
 use crate::talk::Talk;
-use compress::Pass;
+use compress::{Outcome, Pass};
 use write::Target;
 
 /// Text that statistics are collected on.
@@ -135,13 +137,14 @@ impl Job<'_> {
             precision: self.precision,
             talk: self.talk,
         };
-        let mut tensors = clock.time("quantize", || pass.run(&mut sink))?;
+        let Outcome { mut tensors, routing } = clock.time("quantize", || pass.run(&mut sink))?;
         let hashes = clock.time("write", || sink.finish(plan))?;
         let (written, facts) =
             clock.time("verify", || verify::reopen(self.output, plan, &hashes, self.talk))?;
+        let specs: HashMap<_, _> = plan.tensors.iter().map(|t| (t.spec.name.as_str(), &t.spec)).collect();
         for tensor in &mut tensors {
             tensor.decoded_sha256 = hashes.get(&tensor.name).cloned();
-            let spec = plan.tensors.iter().find(|t| t.spec.name == tensor.name).map(|t| &t.spec);
+            let spec = specs.get(tensor.name.as_str());
             tensor.stored_name =
                 spec.filter(|spec| written.stored_name(spec) != spec.name).map(|spec| spec.gguf_name.clone());
         }
@@ -156,7 +159,10 @@ impl Job<'_> {
             sha256: Some(facts.sha256),
         });
         report.tensors = tensors;
-        report.calibration = self.calibration.filter(|_| plan.calibration.is_some()).map(|c| c.facts.clone());
+        report.calibration = self
+            .calibration
+            .filter(|_| plan.calibration.is_some())
+            .map(|calibration| report::Calibration { routing, ..calibration.facts.clone() });
         Ok((written, report))
     }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use attar_checkpoint::Error as FileError;
-use attar_model::{Block, HiddenStates, Tap};
+use attar_model::{Block, HiddenStates, Keeping, Tap};
 use ndarray::{Array2, ArrayView2};
 
 /// Tokens that pass through a block together: enough to keep the products busy, few enough to stay small.
@@ -21,20 +21,23 @@ pub struct Carry {
 /// Hidden states of every calibration token, and what the stage under way carries to the next one.
 pub struct Stream {
     ctx: usize,
+    keeping: Keeping,
     hidden: HiddenStates, // [tokens, hidden_size]
+    /// What a block's experts read, `[tokens, hidden_size]`, kept as the hidden states are until the last of them has been added.
+    experts_in: Option<HiddenStates>,
     /// The input of o or down, chunk by chunk, kept until that matrix is quantized and its output can be added.
     carried: Vec<Array2<f32>>,
     carry: Carry,
 }
 
 impl Stream {
-    /// Starts with the embedded tokens, `[tokens, hidden_size]`, in whole windows of `ctx` tokens.
+    /// Starts with the embedded tokens, `[tokens, hidden_size]`, in whole windows of `ctx` tokens, kept as `keeping` says.
     ///
     /// # Panics
     /// If the tokens are not whole windows.
-    pub fn new(hidden: HiddenStates, ctx: usize, carry: Carry) -> Self {
+    pub fn new(hidden: HiddenStates, ctx: usize, keeping: Keeping, carry: Carry) -> Self {
         assert!(hidden.tokens().is_multiple_of(ctx), "hidden states come in whole windows");
-        Self { ctx, hidden, carried: Vec::new(), carry }
+        Self { ctx, keeping, hidden, experts_in: None, carried: Vec::new(), carry }
     }
 
     /// Runs the part of `block` that leads to `tap` and shows `observe` the activations there, chunk by chunk.
@@ -56,8 +59,13 @@ impl Stream {
             Tap::MlpMid => self.carry.mlp_mid,
             _ => false,
         };
+        if tap == Tap::MlpIn && block.experts().is_some() {
+            let shape = [self.hidden.tokens(), self.hidden.features()];
+            self.experts_in = Some(HiddenStates::zeros(shape, &self.keeping)?);
+        }
         let mut carried = std::mem::take(&mut self.carried).into_iter();
         for rows in self.chunks() {
+            let first = rows.start;
             let activations = match tap {
                 Tap::AttnIn => block.attn_in(self.hidden.read(rows)?.view()),
                 Tap::AttnOut => attn_out(self.hidden.read(rows)?.view()),
@@ -70,11 +78,60 @@ impl Stream {
                 Tap::HeadIn => unreachable!("the head belongs to no block"),
             };
             observe(activations.view());
+            if let Some(experts_in) = &mut self.experts_in {
+                experts_in.write(first, activations.view())?;
+            }
             if keep {
                 self.carried.push(activations);
             }
         }
         Ok(())
+    }
+
+    /// Number of tokens.
+    pub fn tokens(&self) -> usize {
+        self.hidden.tokens()
+    }
+
+    /// Some rows of what the experts of a block read, `[rows.len(), hidden_size]`, between [`advance`](Self::advance) to there
+    /// and [`leave_experts`](Self::leave_experts).
+    ///
+    /// # Errors
+    /// Activations on a disk that fails.
+    ///
+    /// # Panics
+    /// If there is no such row, or the stream is elsewhere.
+    pub fn experts_in(&self, rows: &[usize]) -> Result<Array2<f32>, FileError> {
+        let experts_in = self.experts_in.as_ref().unwrap_or_else(|| panic!("the stream is not at experts"));
+        let mut all = Array2::zeros((rows.len(), experts_in.features()));
+        for (&row, mut to) in rows.iter().zip(all.outer_iter_mut()) {
+            to.assign(&experts_in.read(row..row + 1)?.row(0));
+        }
+        Ok(all)
+    }
+
+    /// Adds an expert's outputs, `[rows.len(), hidden_size]`, to the hidden states of some rows, times what it counts for in each.
+    ///
+    /// # Errors
+    /// Hidden states on a disk that fails.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn add_expert(
+        &mut self,
+        rows: &[usize],
+        weights: &[f32],
+        out: &Array2<f32>,
+    ) -> Result<(), FileError> {
+        for ((&row, &weight), out) in rows.iter().zip(weights).zip(out.outer_iter()) {
+            self.hidden.update(row..row + 1, |mut hidden| hidden.row_mut(0).scaled_add(weight, &out))?;
+        }
+        Ok(())
+    }
+
+    /// Ends a block whose experts have all been added; the stream is then at the next block's input.
+    pub fn leave_experts(&mut self) {
+        self.experts_in = None;
     }
 
     /// Adds the block's last output; the stream is then at the next block's input.

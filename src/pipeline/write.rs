@@ -184,7 +184,9 @@ impl Target<'_> {
 
     fn create_gguf(&self, file_type: u32) -> Result<Container> {
         let (config, metadata) = (&self.source.config, self.metadata(file_type)?);
-        let mut tensors: Vec<_> = self.plan.tensors.iter().map(gguf_info).collect();
+        // All experts of a layer share a tensor, filled in their order.
+        let is_new = |t: &&PlannedTensor| t.spec.expert.is_none_or(|expert| expert.index == 0);
+        let mut tensors: Vec<_> = self.plan.tensors.iter().filter(is_new).map(gguf_info).collect();
         for (name, values) in config.gguf_tensors() {
             tensors.push(TensorInfo::new(name, Dtype::F32, &[values.len()]));
         }
@@ -296,7 +298,8 @@ fn gguf_info(tensor: &PlannedTensor) -> TensorInfo {
         Treatment::Float(dtype) => *dtype,
         Treatment::Codes(encoding) => Dtype::from(encoding.ggml_type().unwrap_or(GgmlType::F32)),
     };
-    TensorInfo::new(&tensor.spec.gguf_name, dtype, &tensor.spec.shape)
+    let place = tensor.spec.gguf_place();
+    TensorInfo::new(&place.name, dtype, &place.shape)
 }
 
 fn folder_infos(tensor: &PlannedTensor) -> Result<Vec<TensorInfo>> {

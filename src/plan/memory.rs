@@ -41,7 +41,7 @@ pub struct Memory {
     pub keeping: Keeping,
     /// What stands in memory between two stages.
     pub carry: Carry,
-    /// Bytes of the hidden states; 0 where there is no calibration.
+    /// Bytes of the hidden states and, kept like them, of what a layer's experts read; 0 where there is no calibration.
     pub hidden_bytes: u64,
 }
 
@@ -80,7 +80,7 @@ pub fn estimate(
     };
     let place = if way.spilled { Place::Folder(scratch_folder()?) } else { Place::Memory };
     let keeping = Keeping { float: KeptFloat::F32, place };
-    Ok(Memory { peak_bytes: work.peak(way), keeping, carry: way.carry, hidden_bytes: work.hidden_bytes() })
+    Ok(Memory { peak_bytes: work.peak(way), keeping, carry: way.carry, hidden_bytes: work.kept_bytes() })
 }
 
 /// The sizes that memory depends on, in numbers and tokens.
@@ -90,17 +90,50 @@ struct Work {
     hidden: u64,
     query: u64,
     key_value: u64,
-    ffn: u64,
-    block: u64, // with the largest matrix of several parts once more
+    mlps: Vec<Mlp>, // the kinds there are
+    block: u64,     // the largest, of experts one, with the largest matrix of several parts once more
     part: u64,
 }
+
+/// What a layer's MLP is made of.
+#[derive(Clone, Copy)]
+enum Mlp {
+    Dense(u64), // intermediate_size
+    Experts { width: u64, per_token: u64 },
+}
+
+impl Mlp {
+    fn kinds(config: &ModelConfig) -> Vec<Self> {
+        let dense = (0..config.num_hidden_layers).any(|layer| config.experts_of(layer).is_none());
+        let dense = dense.then_some(Self::Dense(config.intermediate_size as u64));
+        let experts = config.experts.as_ref().map(|experts| Self::Experts {
+            width: experts.moe_intermediate_size as u64,
+            per_token: experts.num_experts_per_tok as u64,
+        });
+        dense.into_iter().chain(experts).collect()
+    }
+}
+
+/// Weights of the largest block, of experts one.
+fn largest_block(config: &ModelConfig, tensors: &[PlannedTensor]) -> u64 {
+    let mut blocks = vec![0; config.num_hidden_layers];
+    for tensor in tensors.iter().filter(|t| t.spec.expert.is_none_or(|expert| expert.index == 0)) {
+        if let Some(block) = tensor.spec.layer.and_then(|layer| blocks.get_mut(layer)) {
+            *block += tensor.weights() as u64;
+        }
+    }
+    blocks.into_iter().max().unwrap_or(0)
+}
+
+/// Numbers that a token takes in the share of each expert it goes to: its row, two numbers long, and what the expert counts for,
+/// in lists that grow to twice their length.
+const SENT: u64 = 6;
 
 impl Work {
     fn new(config: &ModelConfig, tensors: &[PlannedTensor], calibration: Option<CalibrationSize>) -> Self {
         let weights = |t: &PlannedTensor| t.weights() as u64;
-        let of_block = || tensors.iter().filter(|t| t.spec.layer == Some(0));
         // A matrix of several parts is put together while it is solved, and taken apart while it is loaded.
-        let fused = of_block().filter(|t| t.spec.role.parts().len() > 1).map(weights).max().unwrap_or(0);
+        let fused = tensors.iter().filter(|t| t.spec.role.parts().len() > 1).map(weights).max().unwrap_or(0);
         let (tokens, ctx) = calibration.map_or((0, 1), |c| (c.tokens as u64, c.ctx as u64));
         Self {
             tokens,
@@ -108,8 +141,8 @@ impl Work {
             hidden: config.hidden_size as u64,
             query: config.query_size() as u64,
             key_value: config.key_value_size() as u64,
-            ffn: config.intermediate_size as u64,
-            block: of_block().map(weights).sum::<u64>() + fused,
+            mlps: Mlp::kinds(config),
+            block: largest_block(config, tensors) + fused,
             part: (CHUNK_WEIGHTS as u64).min(tensors.iter().map(weights).max().unwrap_or(0)),
         }
     }
@@ -118,22 +151,38 @@ impl Work {
         self.tokens * self.hidden * F32
     }
 
+    /// Bytes of all that is kept as the hidden states are.
+    fn kept_bytes(&self) -> u64 {
+        let experts = self.mlps.iter().any(|mlp| matches!(mlp, Mlp::Experts { .. }));
+        self.hidden_bytes() * if experts { 2 } else { 1 }
+    }
+
     fn peak(&self, way: Way) -> u64 {
-        let &Self { tokens, chunk, hidden, query, key_value, ffn, block, part } = self;
+        let &Self { tokens, chunk, hidden, query, key_value, block, part, .. } = self;
         let solving = SOLVER_COPIES * part * F32;
         if tokens == 0 {
             return PROGRAM_BYTES + solving;
         }
         let attention = 2 * (hidden + query + key_value);
         let (carried_out, made_out) = if way.carry.attn_out { (query, 0) } else { (0, attention) };
-        let carried_mid = if way.carry.mlp_mid { ffn } else { 0 };
+        let keep_mid = u64::from(way.carry.mlp_mid);
         // Each stage: the features whose statistics it takes, what it carries per token, what it computes per token.
-        let stages = [
-            (hidden, 0, hidden),
-            (query, carried_out, attention),
-            (hidden, carried_out, made_out + hidden),
-            (ffn, carried_mid, hidden + 2 * ffn),
-        ];
+        let attention = [(hidden, 0, hidden), (query, carried_out, attention)];
+        let mlps = self.mlps.iter().flat_map(|mlp| match *mlp {
+            Mlp::Dense(ffn) => {
+                [(hidden, carried_out, made_out + hidden), (ffn, keep_mid * ffn, hidden + 2 * ffn)]
+            }
+            // One expert at a time, which may get every token. What all experts read is kept as the hidden states are, and
+            // takes the place of the input of o.
+            Mlp::Experts { width, per_token } => {
+                let experts_in = if way.spilled { 0 } else { hidden };
+                let shares = SENT * per_token;
+                [
+                    (hidden, carried_out.max(experts_in) + shares, made_out + 2 * hidden),
+                    (width, experts_in + shares + keep_mid * width, 2 * hidden + 2 * width),
+                ]
+            }
+        });
         // A chunk of hidden states that do not stand in memory does, on its way.
         let moving = if way.spilled { hidden } else { 0 };
         let stage = |(features, carried, computed): (u64, u64, u64)| {
@@ -144,7 +193,7 @@ impl Work {
             tokens * carried * F32 + square + beside
         };
         let kept = if way.spilled { 0 } else { self.hidden_bytes() };
-        let held = kept + block * F32 + stages.map(stage).into_iter().max().unwrap_or(0);
+        let held = kept + block * F32 + attention.into_iter().chain(mlps).map(stage).max().unwrap_or(0);
         PROGRAM_BYTES + held + held / ALLOCATOR_PART
     }
 

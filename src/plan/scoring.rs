@@ -104,9 +104,12 @@ struct Way {
     window_by_window: bool,
 }
 
+/// Numbers a token takes for each expert it goes to, when it is routed and in the expert's share.
+const ROUTED: usize = 10;
+
 /// Bytes of what stands in memory.
 struct Work {
-    block: u64,
+    block: u64,     // with all experts
     per_token: u64, // between two steps of a block
     tokens: u64,
     ctx: u64,
@@ -124,11 +127,16 @@ impl Work {
         let largest = tensors.iter().filter(|spec| spec.layer.is_some()).map(|spec| spec.len() as u64).max();
         let (hidden, ffn) = (config.hidden_size as u64, config.intermediate_size as u64);
         let attention = 2 * (config.query_size() + config.key_value_size()) as u64;
+        // Of experts one works at a time, perhaps on all tokens, gathered for it.
+        let experts = config.experts.as_ref().map_or(0, |experts| {
+            let routed = experts.num_experts + ROUTED * experts.num_experts_per_tok;
+            2 * hidden + (2 * experts.moe_intermediate_size + routed) as u64
+        });
         let held = size.tokens + (size.models - 1) * size.scored;
         Self {
             // A matrix stands twice while it is decoded, turned or packed.
             block: F32 * (block.unwrap_or(0) + largest.unwrap_or(0)),
-            per_token: F32 * (2 * hidden + attention.max(2 * ffn)),
+            per_token: F32 * (2 * hidden + attention.max(2 * ffn).max(experts)),
             tokens: size.tokens as u64,
             ctx: size.ctx as u64,
             hidden: F32 * hidden * held as u64,

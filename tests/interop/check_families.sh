@@ -10,7 +10,7 @@ root=$(cd "$here/../.." && pwd)
 text=$root/fixtures/heldout.txt
 ctx=512 chunks=4
 families=("$@")
-[[ ${#families[@]} -gt 0 ]] || families=(gemma2 gemma3 gemma3-pattern phi3 phi3-short phi3-long olmo2 smollm3 granite)
+[[ ${#families[@]} -gt 0 ]] || families=(gemma2 gemma3 gemma3-pattern phi3 phi3-short phi3-long olmo2 smollm3 granite mixtral qwen3_moe)
 
 head -c 12000 "$text" >"$work/text.txt"
 head -c 60000 "$root/fixtures/calibration.txt" >"$work/calibration.txt"
@@ -32,7 +32,10 @@ score() { # MODEL JSON
 for family in "${families[@]}"; do
   name=${family/phi3/fused} # in a model of the name phi3 llama.cpp looks for Phi-3's own tokens
   folder=$work/$name gguf=$work/$name.gguf back=$work/$name-back
-  "$python" "$here/make_family.py" "$family" "$root/fixtures/books-2m" "$folder" 2>/dev/null
+  case $family in
+    mixtral | qwen3_moe) "$python" "$here/make_experts.py" "$family" "$root/fixtures/books-2m" "$folder" 2>/dev/null ;;
+    *) "$python" "$here/make_family.py" "$family" "$root/fixtures/books-2m" "$folder" 2>/dev/null ;;
+  esac
   "$attar" quantize "$folder" -o "$gguf" --scheme f32 --no-eval --quiet >/dev/null
   "$attar" convert "$gguf" -o "$back" --quiet >/dev/null
   score "$folder" "$work/folder.json"

@@ -1,4 +1,4 @@
-"""transformers loads a compressed-tensors folder of attar's and scores the perplexity attar reported, within 0.1 %.
+"""transformers loads a folder of attar's, plain or compressed-tensors, and scores the perplexity attar reported, within 0.1 %.
 
 check_folder.py FOLDER REPORT.json TEXT
 
@@ -17,7 +17,8 @@ evaluation = json.load(open(report_path))["evaluation"]
 ctx, reported = evaluation["ctx"], evaluation["perplexity"]["value"]
 
 tokenizer = AutoTokenizer.from_pretrained(folder)
-groups = json.load(open(f"{folder}/config.json"))["quantization_config"]["config_groups"].values()
+quantization = json.load(open(f"{folder}/config.json")).get("quantization_config", {"config_groups": {}})
+groups = quantization["config_groups"].values()
 asymmetric = not all(group["weights"]["symmetric"] for group in groups)
 options = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if asymmetric else {}
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()

@@ -41,12 +41,14 @@ fn tensor(layer: usize, role: &str, encoding: &str, relative_error: f64) -> Tens
         name: format!("model.layers.{layer}.{role}.weight"),
         stored_name: None,
         role: role.to_owned(),
+        expert: None,
         encoding: encoding.to_owned(),
         bits_per_weight: if encoding == "q6_k" { 6.5625 } else { 4.5 },
         relative_error: Some(relative_error),
         rtn_relative_error: Some(2.0 * relative_error),
         tokens_per_column: Some(64.0),
         damping: Some(0.001),
+        shrinkage: None,
         fallback: None,
         decoded_sha256: None,
     }
@@ -78,6 +80,7 @@ pub(crate) fn quantized() -> Report {
             sha256: "0263829989b6fd954f72baaf2fc64bc2e2f01d692d4de72986ea808f6e99813f".to_owned(),
             tokens: 16_384,
             ctx: 512,
+            routing: Vec::new(),
         }),
         run: Some(Run {
             command: "attar quantize models/books-7m -o out/books-7m-q4_k_m.gguf --scheme q4_k_m".to_owned(),

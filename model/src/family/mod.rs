@@ -293,7 +293,8 @@ const PLAIN: Family = Family {
     },
 };
 
-/// Every family that is known. In GGUF the first with the file's architecture is taken.
+/// Every family that is known. In GGUF the first is taken that has the file's architecture, and experts where the file
+/// has.
 pub const FAMILIES: &[&Family] = &[
     &llama::LLAMA,
     &mistral::MISTRAL,

@@ -4,10 +4,10 @@ use std::fs;
 
 use assert_cmd::Command;
 
+use super::experts::{Layout, mixtral};
 use crate::place::{ATTAR, Place, Run};
 
-const QUANTIZE: &str =
-    "quantize books-2m --scheme q4_k_m --calib calibration.txt --calib-tokens 16384 --ctx 256 --no-eval";
+const QUANTIZE: &str = "--scheme q4_k_m --calib calibration.txt --calib-tokens 16384 --ctx 256 --no-eval";
 
 /// Runs `attar` with temporary files in `tmp` of the place.
 fn run(place: &Place, line: &str) -> Run {
@@ -22,16 +22,15 @@ fn least(place: &Place, line: &str) -> String {
     format!("{}kB", (mb * 1000.0).ceil() + 10.0) // it was rounded to two digits
 }
 
-#[test]
-fn hidden_states_in_a_file_give_the_same_bytes_as_in_memory_and_leave_nothing() {
-    let place = Place::new();
+/// Quantizes `model` with hidden states in memory and in a file, and compares what came out.
+fn a_budget_changes_no_byte(place: &Place, model: &str) {
     fs::create_dir(place.at("tmp")).unwrap();
-    let least = least(&place, &format!("{QUANTIZE} -o out.gguf"));
+    let least = least(place, &format!("quantize {model} {QUANTIZE} -o out.gguf"));
     for (limit, plan) in [("", "in memory"), (&*format!("--max-memory {least}"), "in a temporary file in")] {
-        let line = format!("{QUANTIZE} -o out-{}.gguf {limit}", limit.len());
-        let told = run(&place, &format!("{line} --dry-run"));
+        let line = format!("quantize {model} {QUANTIZE} -o out-{}.gguf {limit}", limit.len());
+        let told = run(place, &format!("{line} --dry-run"));
         assert!(told.stdout.contains(plan), "{}{}", told.stdout, told.stderr);
-        let done = run(&place, &line);
+        let done = run(place, &line);
         assert_eq!(done.code, Some(0), "{}", done.stderr);
     }
     let outputs: Vec<_> = fs::read_dir(place.at("."))
@@ -66,9 +65,22 @@ fn scores_within_a_memory_budget_are_the_same_and_leave_nothing() {
 }
 
 #[test]
+fn hidden_states_in_a_file_give_the_same_bytes_as_in_memory_and_leave_nothing() {
+    let place = Place::new();
+    a_budget_changes_no_byte(&place, "books-2m");
+}
+
+#[test]
+fn experts_that_read_from_a_file_give_the_same_bytes_as_from_memory() {
+    let place = Place::new();
+    mixtral(&place, "mixtral", Layout::Separate);
+    a_budget_changes_no_byte(&place, "mixtral");
+}
+
+#[test]
 fn a_folder_for_temporary_files_that_is_not_there_is_named() {
     let place = Place::new();
-    let line = format!("{QUANTIZE} -o out.gguf");
+    let line = format!("quantize books-2m {QUANTIZE} -o out.gguf");
     let line = format!("{line} --max-memory {}", least(&place, &line));
     let missing = place.at("tmp");
     let mut command = Command::new(ATTAR);
