@@ -209,15 +209,20 @@ impl Work {
     }
 }
 
+/// The line of a plan that says where hidden states are kept.
+pub(super) fn say_hidden_states(f: &mut fmt::Formatter<'_>, bytes: u64, place: &Place) -> fmt::Result {
+    write!(f, "hidden states: {}, ", human_bytes(bytes))?;
+    match place {
+        Place::Memory => writeln!(f, "in memory"),
+        Place::Folder(folder) => writeln!(f, "in a temporary file in {}", folder.display()),
+    }
+}
+
 /// The last lines of a plan.
 impl fmt::Display for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.hidden_bytes > 0 {
-            write!(f, "hidden states: {}, ", human_bytes(self.hidden_bytes))?;
-            match &self.keeping.place {
-                Place::Memory => writeln!(f, "in memory")?,
-                Place::Folder(folder) => writeln!(f, "in a temporary file in {}", folder.display())?,
-            }
+            say_hidden_states(f, self.hidden_bytes, &self.keeping.place)?;
             match self.carry {
                 Carry { mlp_mid: true, .. } => {}
                 Carry { attn_out: true, .. } => {

@@ -8,7 +8,7 @@ use attar_eval::Budget;
 use attar_model::{Keeping, KeptFloat, ModelConfig, Place, Precision, Streaming};
 
 use super::machine::available_bytes;
-use super::memory::{F32, PROGRAM_BYTES, SHARE};
+use super::memory::{F32, PROGRAM_BYTES, SHARE, say_hidden_states};
 use crate::diagnostic::{Failure, Result};
 use crate::talk::human_bytes;
 
@@ -169,11 +169,7 @@ impl Work {
 /// The last lines of a plan.
 impl fmt::Display for ScoringMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "hidden states: {}, ", human_bytes(self.hidden_bytes))?;
-        match &self.streaming.keeping.place {
-            Place::Memory => writeln!(f, "in memory")?,
-            Place::Folder(folder) => writeln!(f, "in a temporary file in {}", folder.display())?,
-        }
+        say_hidden_states(f, self.hidden_bytes, &self.streaming.keeping.place)?;
         write!(f, "expected peak memory: {}", human_bytes(self.peak_bytes))
     }
 }
