@@ -5,7 +5,9 @@
 
 mod peak;
 
-use attar_model::{Gradients, Keep, LoadError, Model, ModelConfig, NextToken, Role, Weights, Windows};
+use attar_model::{
+    Gradients, Keep, LoadError, Model, ModelConfig, NextToken, Precision, Role, Step, Weights, Windows,
+};
 use attar_tensor::op::{AdamW, Moments};
 use criterion::{Criterion, criterion_group, criterion_main};
 use ndarray::{Array1, ArrayD};
@@ -49,12 +51,12 @@ impl Student {
         Self { model, moments, steps: 0 }
     }
 
-    fn step(&mut self, windows: &Windows, keep: Keep) {
+    fn step(&mut self, windows: &Windows, step: Step) {
         let mut delivered: Vec<(Option<usize>, Gradients)> = Vec::new();
         let loss = self.model.backward(
             windows,
             &NextToken::mean(windows),
-            keep,
+            step,
             &|_| true,
             &mut |layer, gradients| {
                 delivered.push((layer, gradients));
@@ -96,21 +98,24 @@ fn train(criterion: &mut Criterion) {
         "head_dim": 32, "vocab_size": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true,
     }));
     let config = config.unwrap_or_else(|error| panic!("{error}"));
-    for (batch, ctx) in [(8, 512), (16, 256)] {
-        let tokens = batch * ctx;
-        let ids = random((1, tokens), 3).mapv(|x| (x.midpoint(1.0) * config.vocab_size as f32) as u32);
-        let windows = Windows::new(ctx, ids.into_raw_vec_and_offset().0);
-        let flops = tokens as f64 * flops_per_token(&config, ctx);
-        let work = Work { amount: tokens as f64, unit: "tokens/s", flops: Some(flops), number_bytes: 4 };
-        for (keep, name) in [(Keep::Activations, "activations kept"), (Keep::Inputs, "inputs kept")] {
+    let (batch, ctx) = (8, 512);
+    let tokens = batch * ctx;
+    let ids = random((1, tokens), 3).mapv(|x| (x.midpoint(1.0) * config.vocab_size as f32) as u32);
+    let windows = Windows::new(ctx, ids.into_raw_vec_and_offset().0);
+    let flops = Some(tokens as f64 * flops_per_token(&config, ctx));
+    for (precision, number_bytes) in [(Precision::F32, 4), (Precision::Bf16, 2)] {
+        let work = Work { amount: tokens as f64, unit: "tokens/s", flops, number_bytes };
+        for (keep, kept) in [(Keep::Activations, "activations kept"), (Keep::Inputs, "inputs kept")] {
             let student = Mutex::new(Student::new(&config));
-            case(&mut group, &format!("step of a 7M student, {batch} x {ctx}, {name}"), work, || {
+            let name = format!("step of a 7M student, {batch} x {ctx}, {}, {kept}", precision.name());
+            case(&mut group, &name, work, || {
                 if let Ok(mut student) = student.lock() {
-                    student.step(&windows, keep);
+                    student.step(&windows, Step { keep, precision });
                 }
             });
         }
     }
+    group.finish();
 }
 
 criterion_group!(benches, train);

@@ -1,9 +1,11 @@
 """PyTorch's rate at the training step that `cargo bench --bench train` measures: forward, loss, backward, AdamW.
 
     python train_step.py [--threads 2] [--steps 5] [--ctx 512] [--batch 8] [--module plain|transformers|both]
+                         [--precision f32|bf16|both]
 
 A student of 7 million parameters with the shape of books-7m (8 layers, hidden 256, 8 heads over 4 keys of 32 features,
-ffn 768, vocabulary 4096, head tied to the embedding), random weights, f32, every next token of each window a target.
+ffn 768, vocabulary 4096, head tied to the embedding), random weights in f32, every next token of each window a target;
+with bf16, forward and loss run under torch.autocast("cpu", dtype=torch.bfloat16).
 Two ways to write it are tried, for the faster one is the peer:
 
 transformers   LlamaForCausalLM with attn_implementation="sdpa", its own loss
@@ -14,6 +16,7 @@ Wants torch and, for the first way, transformers. Measured with torch 2.15.0 and
 """
 
 import argparse
+import contextlib
 import statistics
 import time
 
@@ -93,20 +96,26 @@ def optimizers(parameters):
         yield kind, torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.1, **{kind: True})
 
 
-def measure(name, kind, model, optimizer, args):
+def computing_in(precision):
+    return torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+
+
+def measure(name, kind, model, optimizer, precision, args):
     tokens = torch.randint(0, VOCAB, (args.batch, args.ctx))
     wall, cpu = [], []
     for step in range(args.steps + 2):
         start, start_cpu = time.perf_counter(), time.process_time()
         optimizer.zero_grad(set_to_none=True)
-        model.loss(tokens).backward()
+        with computing_in(precision):
+            loss = model.loss(tokens)
+        loss.backward()
         optimizer.step()
         if step >= 2:
             wall.append(tokens.numel() / (time.perf_counter() - start))
             cpu.append(tokens.numel() / (time.process_time() - start_cpu))
     wall, cpu = statistics.median(wall), statistics.median(cpu)
     print(
-        f"{name}, AdamW {kind}, {args.batch} x {args.ctx}, {args.threads} threads: "
+        f"{name}, AdamW {kind}, {precision}, {args.batch} x {args.ctx}, {args.threads} threads: "
         f"{wall:.0f} tokens/s, {cpu:.0f} per second of CPU time",
         flush=True,
     )
@@ -119,14 +128,16 @@ def main():
     parser.add_argument("--ctx", type=int, default=512)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--module", choices=["plain", "transformers", "both"], default="both")
+    parser.add_argument("--precision", choices=["f32", "bf16", "both"], default="both")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
     for name, make in {"plain": Plain, "transformers": Transformers}.items():
-        if args.module in (name, "both"):
-            model = make(args.ctx)
-            for kind, optimizer in optimizers(list(model.parameters())):
-                measure(name, kind, model, optimizer, args)
+        for precision in ("f32", "bf16"):
+            if args.module in (name, "both") and args.precision in (precision, "both"):
+                model = make(args.ctx)
+                for kind, optimizer in optimizers(list(model.parameters())):
+                    measure(name, kind, model, optimizer, precision, args)
 
 
 if __name__ == "__main__":

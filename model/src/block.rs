@@ -12,7 +12,7 @@
 
 mod backward;
 
-pub use backward::{Kept, refuse_experts};
+pub use backward::{Kept, Learner, refuse_experts};
 
 use crate::experts::{Experts, Router};
 use crate::mlp::Gated;

@@ -121,7 +121,7 @@ pub struct LogitShape {
 impl LogitShape {
     /// In place of products `[tokens, rows]`.
     #[expect(clippy::float_cmp, reason = "it is one or it is not")]
-    fn apply(self, mut products: ArrayViewMut2<'_, f32>) {
+    pub(crate) fn apply(self, mut products: ArrayViewMut2<'_, f32>) {
         if self.scaling != 1.0 {
             products /= self.scaling;
         }

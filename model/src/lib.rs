@@ -23,13 +23,14 @@ mod hidden;
 mod loss;
 mod mlp;
 mod norm;
+mod products;
 mod tensors;
 mod train;
 mod weight;
 mod weights;
 
 pub use attar_tensor::Precision;
-pub use block::{Block, Kept, Linear};
+pub use block::{Block, Kept, Learner, Linear};
 pub use config::{
     AttentionScale, Experts as ExpertNumbers, Llama3Scaling, LongRope, ModelConfig, RopeScaling,
 };
@@ -46,6 +47,6 @@ pub use loss::{ForwardKl, Loss, NextToken, next_token_weights};
 pub use mlp::Gated;
 pub use norm::Norm;
 pub use tensors::{ExpertIndex, FilePlace, GgufAdds, Role, RowOrder, Tap, TensorSpec};
-pub use train::{Keep, Model};
+pub use train::{Keep, Model, Step};
 pub use weight::Weight;
 pub use weights::{LoadError, Weights};

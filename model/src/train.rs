@@ -1,11 +1,12 @@
 //! A whole model in memory, whose weights change: forward, loss, backward.
 
 use crate::block::refuse_experts;
+use crate::products::{Activations, Learning};
 use crate::{
-    Block, Error, Gradients, Head, Kept, LoadError, Loss, ModelConfig, Role, TensorSpec, Weights, Windows,
+    Block, Error, Gradients, Head, Kept, LoadError, Loss, ModelConfig, Precision, Role, TensorSpec, Weights,
+    Windows,
 };
-use attar_tensor::matmul;
-use attar_tensor::op::{embedding_backward, soft_cap_backward, weight_backward};
+use attar_tensor::op::{embedding_backward, soft_cap_backward};
 use ndarray::{Array2, ArrayD, ArrayView2, ArrayViewD, ArrayViewMutD, Axis, Slice};
 
 /// What is kept of a forward pass for the backward pass.
@@ -15,6 +16,15 @@ pub enum Keep {
     Inputs,
     /// All that backward reads, some ten times as much: nothing but scores and norms is computed twice.
     Activations,
+}
+
+/// How a training step is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    /// What is kept of the forward pass. It never changes a bit.
+    pub keep: Keep,
+    /// What the factors of products are rounded to; weights and all that is no product are f32.
+    pub precision: Precision,
 }
 
 /// A model with all its weights, to be trained.
@@ -98,7 +108,7 @@ impl Model {
         &self,
         windows: &Windows,
         loss: &dyn Loss,
-        keep: Keep,
+        step: Step,
         trained: &dyn Fn(&TensorSpec) -> bool,
         deliver: &mut dyn FnMut(Option<usize>, Gradients),
     ) -> Result<f64, Error> {
@@ -107,22 +117,24 @@ impl Model {
         let trains_embedding = specs.iter().any(|spec| spec.role == Role::Embedding);
         let lowest =
             if trains_embedding { Some(0) } else { specs.iter().filter_map(|spec| spec.layer).min() };
-        let (hidden, mut traces) = self.forward(windows, keep, lowest)?;
+        let (hidden, mut traces) = self.forward(windows, step, lowest)?;
         let outside = specs.iter().filter(|spec| spec.layer.is_none());
         let mut ends = Gradients::zeros(outside.map(|spec| (spec.role, spec.shape.as_slice())));
-        let (loss, mut d) = self.head.backward(hidden.view(), loss, self.head_role(), &mut ends);
+        let (loss, mut d) =
+            self.head.backward(hidden.view(), loss, step.precision, self.head_role(), &mut ends);
         drop(hidden);
         for layer in (lowest.unwrap_or(self.blocks.len())..self.blocks.len()).rev() {
             let mut gradients = self.blocks[layer].gradients(trained)?;
+            let learner = self.blocks[layer].learner(step.precision);
             match traces.pop() {
                 Some(Trace::Activations(chunks)) => {
                     let rows = d.axis_chunks_iter_mut(Axis(0), Block::windows_at_once(ctx));
                     for (kept, d) in chunks.into_iter().zip(rows) {
-                        self.blocks[layer].backward(kept, d, &mut gradients);
+                        learner.backward(kept, d, &mut gradients);
                     }
                 }
                 Some(Trace::Input(input)) => {
-                    self.blocks[layer].backward_from_input(input.view(), ctx, d.view_mut(), &mut gradients);
+                    learner.backward_from_input(input.view(), ctx, d.view_mut(), &mut gradients);
                 }
                 None => unreachable!("every block that is trained left a trace"),
             }
@@ -145,26 +157,27 @@ impl Model {
     fn forward(
         &self,
         windows: &Windows,
-        keep: Keep,
+        step: Step,
         lowest: Option<usize>,
     ) -> Result<(Array2<f32>, Vec<Trace>), Error> {
         let ctx = windows.ctx();
         let mut hidden = crate::forward::embed_from(&self.config, self.embedding(), windows.tokens())?;
         let mut traces = Vec::new();
         for (layer, block) in self.blocks.iter().enumerate() {
+            let learner = block.learner(step.precision);
             if lowest.is_none_or(|lowest| layer < lowest) {
-                block.forward(&mut hidden, ctx);
+                learner.forward(&mut hidden, ctx);
                 continue;
             }
-            traces.push(match keep {
+            traces.push(match step.keep {
                 Keep::Inputs => {
                     let input = hidden.clone();
-                    block.forward(&mut hidden, ctx);
+                    learner.forward(&mut hidden, ctx);
                     Trace::Input(input)
                 }
                 Keep::Activations => {
                     let chunks = hidden.axis_chunks_iter_mut(Axis(0), Block::windows_at_once(ctx));
-                    Trace::Activations(chunks.map(|hidden| block.forward_keeping(hidden, ctx)).collect())
+                    Trace::Activations(chunks.map(|hidden| learner.forward_keeping(hidden, ctx)).collect())
                 }
             });
         }
@@ -191,7 +204,7 @@ impl Weights for Model {
 const LOGITS: usize = 1 << 22;
 
 impl Head {
-    /// The loss of hidden states `[tokens, hidden_size]` and their gradient; those of norm and matrix are added to `gradients`, the
+    /// The loss of hidden states `[tokens, hidden_size]` and their gradient, products in `precision`; those of norm and matrix are added to `gradients`, the
     /// matrix's under `role`, where they are asked for. Logits stand for a few hundred tokens at a time.
     ///
     /// # Panics
@@ -201,19 +214,22 @@ impl Head {
         &self,
         hidden: ArrayView2<'_, f32>,
         loss: &dyn Loss,
+        precision: Precision,
         role: Role,
         gradients: &mut Gradients,
     ) -> (f64, Array2<f32>) {
         let tokens = hidden.nrows();
         let at_once = (LOGITS / self.rows.weight.dim().0).clamp(128, 512);
+        let matrix = Learning::new(&self.rows.weight, None, precision);
         let mut d_hidden = Array2::zeros(hidden.dim());
         let mut total = 0.0;
         for start in (0..tokens).step_by(at_once) {
             let rows = start..tokens.min(start + at_once);
             let slice = Slice::from(rows.clone());
             let hidden = hidden.slice_axis(Axis(0), slice);
-            let normed = self.norm(hidden);
-            let mut d_logits = self.logits(normed.view());
+            let normed = Activations::new(self.norm(hidden));
+            let mut d_logits = matrix.apply(&normed);
+            self.rows.shape.apply(d_logits.view_mut());
             let capped = self.rows.shape.cap.map(|cap| (cap, d_logits.clone()));
             total += loss.backward(rows, d_logits.view_mut());
             if let Some((cap, capped)) = capped {
@@ -222,10 +238,11 @@ impl Head {
             if self.rows.shape.scaling != 1.0 {
                 d_logits /= self.rows.shape.scaling;
             }
+            let d_logits = Activations::new(d_logits);
             if let Some(d_weight) = gradients.matrix_mut(role) {
-                weight_backward(d_logits.view(), normed.view(), d_weight);
+                matrix.add_weight_gradient(&d_logits, &normed, d_weight);
             }
-            let d_normed = matmul(d_logits.view(), self.rows.weight.view());
+            let d_normed = matrix.input_gradient(&d_logits);
             let d_hidden = d_hidden.slice_axis_mut(Axis(0), slice);
             self.norm.backward(hidden, d_normed.view(), d_hidden, gradients.vector_mut(Role::FinalNorm));
         }

@@ -26,7 +26,10 @@ mod product;
 #[cfg(test)]
 mod testing;
 
-pub use bf16::{Bf16Matrix, bf16_attention, bf16_gram_add, bf16_linear, bf16_linear_add};
+pub use bf16::{
+    Bf16Columns, Bf16Matrix, Bf16Rows, bf16_attention, bf16_attention_backward, bf16_gram_add, bf16_linear,
+    bf16_linear_add, bf16_weight_backward,
+};
 pub use cholesky::{NotPositiveDefinite, UpperTriangle, cholesky_of_inverse, cholesky_of_inverse_by_rows};
 pub use gram::gram_add;
 pub use precision::Precision;

@@ -2,7 +2,7 @@
 
 use crate::checkpoint::{Folder, config, floats, golden, read};
 use attar_model::{
-    Block, ForwardKl, Gradients, Head, Keep, Loss, Model, ModelConfig, NextToken, Precision, Role,
+    Block, ForwardKl, Gradients, Head, Keep, Loss, Model, ModelConfig, NextToken, Precision, Role, Step,
     TensorSpec, Weights, Windows, embed, hidden_states,
 };
 use attar_tensor::op::{AdamW, Moments, global_norm};
@@ -83,8 +83,19 @@ fn run_for(
     keep: Keep,
     trained: &dyn Fn(&TensorSpec) -> bool,
 ) -> (f64, All) {
+    let step = Step { keep, precision: Precision::F32 };
+    run_step(model, windows, loss, step, trained)
+}
+
+fn run_step(
+    model: &Model,
+    windows: &Windows,
+    loss: &dyn Loss,
+    step: Step,
+    trained: &dyn Fn(&TensorSpec) -> bool,
+) -> (f64, All) {
     let mut all = All::new();
-    let loss = model.backward(windows, loss, keep, trained, &mut |layer, gradients| {
+    let loss = model.backward(windows, loss, step, trained, &mut |layer, gradients| {
         all.extend(gradients.iter().map(|(role, gradient)| ((layer, role), gradient.clone())));
     });
     (loss.unwrap(), all)
@@ -126,7 +137,8 @@ fn a_block_alone_goes_backward_as_pytorchs_does() {
             let mut d =
                 expected[&format!("hidden.{}", layer + 1)].clone().into_dimensionality::<Ix2>().unwrap();
             let mut gradients = block.gradients(&|_| true).unwrap();
-            block.backward_from_input(hidden.view(), case.windows.ctx(), d.view_mut(), &mut gradients);
+            let learner = block.learner(Precision::F32);
+            learner.backward_from_input(hidden.view(), case.windows.ctx(), d.view_mut(), &mut gradients);
             let what = format!("{}, input of block {layer}", case.name);
             assert_near(&d.into_dyn(), &expected[&format!("hidden.{layer}")], &what);
             for spec in specs.iter().filter(|spec| spec.layer == Some(layer)) {
@@ -196,7 +208,7 @@ fn a_forward_pass_that_keeps_is_the_forward_pass() {
         for layer in 0..case.config.num_hidden_layers {
             let block = Block::load(&case.config, layer, &case.weights).unwrap();
             let mut kept = hidden.clone();
-            block.forward_keeping(kept.view_mut(), case.windows.ctx());
+            block.learner(Precision::F32).forward_keeping(kept.view_mut(), case.windows.ctx());
             block.forward(&mut hidden, case.windows.ctx());
             assert_eq!(kept, hidden, "{}, layer {layer}", case.name);
         }
@@ -249,7 +261,8 @@ fn without_weights_to_train_a_block_still_hands_the_gradient_down() {
     let hidden = embed(&case.config, &case.weights, case.windows.tokens()).unwrap();
     let with = |mut gradients: Gradients| {
         let mut d = hidden.mapv(f32::sin);
-        block.backward_from_input(hidden.view(), case.windows.ctx(), d.view_mut(), &mut gradients);
+        let learner = block.learner(Precision::F32);
+        learner.backward_from_input(hidden.view(), case.windows.ctx(), d.view_mut(), &mut gradients);
         (d, gradients)
     };
     let (alone, none) = with(Gradients::none());

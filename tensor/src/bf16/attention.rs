@@ -100,7 +100,7 @@ fn attend(
 }
 
 /// Products of eight queries with the keys in `seen`, which starts with a panel, and some after them.
-fn score(
+pub(super) fn score(
     kernel: Kernel,
     queries: &Strips,
     strip: usize,
@@ -145,7 +145,7 @@ fn weigh(scores: &mut [f32], own: Range<usize>, shape: Attention) -> f32 {
 }
 
 /// Sums of the values in `seen`, weighted by the probabilities of each row.
-fn mix(
+pub(super) fn mix(
     kernel: Kernel,
     probabilities: &[Line],
     values: &Panels,

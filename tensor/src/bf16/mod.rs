@@ -9,6 +9,7 @@
 //! the sum of absolute terms. On one machine neither the number of threads nor the rows beside a row change a bit.
 
 mod attention;
+mod attention_backward;
 mod gram;
 mod kernel;
 mod pack;
@@ -16,10 +17,13 @@ mod product;
 mod round;
 #[cfg(test)]
 mod tests;
+mod training;
 
 pub use attention::bf16_attention;
+pub use attention_backward::bf16_attention_backward;
 pub use gram::bf16_gram_add;
 pub use product::{bf16_linear, bf16_linear_add};
+pub use training::{Bf16Columns, Bf16Rows, bf16_weight_backward};
 
 use ndarray::{Array2, ArrayView2};
 use pack::Panels;

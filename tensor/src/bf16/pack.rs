@@ -56,7 +56,8 @@ impl Panels {
                     let row = (token < depth).then(|| x.slice(s![token, first..last]));
                     row.and_then(|row| row.to_slice())
                 };
-                interleave(row(2 * pair).unwrap_or(&[]), row(2 * pair + 1), lines);
+                let odds = row(2 * pair + 1).unwrap_or(&[0.0; PANEL][..last - first]);
+                interleave(row(2 * pair).unwrap_or(&[]), odds, lines);
             }
         })
     }
@@ -112,10 +113,8 @@ fn vectors_of(columns: usize) -> usize {
     columns.div_ceil(LANES).min(VECTORS)
 }
 
-/// Two rows side by side, pair by pair; without a second one, zeros.
-fn interleave(evens: &[f32], odds: Option<&[f32]>, lines: &mut [Line]) {
-    let zeros = [0.0; PANEL];
-    let odds = odds.unwrap_or(&zeros[..evens.len()]);
+/// Two rows side by side, pair by pair.
+pub fn interleave(evens: &[f32], odds: &[f32], lines: &mut [Line]) {
     dispatch(
         #[inline(always)]
         || {

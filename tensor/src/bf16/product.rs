@@ -47,22 +47,32 @@ pub(super) fn with(
     kernel: Kernel,
     x: ArrayView2<'_, f32>,
     w: &Bf16Matrix,
+    out: ArrayViewMut2<'_, f32>,
+    held: Held,
+) {
+    strips_with(kernel, &Strips::of(x), x.dim(), w, out, held);
+}
+
+/// [`with`] for activations of `dim` that are packed already.
+pub(super) fn strips_with(
+    kernel: Kernel,
+    strips: &Strips,
+    dim: (usize, usize),
+    w: &Bf16Matrix,
     mut out: ArrayViewMut2<'_, f32>,
     held: Held,
 ) {
     let (out_features, in_features) = w.dim();
-    let tokens = x.nrows();
+    let (tokens, features) = dim;
     assert_eq!(
-        x.ncols(),
-        in_features,
+        features, in_features,
         "in_features of {tokens} tokens and of a weight of {out_features} rows"
     );
     assert_eq!(out.dim(), (tokens, out_features), "the output of {tokens} tokens");
-    let strips = Strips::of(x);
     let rows = task_rows(tokens, out_features);
     out.axis_chunks_iter_mut(Axis(0), rows).into_par_iter().enumerate().for_each(|(i, mut band)| {
         band.axis_chunks_iter_mut(Axis(1), TASK_COLS).into_par_iter().enumerate().for_each(|(j, out)| {
-            task(kernel, &strips, i * rows / ROWS, w, j * TASK_COLS / PANEL, out, held);
+            task(kernel, strips, i * rows / ROWS, w, j * TASK_COLS / PANEL, out, held);
         });
     });
 }

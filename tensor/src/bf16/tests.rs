@@ -1,6 +1,7 @@
 use super::kernel::Kernel;
 use super::product::Held;
 use super::round::{even, to_bf16};
+use super::training::weight_backward_with;
 use super::*;
 use crate::testing::{bits, in_pools, random};
 use ndarray::s;
@@ -199,6 +200,90 @@ fn a_gram_matrix_equals_the_full_product_to_the_bit() {
             assert!(error(&gram, &x.t().to_owned(), &x.t().to_owned()) <= ALLOWED);
         }
     }
+}
+
+fn weight_gradient_by(kernel: Kernel, d_out: ArrayView2<'_, f32>, x: ArrayView2<'_, f32>) -> Array2<f32> {
+    let mut d_w = Array2::zeros((d_out.ncols(), x.ncols()));
+    weight_backward_with(kernel, &Bf16Columns::from_f32(d_out), &Bf16Columns::from_f32(x), d_w.view_mut());
+    d_w
+}
+
+/// Tokens, in and out features: parts of panels, of tasks, of chunks, and an odd token.
+const LEARNING: [(usize, usize, usize); 7] =
+    [(1, 1, 1), (5, 3, 7), (101, 200, 48), (2050, 60, 49), (1025, 49, 17), (40, 385, 193), (33, 193, 400)];
+
+#[test]
+fn the_gradients_of_a_linear_layer_equal_their_definition_by_every_kernel() {
+    for (tokens, out_features, in_features) in LEARNING {
+        let (x, w) = (random((tokens, in_features), 18), random((out_features, in_features), 19));
+        let d_out = random((tokens, out_features), 20);
+        let (x_t, w_t, d_out_t) = (x.t().to_owned(), w.t().to_owned(), d_out.t().to_owned());
+        let back = Bf16Matrix::of_transposed(w.view());
+        assert_eq!(back.dim(), (in_features, out_features));
+        for kernel in Kernel::available() {
+            let d_x = linear_by(kernel, d_out.view(), &back);
+            let d_w = weight_gradient_by(kernel, d_out.view(), x.view());
+            for worst in [error(&d_x, &d_out, &w_t), error(&d_w, &d_out_t, &x_t)] {
+                assert!(worst <= ALLOWED, "{kernel:?}, {tokens}x{out_features}x{in_features}: {worst:e}");
+            }
+        }
+    }
+}
+
+/// The worst that rounding the factors may do: each keeps eight places, so a product of two is off by 2^-8 of itself, and a bit
+/// for what the sum of absolute terms is rounded to.
+#[test]
+fn a_gradient_of_rounded_factors_is_within_a_hundredth_of_that_in_f64() {
+    for (tokens, out_features, in_features) in LEARNING {
+        let (x, d_out) = (random((tokens, in_features), 21), random((tokens, out_features), 22));
+        let found = weight_gradient_by(Kernel::best(), d_out.view(), x.view());
+        for ((row, col), found) in found.indexed_iter() {
+            let terms = d_out.column(row).into_iter().zip(x.column(col));
+            let terms = terms.map(|(&a, &b)| f64::from(a) * f64::from(b));
+            let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+            assert!((f64::from(*found) - sum).abs() <= 1e-2 * size, "{found}, not {sum}");
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_twin_for_avx2_gives_the_plain_kernels_bits_of_a_weights_gradient() {
+    if !Kernel::available().any(|kernel| kernel == Kernel::Avx2) {
+        return skipped("no AVX2 here");
+    }
+    for (tokens, out_features, in_features) in LEARNING {
+        let (x, d_out) = (random((tokens, in_features), 23), random((tokens, out_features), 24));
+        let by = |kernel| bits(&weight_gradient_by(kernel, d_out.view(), x.view()));
+        assert_eq!(by(Kernel::Avx2), by(Kernel::Plain), "{tokens}x{out_features}x{in_features}");
+    }
+}
+
+#[test]
+fn the_gradient_of_a_weight_that_reads_its_own_gradient_is_a_gram_matrix() {
+    let x = random((1030, 250), 25);
+    let columns = Bf16Columns::from_f32(x.view());
+    let (mut gram, mut d_w) = (Array2::zeros((250, 250)), Array2::zeros((250, 250)));
+    bf16_gram_add(x.view(), &mut gram);
+    bf16_weight_backward(&columns, &columns, d_w.view_mut());
+    assert_eq!(bits(&gram), bits(&d_w));
+}
+
+#[test]
+fn activations_packed_once_multiply_as_those_packed_each_time() {
+    let (x, w) = (random((21, 300), 26), random((55, 300), 27));
+    let (rows, w) = (Bf16Rows::from_f32(x.view()), Bf16Matrix::from_f32(w.view()));
+    let mut out = Array2::from_elem((21, 55), f32::NAN);
+    rows.linear_into(&w, out.view_mut());
+    assert_eq!(bits(&out), bits(&bf16_linear(x.view(), &w)));
+    rows.linear_add(&w, out.view_mut());
+    assert_eq!(bits(&out), bits(&(bf16_linear(x.view(), &w) * 2.0)));
+}
+
+#[test]
+fn threads_never_change_a_bit_of_a_weights_gradient() {
+    let (x, d_out) = (random((1500, 500), 28), random((1500, 400), 29));
+    in_pools(|| bits(&weight_gradient_by(Kernel::best(), d_out.view(), x.view())));
 }
 
 #[test]
