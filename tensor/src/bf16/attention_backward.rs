@@ -171,9 +171,10 @@ fn strip(
     score(kernel, &head.d_out, rows.start / ROWS, &shared.values, seen.clone(), &mut slopes);
     let each = probabilities.iter_mut().zip(&mut slopes).zip(room.over_keys.chunks_exact_mut(row_lines));
     for (query, ((p, d), lines)) in (rows.start..).zip(each) {
-        let own = match query < rows.end {
-            true => shape.first_seen(query) - seen.start..query + 1 - seen.start,
-            false => 0..0,
+        let own = if query < rows.end {
+            shape.first_seen(query) - seen.start..query + 1 - seen.start
+        } else {
+            0..0
         };
         for row in [&mut **p, &mut **d] {
             row[..own.start].fill(0.0);

@@ -49,15 +49,12 @@ impl Panels {
     pub fn of_columns(x: ArrayView2<'_, f32>) -> Self {
         let (depth, columns) = x.dim();
         let x = with_contiguous_rows(x);
+        let rows: Vec<&[f32]> = x.outer_iter().filter_map(|row| row.to_slice()).collect();
         Self::filled(depth, columns, |first, vectors, panel| {
             let last = columns.min(first + PANEL);
-            for (pair, lines) in panel.chunks_exact_mut(vectors).enumerate() {
-                let row = |token: usize| {
-                    let row = (token < depth).then(|| x.slice(s![token, first..last]));
-                    row.and_then(|row| row.to_slice())
-                };
-                let odds = row(2 * pair + 1).unwrap_or(&[0.0; PANEL][..last - first]);
-                interleave(row(2 * pair).unwrap_or(&[]), odds, lines);
+            for (two, lines) in rows.chunks(2).zip(panel.chunks_exact_mut(vectors)) {
+                let odds = two.get(1).map_or(&[0.0; PANEL][..last - first], |row| &row[first..last]);
+                interleave(&two[0][first..last], odds, lines);
             }
         })
     }
@@ -113,18 +110,24 @@ fn vectors_of(columns: usize) -> usize {
     columns.div_ceil(LANES).min(VECTORS)
 }
 
-/// Two rows side by side, pair by pair.
+/// Two rows of one length side by side, pair by pair; words of a last line that they do not fill are left as they are.
 pub fn interleave(evens: &[f32], odds: &[f32], lines: &mut [Line]) {
+    let ((evens, even_rest), (odds, odd_rest)) = (evens.as_chunks::<LANES>(), odds.as_chunks::<LANES>());
     dispatch(
         #[inline(always)]
         || {
-            for ((line, evens), odds) in lines.iter_mut().zip(evens.chunks(LANES)).zip(odds.chunks(LANES)) {
+            for ((line, evens), odds) in lines.iter_mut().zip(evens).zip(odds) {
                 for ((word, &even), &odd) in line.0.iter_mut().zip(evens).zip(odds) {
                     *word = pair(even, odd);
                 }
             }
         },
     );
+    if let Some(line) = lines.get_mut(evens.len()) {
+        for ((word, &even), &odd) in line.0.iter_mut().zip(even_rest).zip(odd_rest) {
+            *word = pair(even, odd);
+        }
+    }
 }
 
 /// A matrix whose rows are slices: itself, or a copy.
