@@ -1,8 +1,12 @@
 //! Gram matrices: the sum of x xᵀ over tokens, of which only the upper triangle is computed.
 
-use crate::product::product_here;
+use crate::lanes::dispatch;
+use crate::op::add_in_order;
+use crate::product::{DEPTH, product_here};
 use ndarray::parallel::prelude::*;
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use rayon::slice::ParallelSlice;
+use std::slice::ChunksExact;
 
 /// `gram += x.T @ x` for activations x `[tokens, features]`; gram is `[features, features]`, symmetric before and after.
 ///
@@ -31,6 +35,42 @@ pub fn gram_add(x: ArrayView2<'_, f32>, gram: &mut Array2<f32>) {
         product_here(1.0, left.reversed_axes(), right, 1.0, tile);
     });
     mirror(gram.view_mut());
+}
+
+/// `sums += ` the sum over tokens of the squares of x `[tokens, features]`; sums is `[features]`: the diagonal of what [`gram_add`]
+/// adds, and on machines with fused steps its bits.
+///
+/// # Panics
+/// If the numbers of features differ.
+pub fn squares_add(x: ArrayView2<'_, f32>, sums: &mut Array1<f32>) {
+    squares_of(x, DEPTH, sums, |rows, sums| {
+        for row in rows {
+            sums.iter_mut().zip(row).for_each(|(sum, &x)| *sum = x.mul_add(x, *sum));
+        }
+    });
+}
+
+/// Adds to sums `[features]` what `add` makes of `depth` rows of x at a time, each time from zero, in order.
+pub(crate) fn squares_of(
+    x: ArrayView2<'_, f32>,
+    depth: usize,
+    sums: &mut Array1<f32>,
+    add: impl Fn(ChunksExact<'_, f32>, &mut [f32]) + Sync,
+) {
+    let features = x.ncols();
+    assert_eq!(sums.len(), features, "a sum of squares for each feature");
+    let x = x.as_standard_layout();
+    let rows = x.as_slice().unwrap_or_default();
+    let of_chunk = |rows: &[f32]| {
+        let mut sums = vec![0.0; features];
+        dispatch(
+            #[inline(always)]
+            || add(rows.chunks_exact(features), &mut sums),
+        );
+        sums
+    };
+    let partial: Vec<Vec<f32>> = rows.par_chunks((depth * features).max(1)).map(of_chunk).collect();
+    add_in_order(Some(sums.view_mut()), &partial);
 }
 
 /// Rows of a tile: few of them skip more of the lower triangle, many multiply faster.
@@ -87,6 +127,42 @@ mod tests {
             gram_add(x.view(), &mut gram);
             assert_eq!(bits(&gram), bits(&matmul(x.t(), x.view())), "{tokens}x{features}");
         }
+    }
+
+    /// Where there are none `gemm` rounds each square before it is added.
+    fn fused_steps() -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return is_x86_feature_detected!("fma");
+        #[cfg(not(target_arch = "x86_64"))]
+        return cfg!(target_arch = "aarch64");
+    }
+
+    #[test]
+    fn sums_of_squares_are_the_diagonal_of_the_gram_matrix() {
+        for (tokens, features) in [(0, 3), (1, 1), (700, 64), (2048, 200), (1030, 450)] {
+            let x = random((tokens, features), 7);
+            let (mut gram, mut sums) = (Array2::zeros((features, features)), Array1::zeros(features));
+            for _ in 0..2 {
+                gram_add(x.view(), &mut gram);
+                squares_add(x.view(), &mut sums);
+            }
+            for (found, truth) in sums.iter().zip(gram.diag()) {
+                assert!((found - truth).abs() <= 1e-6 * truth, "{found} instead of {truth}");
+                assert!(found.to_bits() == truth.to_bits() || !fused_steps(), "{found} instead of {truth}");
+            }
+        }
+    }
+
+    #[test]
+    fn strides_and_threads_never_change_a_bit_of_sums_of_squares() {
+        let x = random((1500, 70), 9);
+        let of = |x: ArrayView2<'_, f32>| {
+            let mut sums = Array1::zeros(70);
+            squares_add(x, &mut sums);
+            sums.mapv(f32::to_bits)
+        };
+        let plain = in_pools(|| of(x.view()));
+        assert_eq!(plain, of(x.t().as_standard_layout().t()));
     }
 
     #[test]

@@ -28,9 +28,9 @@ mod testing;
 
 pub use bf16::{
     Bf16Columns, Bf16Matrix, Bf16Rows, bf16_attention, bf16_attention_backward, bf16_gram_add, bf16_linear,
-    bf16_linear_add, bf16_weight_backward,
+    bf16_linear_add, bf16_squares_add, bf16_weight_backward,
 };
 pub use cholesky::{NotPositiveDefinite, UpperTriangle, cholesky_of_inverse, cholesky_of_inverse_by_rows};
-pub use gram::gram_add;
+pub use gram::{gram_add, squares_add};
 pub use precision::Precision;
 pub use product::{general_mat_mul, linear, matmul};

@@ -11,7 +11,7 @@ use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, LinalgScalar, s};
 
 /// Terms of a sum that `gemm` adds without writing to memory; up to 512 it never splits a sum further.
-const DEPTH: usize = 512;
+pub(crate) const DEPTH: usize = 512;
 
 /// Columns of a tile, at least and at most: multiples of every register tile's width (48 with AVX-512).
 const TILE_COLS: (usize, usize) = (192, 768);

@@ -1,11 +1,13 @@
 //! Gram matrices of activations rounded to bf16.
 
+use super::DEPTH;
 use super::kernel::{Kernel, LANES, ROWS, VECTORS};
 use super::pack::{PANEL, Panels, chunks};
 use super::product::{Held, contiguous, put};
-use crate::gram::mirror;
+use super::round::{even, to_bf16};
+use crate::gram::{mirror, squares_of};
 use ndarray::parallel::prelude::*;
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis};
 
 /// Rows and columns of a task: both its factors' chunks of terms stay in the second cache.
 const TASK: usize = 4 * PANEL;
@@ -19,6 +21,27 @@ const TASK: usize = 4 * PANEL;
 /// If gram is not square in features.
 pub fn bf16_gram_add(x: ArrayView2<'_, f32>, gram: &mut Array2<f32>) {
     with(Kernel::best(), x, gram);
+}
+
+/// `sums += ` the sum over tokens of the squares of x `[tokens, features]` rounded to bf16; sums is `[features]`: the diagonal of
+/// what [`bf16_gram_add`] adds. The bits are those of the plain kernel, whatever the machine.
+///
+/// # Panics
+/// If the numbers of features differ.
+pub fn bf16_squares_add(x: ArrayView2<'_, f32>, sums: &mut Array1<f32>) {
+    squares_of(x, 2 * DEPTH, sums, |mut rows, sums| {
+        let mut add = |row: &[f32]| {
+            for (sum, &x) in sums.iter_mut().zip(row) {
+                let x = even(to_bf16(x));
+                *sum += x * x;
+            }
+        };
+        while let Some(first) = rows.next() {
+            // Of each pair of tokens the second comes first.
+            rows.next().into_iter().for_each(&mut add);
+            add(first);
+        }
+    });
 }
 
 /// It by a kernel of choice.

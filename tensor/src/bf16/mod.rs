@@ -21,7 +21,7 @@ mod training;
 
 pub use attention::bf16_attention;
 pub use attention_backward::bf16_attention_backward;
-pub use gram::bf16_gram_add;
+pub use gram::{bf16_gram_add, bf16_squares_add};
 pub use product::{bf16_linear, bf16_linear_add};
 pub use training::{Bf16Columns, Bf16Rows, bf16_weight_backward};
 

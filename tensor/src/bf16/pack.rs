@@ -6,8 +6,9 @@ use super::DEPTH;
 use super::kernel::{LANES, Left, ROWS, VECTORS};
 use super::round::{even, odd, pair};
 use crate::lanes::dispatch;
-use ndarray::{ArrayView2, CowArray, Ix2, s};
-use rayon::prelude::*;
+use ndarray::parallel::prelude::*;
+use ndarray::{ArrayView2, Axis, CowArray, Ix2};
+use rayon::slice::ParallelSliceMut;
 use std::mem::MaybeUninit;
 
 /// A cache line of pairs, and a vector of the kernel.
@@ -139,6 +140,7 @@ fn with_contiguous_rows(x: ArrayView2<'_, f32>) -> CowArray<'_, f32, Ix2> {
 ///
 /// Rows that are missing in the last strip are zero. A row of a chunk is followed by a line of zeros, so that the rows of a
 /// strip do not meet in the same sets of a cache.
+#[derive(Debug, Clone)]
 pub struct Strips {
     lines: Vec<Line>,
     depth: usize,
@@ -153,18 +155,15 @@ impl Strips {
         let mut lines = Vec::with_capacity(len);
         let spare: &mut [MaybeUninit<Line>] = &mut lines.spare_capacity_mut()[..len];
         let a = with_contiguous_rows(a);
-        spare.par_chunks_mut(strip.max(1)).enumerate().for_each(|(i, mut strip)| {
-            for (from, to) in chunks(depth) {
-                let chunk_lines;
-                (chunk_lines, strip) = strip.split_at_mut(ROWS * lines_of(from, to));
-                for (row, lines) in (i * ROWS..).zip(chunk_lines.chunks_exact_mut(lines_of(from, to))) {
-                    let terms = 2 * from..depth.min(2 * to);
-                    let terms = (row < rows).then(|| a.slice(s![row, terms]));
-                    pack_row(terms.and_then(|terms| terms.to_slice()).unwrap_or(&[]), lines);
-                }
+        let strips = spare.par_chunks_mut(strip.max(1)).zip(a.axis_chunks_iter(Axis(0), ROWS));
+        strips.for_each(|(strip, rows)| {
+            let mut terms: [&[f32]; ROWS] = [&[]; ROWS];
+            for (terms, row) in terms.iter_mut().zip(rows.outer_iter()) {
+                *terms = row.to_slice().unwrap_or(&[]);
             }
+            pack_strip(terms, depth, strip);
         });
-        // SAFETY: the chunks of a strip have `strip` lines together, and `pack_row` has written every one it was given.
+        // SAFETY: there is a strip of rows for every `strip` lines, and `pack_strip` has written every line of it.
         unsafe { lines.set_len(len) };
         Self { lines, depth }
     }
@@ -206,26 +205,39 @@ pub fn pack_whole(terms: &[f32], lines: &mut [Line]) {
     );
 }
 
-/// Writes every line: the terms in pairs, then zeros.
-fn pack_row(terms: &[f32], lines: &mut [MaybeUninit<Line>]) {
+/// Writes every line of a strip, chunk after chunk of rows of `depth` terms; a row that is missing has none.
+fn pack_strip(rows: [&[f32]; ROWS], depth: usize, strip: &mut [MaybeUninit<Line>]) {
     dispatch(
         #[inline(always)]
         || {
-            let (whole, rest) = terms.as_chunks();
-            let (full, after) = lines.split_at_mut(whole.len());
-            for (line, terms) in full.iter_mut().zip(whole) {
-                line.write(packed(terms));
-            }
-            for line in &mut *after {
-                line.write(ZERO);
-            }
-            if let (Some(line), false) = (after.first_mut(), rest.is_empty()) {
-                let mut terms = [0.0; 2 * LANES];
-                terms[..rest.len()].copy_from_slice(rest);
-                line.write(packed(&terms));
+            let mut rest = strip;
+            for (from, to) in chunks(depth) {
+                let (chunk, further) = rest.split_at_mut(ROWS * lines_of(from, to));
+                for (row, lines) in rows.iter().zip(chunk.chunks_exact_mut(lines_of(from, to))) {
+                    pack_row(row.get(2 * from..depth.min(2 * to)).unwrap_or(&[]), lines);
+                }
+                rest = further;
             }
         },
     );
+}
+
+/// Writes every line: the terms in pairs, then zeros.
+#[inline(always)]
+fn pack_row(terms: &[f32], lines: &mut [MaybeUninit<Line>]) {
+    let (whole, rest) = terms.as_chunks();
+    let (full, after) = lines.split_at_mut(whole.len());
+    for (line, terms) in full.iter_mut().zip(whole) {
+        line.write(packed(terms));
+    }
+    for line in &mut *after {
+        line.write(ZERO);
+    }
+    if let (Some(line), false) = (after.first_mut(), rest.is_empty()) {
+        let mut terms = [0.0; 2 * LANES];
+        terms[..rest.len()].copy_from_slice(rest);
+        line.write(packed(&terms));
+    }
 }
 
 #[inline(always)]

@@ -4,7 +4,7 @@ use super::round::{even, to_bf16};
 use super::training::weight_backward_with;
 use super::*;
 use crate::testing::{bits, in_pools, random};
-use ndarray::s;
+use ndarray::{Array1, s};
 use proptest::prelude::*;
 
 fn rounded(x: &Array2<f32>) -> Array2<f32> {
@@ -284,6 +284,38 @@ fn activations_packed_once_multiply_as_those_packed_each_time() {
 fn threads_never_change_a_bit_of_a_weights_gradient() {
     let (x, d_out) = (random((1500, 500), 28), random((1500, 400), 29));
     in_pools(|| bits(&weight_gradient_by(Kernel::best(), d_out.view(), x.view())));
+}
+
+#[test]
+fn sums_of_squares_are_the_diagonal_of_the_gram_matrix() {
+    for (tokens, features) in [(0, 3), (1, 1), (5, 3), (700, 64), (2500, 250), (1025, 49)] {
+        let x = random((tokens, features), 18);
+        let mut sums = Array1::zeros(features);
+        bf16_squares_add(x.view(), &mut sums);
+        for kernel in Kernel::available() {
+            let gram = gram_by(kernel, x.view());
+            assert_eq!(
+                sums.mapv(f32::to_bits),
+                gram.diag().mapv(f32::to_bits),
+                "{kernel:?}, {tokens}x{features}"
+            );
+        }
+    }
+}
+
+#[test]
+fn rows_packed_once_give_the_bits_of_rows_packed_for_one_product() {
+    for (m, n, k) in SHAPES {
+        let (x, w) = (random((m, k), 19), Bf16Matrix::from_f32(random((n, k), 20).view()));
+        let rows = Bf16Rows::from_f32(x.view());
+        let mut out = Array2::from_elem((m, n), f32::NAN);
+        rows.linear_into(&w, out.view_mut());
+        assert_eq!(bits(&out), bits(&bf16_linear(x.view(), &w)), "{m}x{n}x{k}");
+        let mut added = out.clone();
+        rows.linear_add(&w, out.view_mut());
+        bf16_linear_add(x.view(), &w, added.view_mut());
+        assert_eq!(bits(&out), bits(&added), "{m}x{n}x{k}");
+    }
 }
 
 #[test]

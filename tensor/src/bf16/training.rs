@@ -15,6 +15,7 @@ use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 const TASK: usize = 4 * PANEL;
 
 /// Activations `[tokens, features]` rounded to bf16, to be multiplied by weights.
+#[derive(Debug, Clone)]
 pub struct Bf16Rows {
     strips: Strips,
     dim: (usize, usize),

@@ -44,7 +44,7 @@ fn task_rows(features: usize) -> usize {
 const SUM_ROWS: usize = 64;
 
 /// Adds partial sums to a total, the first one first.
-fn add_in_order(total: Option<ArrayViewMut1<'_, f32>>, partial: &[Vec<f32>]) {
+pub(crate) fn add_in_order(total: Option<ArrayViewMut1<'_, f32>>, partial: &[Vec<f32>]) {
     if let Some(mut total) = total {
         for partial in partial {
             total.iter_mut().zip(partial).for_each(|(total, partial)| *total += partial);
