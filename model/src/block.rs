@@ -17,10 +17,12 @@ pub use backward::{Kept, Learner, refuse_experts};
 use crate::experts::{Experts, Router};
 use crate::mlp::Gated;
 use crate::norm::Norm;
+use crate::weight::Input;
 use crate::weights::{matrix, vector};
 use crate::{Error, ModelConfig, Role, TensorSpec, Weight, Weights};
 use attar_tensor::op::{Rope, attention};
 use attar_tensor::{Precision, bf16_attention};
+use ndarray::parallel::prelude::*;
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewD, ArrayViewMut2, ArrayViewMutD, Axis, s};
 use std::sync::OnceLock;
 
@@ -45,8 +47,13 @@ impl Linear {
 
     /// Activations `[tokens, in_features]` to `[tokens, out_features]`.
     pub fn apply(&self, x: ArrayView2<'_, f32>) -> Array2<f32> {
+        self.apply_to(&x.into())
+    }
+
+    /// [`apply`](Self::apply) to what others read too.
+    pub fn apply_to(&self, x: &Input<'_>) -> Array2<f32> {
         let Some(bias) = &self.bias else { return self.weight.apply(x) };
-        let mut out = Array2::zeros((x.nrows(), bias.len()));
+        let mut out = Array2::zeros((x.tokens(), bias.len()));
         out.assign(bias);
         self.weight.add_to(out.view_mut(), x);
         out
@@ -57,7 +64,7 @@ impl Linear {
         if let Some(bias) = &self.bias {
             out += bias;
         }
-        self.weight.add_to(out, x);
+        self.weight.add_to(out, &x.into());
     }
 }
 
@@ -337,7 +344,8 @@ impl Block {
     }
 
     fn projected(&self, attn_in: ArrayView2<'_, f32>) -> [Array2<f32>; 3] {
-        [&self.q, &self.k, &self.v].map(|linear| linear.apply(attn_in))
+        let attn_in = attn_in.into();
+        [&self.q, &self.k, &self.v].map(|linear| linear.apply_to(&attn_in))
     }
 
     fn norm_and_turn(&self, [q, k]: [&mut Array2<f32>; 2], ctx: usize) {
@@ -439,19 +447,43 @@ impl Block {
     /// # Panics
     /// If the rows are not whole windows of `ctx` tokens.
     pub fn forward(&self, hidden: &mut Array2<f32>, ctx: usize) {
-        assert!(
-            ctx > 0 && hidden.nrows().is_multiple_of(ctx),
-            "{} tokens are not windows of {ctx}",
-            hidden.nrows()
-        );
+        self.forward_rows(hidden.view_mut(), ctx);
+    }
+
+    /// [`forward`](Self::forward) of rows that are part of others.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_rows(&self, mut hidden: ArrayViewMut2<'_, f32>, ctx: usize) {
+        let tokens = hidden.nrows();
+        assert!(ctx > 0 && tokens.is_multiple_of(ctx), "{tokens} tokens are not windows of {ctx}");
         for mut hidden in hidden.axis_chunks_iter_mut(Axis(0), tokens_at_once(ctx)) {
-            let attn_out = self.attn_out(self.attn_in(hidden.view()).view(), ctx);
-            self.add_attn(hidden.view_mut(), attn_out.view());
-            let mlp_in = self.mlp_in(hidden.view());
-            match self.experts() {
-                Some(experts) => experts.add_to(hidden.view_mut(), mlp_in.view()),
-                None => self.add_mlp(hidden.view_mut(), self.mlp_mid(mlp_in.view()).view()),
+            let share = self.tokens_of_a_thread(ctx, hidden.nrows());
+            hidden.axis_chunks_iter_mut(Axis(0), share).into_par_iter().with_max_len(1).for_each(
+                |mut hidden| {
+                    let attn_out = self.attn_out(self.attn_in(hidden.view()).view(), ctx);
+                    self.add_attn(hidden.view_mut(), attn_out.view());
+                    if self.experts().is_none() {
+                        let mlp_mid = self.mlp_mid(self.mlp_in(hidden.view()).view());
+                        self.add_mlp(hidden, mlp_mid.view());
+                    }
+                },
+            );
+            if let Some(experts) = self.experts() {
+                let mlp_in = self.mlp_in(hidden.view());
+                experts.add_to(hidden, mlp_in.view());
             }
+        }
+    }
+
+    /// Of `tokens` that go through stages together, those that are best taken by a thread of their own: whole windows.
+    ///
+    /// A packed weight serves few rows as well as many, and what lies between two products of a window stays in the thread's own
+    /// cache. A weight in f32 is packed anew for every product: there all tokens go together and each product is split.
+    pub fn tokens_of_a_thread(&self, ctx: usize, tokens: usize) -> usize {
+        match self.q.weight {
+            Weight::Full(_) => tokens.max(1),
+            Weight::Bf16(_) => ctx,
         }
     }
 }

@@ -151,12 +151,7 @@ impl HeadRows {
     /// # Panics
     /// If the shapes do not fit.
     pub fn logits_into(&self, normed: ArrayView2<'_, f32>, mut out: ArrayViewMut2<'_, f32>) {
-        match &self.weight {
-            Weight::Full(weight) => {
-                attar_tensor::general_mat_mul(1.0, normed, weight.t(), 0.0, out.view_mut());
-            }
-            packed @ Weight::Bf16(_) => out.assign(&packed.apply(normed)),
-        }
+        self.weight.apply_into(out.view_mut(), &normed.into());
         self.shape.apply(out);
     }
 }
@@ -343,11 +338,9 @@ pub fn streamed_hidden_states(
         block.pack(streaming.precision);
         let next = config.tensors().into_iter().filter(|spec| spec.layer == Some(layer + 1));
         while_reading_ahead(next.map(|spec| spec.name).collect(), weights, || {
-            streaming.chunks(tokens.len(), ctx).try_for_each(|rows| {
-                let mut here = hidden.read(rows.clone())?.into_owned();
-                block.forward(&mut here, ctx);
-                hidden.write(rows.start, here.view())
-            })
+            streaming
+                .chunks(tokens.len(), ctx)
+                .try_for_each(|rows| hidden.update(rows, |here| block.forward_rows(here, ctx)))
         })?;
         progress(layer);
     }

@@ -48,5 +48,5 @@ pub use mlp::Gated;
 pub use norm::Norm;
 pub use tensors::{ExpertIndex, FilePlace, GgufAdds, Role, RowOrder, Tap, TensorSpec};
 pub use train::{Keep, Model, Step};
-pub use weight::Weight;
+pub use weight::{Input, Weight};
 pub use weights::{LoadError, Weights};

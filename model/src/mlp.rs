@@ -84,8 +84,9 @@ impl Gated {
 
     /// `activation(gate(x)) * up(x)`: what down reads, `[tokens, intermediate_size]`.
     pub fn mid(&self, x: ArrayView2<'_, f32>) -> Array2<f32> {
-        let up = self.up.apply(x);
-        self.gated(self.gate.apply(x), up.view())
+        let x = x.into();
+        let up = self.up.apply_to(&x);
+        self.gated(self.gate.apply_to(&x), up.view())
     }
 
     /// `activation(gate) * up`, `[tokens, intermediate_size]` all three.

@@ -1,7 +1,32 @@
 //! A weight as the forward pass multiplies by it.
 
-use attar_tensor::{Bf16Matrix, Precision, bf16_linear, bf16_linear_add, general_mat_mul, linear};
+use attar_tensor::{Bf16Matrix, Bf16Rows, Precision, general_mat_mul};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+use std::cell::OnceCell;
+
+/// Activations `[tokens, in_features]` on their way into weights that read the same ones: packed once for all that are packed.
+#[derive(Debug)]
+pub struct Input<'a> {
+    x: ArrayView2<'a, f32>,
+    packed: OnceCell<Bf16Rows>, // made for the first packed weight
+}
+
+impl<'a> From<ArrayView2<'a, f32>> for Input<'a> {
+    fn from(x: ArrayView2<'a, f32>) -> Self {
+        Self { x, packed: OnceCell::new() }
+    }
+}
+
+impl Input<'_> {
+    /// How many there are.
+    pub fn tokens(&self) -> usize {
+        self.x.nrows()
+    }
+
+    fn packed(&self) -> &Bf16Rows {
+        self.packed.get_or_init(|| Bf16Rows::from_f32(self.x))
+    }
+}
 
 /// A matrix `[out_features, in_features]`: its numbers, or what is left of them once it is only multiplied by.
 #[derive(Debug, Clone)]
@@ -61,21 +86,31 @@ impl Weight {
     ///
     /// # Panics
     /// If the numbers of `in_features` differ.
-    pub fn apply(&self, x: ArrayView2<'_, f32>) -> Array2<f32> {
+    pub fn apply(&self, x: &Input<'_>) -> Array2<f32> {
+        let mut out = Array2::zeros((x.tokens(), self.dim().0));
+        self.apply_into(out.view_mut(), x);
+        out
+    }
+
+    /// `out = x @ self.T`; what out held is not read.
+    ///
+    /// # Panics
+    /// If the shapes do not fit, or, of a packed weight, the rows of out are not contiguous.
+    pub fn apply_into(&self, out: ArrayViewMut2<'_, f32>, x: &Input<'_>) {
         match self {
-            Self::Full(w) => linear(x, w.view()),
-            Self::Bf16(w) => bf16_linear(x, w),
+            Self::Full(w) => general_mat_mul(1.0, x.x, w.t(), 0.0, out),
+            Self::Bf16(w) => x.packed().linear_into(w, out),
         }
     }
 
     /// `out += x @ self.T`.
     ///
     /// # Panics
-    /// If the shapes do not fit, or, of a packed weight, the rows of out are not contiguous.
-    pub fn add_to(&self, out: ArrayViewMut2<'_, f32>, x: ArrayView2<'_, f32>) {
+    /// As [`apply_into`](Self::apply_into).
+    pub fn add_to(&self, out: ArrayViewMut2<'_, f32>, x: &Input<'_>) {
         match self {
-            Self::Full(w) => general_mat_mul(1.0, x, w.t(), 1.0, out),
-            Self::Bf16(w) => bf16_linear_add(x, w, out),
+            Self::Full(w) => general_mat_mul(1.0, x.x, w.t(), 1.0, out),
+            Self::Bf16(w) => x.packed().linear_add(w, out),
         }
     }
 }
