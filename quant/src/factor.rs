@@ -108,7 +108,7 @@ impl<'a> Factor<'a> {
 
     /// The Hessian that `feedback` was made from, columns as in the weight.
     pub(crate) fn metric(&self, feedback: &Feedback) -> Metric<'_> {
-        let gram = &self.statistics.gram;
+        let Some(gram) = self.statistics.gram() else { unreachable!("feedback is made from a Gram matrix") };
         let mean = mean_diagonal(gram);
         let diagonal =
             gram.diag().mapv(|h| (feedback.shrinkage * f64::from(h) / mean + feedback.damping) as f32);
@@ -134,7 +134,9 @@ impl<'a> Factor<'a> {
         if self.statistics.tokens == 0 {
             return refuse("no token reached this input");
         }
-        let gram = &self.statistics.gram;
+        let Some(gram) = self.statistics.gram() else {
+            return refuse("only the squares of the inputs were summed");
+        };
         if !gram.axis_iter(Axis(0)).into_par_iter().all(|row| row.iter().all(|x| x.is_finite())) {
             return refuse("the Gram matrix is not finite");
         }
@@ -149,7 +151,7 @@ impl<'a> Factor<'a> {
         let mut damping = self.settings.damping;
         for retries in 0..=RETRIES {
             // A factor of inputs that hardly vary can overflow without a bad pivot.
-            match self.factor_of(&order, mean, shrinkage, damping) {
+            match factor_of(gram, &order, mean, shrinkage, damping) {
                 Ok(upper) if upper.is_finite() => {
                     return Ok(Feedback { order, upper, damping, shrinkage, retries });
                 }
@@ -159,24 +161,22 @@ impl<'a> Factor<'a> {
         let reason = format!("the Hessian is not positive definite even with damping {}", damping / 10.0);
         Err(Refusal { reason, retries: RETRIES })
     }
+}
 
-    /// The factor of the inverse of the Gram matrix with rows and columns in `order`, in units of its mean diagonal, shrunk
-    /// and damped.
-    fn factor_of(
-        &self,
-        order: &[usize],
-        mean: f64,
-        shrinkage: f64,
-        damping: f64,
-    ) -> Result<UpperTriangle, NotPositiveDefinite> {
-        let gram = &self.statistics.gram;
-        let off_diagonal = ((1.0 - shrinkage) / mean) as f32;
-        cholesky_of_inverse_by_rows(order.len(), |i, row| {
-            let from = gram.row(order[i]);
-            row.iter_mut().zip(&order[i..]).for_each(|(to, &col)| *to = from[col] * off_diagonal);
-            row[0] = (f64::from(from[order[i]]) / mean + damping) as f32;
-        })
-    }
+/// The factor of the inverse of a Gram matrix with rows and columns in `order`, in units of its mean diagonal, shrunk and damped.
+fn factor_of(
+    gram: &Array2<f32>,
+    order: &[usize],
+    mean: f64,
+    shrinkage: f64,
+    damping: f64,
+) -> Result<UpperTriangle, NotPositiveDefinite> {
+    let off_diagonal = ((1.0 - shrinkage) / mean) as f32;
+    cholesky_of_inverse_by_rows(order.len(), |i, row| {
+        let from = gram.row(order[i]);
+        row.iter_mut().zip(&order[i..]).for_each(|(to, &col)| *to = from[col] * off_diagonal);
+        row[0] = (f64::from(from[order[i]]) / mean + damping) as f32;
+    })
 }
 
 /// A Hessian as a Gram matrix and a diagonal: `scale * gram + diagonal`.
@@ -193,7 +193,22 @@ fn mean_diagonal(gram: &Array2<f32>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Detail, Sums};
     use ndarray::array;
+
+    fn summed(gram: Array2<f32>, tokens: u64) -> Statistics {
+        Statistics { sums: Sums::Gram(gram), tokens }
+    }
+
+    #[test]
+    fn squares_alone_make_an_importance_and_no_feedback() {
+        let mut statistics = Statistics::with(Detail::Squares, 2);
+        statistics.observe(array![[1.0, -2.0], [3.0, 0.0]].view());
+        let factor = Factor::new(&statistics, Settings::default());
+        assert_eq!(factor.importance(), Some([5.0, 2.0].as_slice()));
+        let refusal = factor.feedback().err().map(|refusal| refusal.reason.as_str());
+        assert_eq!(refusal, Some("only the squares of the inputs were summed"));
+    }
 
     #[test]
     fn shrinkage_falls_with_tokens_and_has_no_floor() {
@@ -205,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_gram_matrix_that_is_not_finite_is_refused_in_words() {
-        let statistics = Statistics { gram: array![[1.0, f32::NAN], [f32::NAN, 1.0]], tokens: 4 };
+        let statistics = summed(array![[1.0, f32::NAN], [f32::NAN, 1.0]], 4);
         let factor = Factor::new(&statistics, Settings::default());
         assert_eq!(factor.feedback().err().map(|r| r.reason.as_str()), Some("the Gram matrix is not finite"));
     }
@@ -213,7 +228,7 @@ mod tests {
     #[test]
     fn damping_grows_until_the_hessian_is_positive_definite_and_the_retries_are_recorded() {
         // No Gram matrix: an off-diagonal larger than its diagonals, as rounding can make of two equal inputs.
-        let statistics = Statistics { gram: array![[1.0, 1.05], [1.05, 1.0]], tokens: 1 << 20 };
+        let statistics = summed(array![[1.0, 1.05], [1.05, 1.0]], 1 << 20);
         let factor = Factor::new(&statistics, Settings { shrinkage: Some(0.0), damping: 0.01 });
         let feedback = factor.feedback().map_err(Clone::clone);
         assert_eq!(feedback.map(|f| (f.retries, f.damping)), Ok((1, 0.1)));
@@ -221,14 +236,14 @@ mod tests {
 
     #[test]
     fn what_stays_indefinite_is_refused_after_all_retries() {
-        let statistics = Statistics { gram: array![[1.0, 9.0], [9.0, 1.0]], tokens: 1 << 20 };
+        let statistics = summed(array![[1.0, 9.0], [9.0, 1.0]], 1 << 20);
         let factor = Factor::new(&statistics, Settings { shrinkage: Some(0.0), damping: 0.01 });
         assert_eq!(factor.feedback().err().map(|r| r.retries), Some(RETRIES));
     }
 
     #[test]
     fn columns_come_by_falling_diagonal_and_ties_as_they_stand() {
-        let statistics = Statistics { gram: Array2::from_diag(&array![1.0, 5.0, 1.0, 7.0]), tokens: 64 };
+        let statistics = summed(Array2::from_diag(&array![1.0, 5.0, 1.0, 7.0]), 64);
         let factor = Factor::new(&statistics, Settings::default());
         assert_eq!(factor.feedback().map(|f| f.order.as_slice()), Ok([3, 1, 0, 2].as_slice()));
     }

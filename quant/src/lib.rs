@@ -50,6 +50,6 @@ pub use encoding::{
 pub use error::Error;
 pub use factor::{Factor, Feedback, Refusal, Settings, shrinkage_for};
 pub use grid::Grid;
-pub use loss::weighted_energy;
+pub use loss::{energy_by_column, weighted_energy};
 pub use solver::{Facts, Gptq, Rtn, SOLVERS, Solution, Solver, solver};
-pub use statistics::Statistics;
+pub use statistics::{Detail, Statistics, Sums};

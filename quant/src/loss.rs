@@ -20,6 +20,20 @@ pub fn weighted_energy(e: ArrayView2<'_, f32>, h: ArrayView2<'_, f32>) -> f64 {
     e.axis_chunks_iter(Axis(0), ROWS).map(|e| chunk_energy(e, h)).sum()
 }
 
+/// [`weighted_energy`] in a metric that is 0 off its diagonal `h`, `[n]`.
+///
+/// # Panics
+/// Where `h` has not a value for each column of `e`.
+#[must_use]
+pub fn energy_by_column(e: ArrayView2<'_, f32>, h: ArrayView1<'_, f32>) -> f64 {
+    assert_eq!(h.len(), e.ncols(), "the metric must have a value for each column");
+    let mut rows = vec![0.0; e.nrows()];
+    e.axis_iter(Axis(0)).into_par_iter().zip(rows.par_iter_mut()).for_each(|(e, sum)| {
+        *sum = Zip::from(e).and(h).fold(0.0, |sum, &e, &h| sum + f64::from(h) * f64::from(e) * f64::from(e));
+    });
+    rows.iter().sum()
+}
+
 /// By blocks on the diagonal and twice those left of it.
 fn chunk_energy(e: ArrayView2<'_, f32>, h: ArrayView2<'_, f32>) -> f64 {
     let n = e.ncols();
@@ -63,6 +77,9 @@ mod tests {
             let want: f64 = output.iter().map(|y| f64::from(y * y)).sum();
             let got = weighted_energy(e.view(), gram.view());
             assert!((got / want - 1.0).abs() < 1e-5, "{n} columns: {got} for {want}");
+            let by_column = energy_by_column(e.view(), gram.diag());
+            let diagonal = weighted_energy(e.view(), Array2::from_diag(&gram.diag()).view());
+            assert!((by_column / diagonal - 1.0).abs() < 1e-5, "{n} columns: {by_column} for {diagonal}");
         }
     }
 }

@@ -14,8 +14,8 @@ use ndarray::{Array2, ArrayView2};
 
 pub use self::gptq::Gptq;
 pub use self::rtn::Rtn;
-use crate::loss::weighted_energy;
-use crate::{Error, Factor, Fit, Grid, GridEncoding};
+use crate::loss::{energy_by_column, weighted_energy};
+use crate::{Detail, Error, Factor, Fit, Grid, GridEncoding, Sums};
 
 /// A way to choose the codes of a weight matrix.
 pub trait Solver: Send + Sync + fmt::Debug {
@@ -24,6 +24,11 @@ pub trait Solver: Send + Sync + fmt::Debug {
 
     /// Whether it can do nothing without statistics of the inputs.
     fn needs_statistics(&self) -> bool;
+
+    /// How much it reads of the statistics it is given.
+    fn reads(&self) -> Detail {
+        Detail::Gram
+    }
 
     /// Codes for `w`, `[out_features, in_features]`, on the grid `encoding` offers it.
     ///
@@ -62,7 +67,8 @@ pub struct Solution {
 /// What the report says of one matrix.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Facts {
-    /// `tr(E H E^T) / tr(W H W^T)` with the Gram matrix as counted for H; the identity where there is none.
+    /// `tr(E H E^T) / tr(W H W^T)` with the Gram matrix as summed for H, or its diagonal where no more was asked for; the
+    /// identity where there is neither.
     pub relative_error: f64,
     /// The same for the codes of `rtn` with the same importance.
     pub rtn_relative_error: f64,
@@ -104,29 +110,29 @@ fn check(
 /// Measures codes against the weights in the metric of the inputs, the identity where there are no statistics.
 struct Judge<'a> {
     w: ArrayView2<'a, f32>,
-    gram: Option<ArrayView2<'a, f32>>,
+    sums: Option<&'a Sums>,
     energy: f64, // tr(W H W^T)
 }
 
 impl<'a> Judge<'a> {
     fn new(w: ArrayView2<'a, f32>, factor: Option<&'a Factor<'_>>) -> Self {
-        let gram = factor
-            .filter(|factor| factor.importance().is_some())
-            .map(|factor| factor.statistics().gram.view());
-        Self { w, gram, energy: energy(w, gram) }
+        let sums =
+            factor.filter(|factor| factor.importance().is_some()).map(|factor| &factor.statistics().sums);
+        Self { w, sums, energy: energy(w, sums) }
     }
 
     /// [`Facts::relative_error`] of codes that decode to `decoded`.
     fn relative_error(&self, decoded: &Array2<f32>) -> f64 {
-        let error = energy((&self.w - decoded).view(), self.gram);
+        let error = energy((&self.w - decoded).view(), self.sums);
         // Weights that no input reaches lose nothing.
         if error == 0.0 { 0.0 } else { error / self.energy }
     }
 }
 
-fn energy(x: ArrayView2<'_, f32>, gram: Option<ArrayView2<'_, f32>>) -> f64 {
-    match gram {
-        Some(gram) => weighted_energy(x, gram),
+fn energy(x: ArrayView2<'_, f32>, sums: Option<&Sums>) -> f64 {
+    match sums {
+        Some(Sums::Gram(gram)) => weighted_energy(x, gram.view()),
+        Some(Sums::Squares(squares)) => energy_by_column(x, squares.view()),
         None => x.iter().map(|&x| f64::from(x) * f64::from(x)).sum(),
     }
 }

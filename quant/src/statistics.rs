@@ -1,22 +1,70 @@
-use attar_tensor::{Precision, bf16_gram_add, gram_add};
-use ndarray::{Array2, ArrayView2};
+use attar_tensor::{Precision, bf16_gram_add, bf16_squares_add, gram_add, squares_add};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 
-/// What a solver knows of the inputs of a weight: the Gram matrix of the tokens that passed.
+/// What a solver knows of the inputs of a weight: sums over the tokens that passed.
 ///
 /// Weights that read the same activation (q, k and v; gate and up) share one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Statistics {
-    /// `sum x x^T` over tokens, `[in_features, in_features]`, symmetric.
-    pub gram: Array2<f32>,
+    /// The sums.
+    pub sums: Sums,
     /// Tokens summed.
     pub tokens: u64,
 }
 
+/// How much of the inputs a solver asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// How large each of them is.
+    Squares,
+    /// How they go together too: costs a product of all tokens with themselves.
+    Gram,
+}
+
+/// Sums over tokens x.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Sums {
+    /// The diagonal of the Gram matrix alone: `sum x_i^2`, `[in_features]`.
+    Squares(Array1<f32>),
+    /// `sum x x^T`, `[in_features, in_features]`, symmetric.
+    Gram(Array2<f32>),
+}
+
+impl Sums {
+    /// `sum x_i^2`, `[in_features]`.
+    #[must_use]
+    pub fn squares(&self) -> ArrayView1<'_, f32> {
+        match self {
+            Self::Squares(squares) => squares.view(),
+            Self::Gram(gram) => gram.diag(),
+        }
+    }
+}
+
 impl Statistics {
-    /// Of no tokens yet.
+    /// Of no tokens yet, to become a Gram matrix.
     #[must_use]
     pub fn new(in_features: usize) -> Self {
-        Self { gram: Array2::zeros((in_features, in_features)), tokens: 0 }
+        Self::with(Detail::Gram, in_features)
+    }
+
+    /// Of no tokens yet.
+    #[must_use]
+    pub fn with(detail: Detail, in_features: usize) -> Self {
+        let sums = match detail {
+            Detail::Squares => Sums::Squares(Array1::zeros(in_features)),
+            Detail::Gram => Sums::Gram(Array2::zeros((in_features, in_features))),
+        };
+        Self { sums, tokens: 0 }
+    }
+
+    /// The Gram matrix, `[in_features, in_features]`, if more was summed than its diagonal.
+    #[must_use]
+    pub fn gram(&self) -> Option<&Array2<f32>> {
+        match &self.sums {
+            Sums::Squares(_) => None,
+            Sums::Gram(gram) => Some(gram),
+        }
     }
 
     /// Adds the tokens of `x`, `[tokens, in_features]`.
@@ -33,9 +81,11 @@ impl Statistics {
     /// Where `x` has another number of features.
     pub fn observe_in(&mut self, x: ArrayView2<'_, f32>, precision: Precision) {
         assert_eq!(x.ncols(), self.in_features(), "activations and statistics must have the same features");
-        match precision {
-            Precision::F32 => gram_add(x, &mut self.gram),
-            Precision::Bf16 => bf16_gram_add(x, &mut self.gram),
+        match (&mut self.sums, precision) {
+            (Sums::Squares(squares), Precision::F32) => squares_add(x, squares),
+            (Sums::Squares(squares), Precision::Bf16) => bf16_squares_add(x, squares),
+            (Sums::Gram(gram), Precision::F32) => gram_add(x, gram),
+            (Sums::Gram(gram), Precision::Bf16) => bf16_gram_add(x, gram),
         }
         self.tokens += x.nrows() as u64;
     }
@@ -44,10 +94,14 @@ impl Statistics {
     /// passes in one fixed order gives the same bits whoever made them.
     ///
     /// # Panics
-    /// Where `other` has another number of features.
+    /// Where `other` has another number of features, or sums of another kind.
     pub fn merge(&mut self, other: &Self) {
-        assert_eq!(other.gram.dim(), self.gram.dim(), "both statistics must have the same features");
-        self.gram += &other.gram;
+        assert_eq!(other.in_features(), self.in_features(), "both statistics must have the same features");
+        match (&mut self.sums, &other.sums) {
+            (Sums::Squares(to), Sums::Squares(from)) => *to += from,
+            (Sums::Gram(to), Sums::Gram(from)) => *to += from,
+            _ => panic!("squares and a Gram matrix have no sum"),
+        }
         self.tokens += other.tokens;
     }
 
@@ -55,13 +109,13 @@ impl Statistics {
     #[must_use]
     pub fn importance(&self) -> Vec<f32> {
         let tokens = self.tokens.max(1) as f32;
-        self.gram.diag().iter().map(|sum| sum / tokens).collect()
+        self.sums.squares().iter().map(|sum| sum / tokens).collect()
     }
 
     /// Features of the inputs.
     #[must_use]
     pub fn in_features(&self) -> usize {
-        self.gram.nrows()
+        self.sums.squares().len()
     }
 
     /// Tokens per column: below some ten, what the off-diagonals say is mostly noise.
@@ -129,6 +183,24 @@ mod tests {
         rounded.observe_in(x.mapv(|x| x * 1.0001).view(), Precision::Bf16);
         exact.observe(x.view());
         assert_eq!(rounded, exact);
+    }
+
+    #[test]
+    fn squares_alone_are_the_diagonal_of_the_gram_matrix_and_merge_like_it() {
+        let x = activations(300, 24, 7);
+        for precision in [Precision::F32, Precision::Bf16] {
+            let of = |detail, x: ArrayView2<'_, f32>| {
+                let mut statistics = Statistics::with(detail, 24);
+                statistics.observe_in(x, precision);
+                statistics
+            };
+            let mut merged = of(Detail::Squares, x.slice(s![..111, ..]));
+            merged.merge(&of(Detail::Squares, x.slice(s![111.., ..])));
+            let whole = of(Detail::Gram, x.view());
+            assert_eq!(merged.sums.squares(), whole.sums.squares());
+            assert_eq!(merged.importance(), whole.importance());
+            assert!(merged.gram().is_none() && whole.gram().is_some());
+        }
     }
 
     #[test]

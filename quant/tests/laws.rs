@@ -2,8 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a refusal where none is due fails its test")]
 
 use attar_quant::{
-    ENCODINGS, Error, Factor, Gptq, IntEncoding, Named, Rtn, SOLVERS, ScaleDtype, Settings, Solution, Solver,
-    Statistics, encoding, encoding_of,
+    Detail, ENCODINGS, Error, Factor, Gptq, IntEncoding, Named, Rtn, SOLVERS, ScaleDtype, Settings, Solution,
+    Solver, Statistics, Sums, encoding, encoding_of,
 };
 use ndarray::{Array1, Array2, Axis, array, s};
 use proptest::prelude::*;
@@ -52,6 +52,13 @@ fn correlated(features: usize, tokens: usize, seed: u64) -> Statistics {
     let mut statistics = Statistics::new(features);
     statistics.observe(x.view());
     statistics
+}
+
+fn gram_of(statistics: &mut Statistics) -> &mut Array2<f32> {
+    match &mut statistics.sums {
+        Sums::Gram(gram) => gram,
+        Sums::Squares(_) => panic!("no Gram matrix"),
+    }
 }
 
 fn factor(statistics: &Statistics) -> Factor<'_> {
@@ -125,7 +132,7 @@ proptest! {
     fn a_diagonal_hessian_reduces_gptq_to_round_to_nearest(seed: u64) {
         let w = normal((7, 256), seed);
         let diagonal = normal((1, 256), !seed).row(0).mapv(|x| 10.0 + x);
-        let statistics = Statistics { gram: Array2::from_diag(&diagonal), tokens: 1 << 16 };
+        let statistics = Statistics { sums: Sums::Gram(Array2::from_diag(&diagonal)), tokens: 1 << 16 };
         let factor = factor(&statistics);
         for encoding in grid_encodings() {
             for sweeps in [0, 2] {
@@ -191,8 +198,8 @@ fn columns_without_input_are_rounded_to_nearest_and_counted() {
     let (w, mut statistics) = (normal((9, 512), 7), correlated(512, 3000, 8));
     let dead = [3usize, 64, 65, 66, 300];
     for col in dead.into_iter().chain(96..128) {
-        statistics.gram.row_mut(col).fill(0.0);
-        statistics.gram.column_mut(col).fill(0.0);
+        gram_of(&mut statistics).row_mut(col).fill(0.0);
+        gram_of(&mut statistics).column_mut(col).fill(0.0);
     }
     let factor = factor(&statistics);
     for encoding in grid_encodings() {
@@ -223,12 +230,30 @@ fn without_statistics_rtn_rounds_and_gptq_refuses() {
     assert_eq!(refused.err(), Some(Error::NoStatistics { solver: "gptq" }));
 }
 
+/// What a solver says it reads is all it reads: with the squares of the inputs alone it chooses the same codes.
+#[test]
+fn a_solver_that_reads_squares_chooses_the_same_codes_from_a_gram_matrix() {
+    let (w, whole) = (normal((5, 256), 12), correlated(256, 900, 13));
+    let squares = Statistics { sums: Sums::Squares(whole.sums.squares().to_owned()), tokens: whole.tokens };
+    for solver in SOLVERS.iter().filter(|solver| solver.reads() == Detail::Squares) {
+        for encoding in grid_encodings() {
+            let of = |statistics| {
+                solver.solve(w.view(), Some(&factor(statistics)), encoding.grid().unwrap()).unwrap()
+            };
+            let (lean, full) = (of(&squares), of(&whole));
+            assert_eq!(lean.codes, full.codes, "{} with {}", encoding.name(), solver.name());
+            assert_eq!(lean.decoded, full.decoded);
+            assert!(lean.facts.relative_error > 0.0 && lean.facts.relative_error < 1.0);
+        }
+    }
+}
+
 #[test]
 fn a_hessian_that_cannot_be_factored_is_a_recorded_fallback_to_rtn() {
     let w = normal((4, 256), 10);
     let q4_k = encoding("q4_k").unwrap();
     let mut nan = correlated(256, 500, 11);
-    nan.gram[[7, 9]] = f32::NAN;
+    gram_of(&mut nan)[[7, 9]] = f32::NAN;
     let empty = Statistics::new(256);
     for (statistics, reason) in
         [(&nan, "the Gram matrix is not finite"), (&empty, "no token reached this input")]

@@ -4,6 +4,7 @@
 //! and so on, so that every matrix is fitted to the activations it will really see, in one forward pass of the block.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use attar_checkpoint::{Dtype, decode_floats, encode_floats};
 use attar_eval::report;
@@ -46,6 +47,8 @@ pub struct Outcome {
     pub tensors: Vec<report::Tensor>,
     /// Where the calibration tokens went in layers with experts.
     pub routing: Vec<report::Routing>,
+    /// How much of the time went to running the calibration tokens through the model and to the statistics of them.
+    pub calibrating: Duration,
 }
 
 impl Pass<'_> {
@@ -55,7 +58,13 @@ impl Pass<'_> {
     /// A tensor that cannot be read, is not finite, or cannot be written.
     pub fn run(&self, sink: &mut Sink) -> Result<Outcome> {
         let stage = self.talk.stage("quantizing", self.plan.weights(), "weights");
-        let mut done = Done { sink, stage: &stage, reports: Vec::new(), routing: Vec::new() };
+        let mut done = Done {
+            sink,
+            stage: &stage,
+            reports: Vec::new(),
+            routing: Vec::new(),
+            calibrating: Duration::ZERO,
+        };
         match self.windows {
             Some(windows) => self.with_data(windows, &mut done)?,
             None => self
@@ -64,12 +73,12 @@ impl Pass<'_> {
                 .iter()
                 .try_for_each(|tensor| self.without_data(tensor, &mut done, |_, _| Ok(())))?,
         }
-        let Done { reports: mut tensors, routing, .. } = done;
+        let Done { reports: mut tensors, routing, calibrating, .. } = done;
         let names = self.plan.tensors.iter().map(|t| t.spec.name.as_str());
         let positions: HashMap<_, _> = names.enumerate().map(|(position, name)| (name, position)).collect();
         tensors.sort_by_key(|report| positions.get(report.name.as_str()));
         stage.done();
-        Ok(Outcome { tensors, routing })
+        Ok(Outcome { tensors, routing, calibrating })
     }
 
     fn with_data(&self, windows: &Windows, done: &mut Done) -> Result<()> {
@@ -98,7 +107,9 @@ impl Pass<'_> {
         let (config, tokens) = (&self.source.config, windows.tokens());
         check_tokens(config, tokens)?;
         let mut hidden = HiddenStates::zeros([tokens.len(), config.hidden_size], &self.plan.memory.keeping)?;
+        let mut looking_up = Duration::ZERO;
         let mut look_up = |first: usize, rows: &Array2<f32>| {
+            let started = Instant::now();
             for (position, &token) in tokens.iter().enumerate() {
                 if let Some(row) = (token as usize).checked_sub(first).filter(|row| *row < rows.nrows()) {
                     let mut row = rows.slice(s![row..=row, ..]).to_owned();
@@ -106,6 +117,7 @@ impl Pass<'_> {
                     hidden.write(position, row.view())?;
                 }
             }
+            looking_up += started.elapsed();
             Ok(())
         };
         for tensor in self.plan.outside_blocks().filter(|t| t.spec.role == Role::Embedding) {
@@ -125,6 +137,7 @@ impl Pass<'_> {
                 _ => self.without_data(tensor, done, &mut look_up)?,
             }
         }
+        done.calibrating += looking_up;
         Ok(hidden)
     }
 
@@ -142,11 +155,14 @@ impl Pass<'_> {
             }
             let tensors: Vec<_> = self.plan.of_layer(layer).filter(|t| t.spec.tap == Some(tap)).collect();
             let coded = tensors.iter().any(|t| matches!(t.treatment, Treatment::Codes(_)));
-            let mut statistics = coded.then(|| Statistics::new(config.tap_features(tap)));
-            stream.advance(&block, tap, |x| {
-                if let Some(statistics) = &mut statistics {
-                    statistics.observe_in(x, self.precision);
-                }
+            let mut statistics =
+                coded.then(|| Statistics::with(self.solver.reads(), config.tap_features(tap)));
+            done.calibrating(|| {
+                stream.advance(&block, tap, |x| {
+                    if let Some(statistics) = &mut statistics {
+                        statistics.observe_in(x, self.precision);
+                    }
+                })
             })?;
             let factor = statistics.as_ref().map(|statistics| Factor::new(statistics, Settings::default()));
             for tensor in tensors {
@@ -164,7 +180,8 @@ impl Pass<'_> {
                 block.pack_role(role, self.precision);
             }
         }
-        while_reading_ahead(self.first_of(layer + 1), self.source, || stream.finish(&block))?;
+        let next = self.first_of(layer + 1);
+        done.calibrating(|| while_reading_ahead(next, self.source, || stream.finish(&block)))?;
         Ok(())
     }
 
@@ -178,9 +195,11 @@ impl Pass<'_> {
     fn head(&self, tensor: &PlannedTensor, encoding: Named, stream: &Stream, done: &mut Done) -> Result<()> {
         let config = &self.source.config;
         let norm = final_norm(config, self.source)?;
-        let mut statistics = Statistics::new(config.tap_features(Tap::HeadIn));
-        stream.each_chunk(|hidden| {
-            statistics.observe_in(norm.apply(hidden).view(), self.precision);
+        let mut statistics = Statistics::with(self.solver.reads(), config.tap_features(Tap::HeadIn));
+        done.calibrating(|| {
+            stream.each_chunk(|hidden| {
+                statistics.observe_in(norm.apply(hidden).view(), self.precision);
+            })
         })?;
         let factor = Factor::new(&statistics, Settings::default());
         let mut facts = Merged::default();
@@ -335,9 +354,18 @@ pub(super) struct Done<'a> {
     stage: &'a Stage,
     reports: Vec<report::Tensor>,
     pub(super) routing: Vec<report::Routing>,
+    calibrating: Duration,
 }
 
 impl Done<'_> {
+    /// Does something that counts as calibration.
+    pub(super) fn calibrating<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        let started = Instant::now();
+        let result = work();
+        self.calibrating += started.elapsed();
+        result
+    }
+
     /// Where the report of the tensor done last can be added to.
     pub(super) fn last(&mut self) -> Option<&mut report::Tensor> {
         self.reports.last_mut()

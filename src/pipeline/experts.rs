@@ -29,11 +29,13 @@ impl Pass<'_> {
     ) -> Result<()> {
         let Some(experts) = block.experts() else { return Ok(()) };
         let (mut shares, mut first) = (Vec::<Share>::new(), 0);
-        stream.advance(block, Tap::MlpIn, |x| {
-            let here = experts.router().route(x).shares();
-            shares.resize(here.len(), Share::default());
-            shares.iter_mut().zip(&here).for_each(|(all, here)| all.append(first, here));
-            first += x.nrows();
+        done.calibrating(|| {
+            stream.advance(block, Tap::MlpIn, |x| {
+                let here = experts.router().route(x).shares();
+                shares.resize(here.len(), Share::default());
+                shares.iter_mut().zip(&here).for_each(|(all, here)| all.append(first, here));
+                first += x.nrows();
+            })
         })?;
         let expert_tokens = shares.iter().map(|share| share.rows.len() as u64).collect();
         done.routing.push(report::Routing { layer: layer as u64, expert_tokens });
@@ -84,38 +86,47 @@ impl Running<'_> {
             Cow::Borrowed(rows)
         };
 
-        let mut statistics = has_codes.then(|| Statistics::new(config.hidden_size));
+        let detail = self.pass.solver.reads();
+        let mut statistics = has_codes.then(|| Statistics::with(detail, config.hidden_size));
         if let Some(statistics) = &mut statistics {
-            for batch in shown.chunks(CHUNK_TOKENS) {
-                statistics.observe_in(stream.experts_in(batch)?.view(), self.pass.precision);
-            }
+            done.calibrating(|| {
+                shown.chunks(CHUNK_TOKENS).try_for_each(|batch| -> Result<()> {
+                    statistics.observe_in(stream.experts_in(batch)?.view(), self.pass.precision);
+                    Ok(())
+                })
+            })?;
         }
         self.matrices(&[Role::Gate, Role::Up], statistics.as_ref(), shown.len(), done)?;
         drop(statistics);
 
-        let mut statistics = has_codes.then(|| Statistics::new(width));
+        let mut statistics = has_codes.then(|| Statistics::with(detail, width));
         let mut mids = Vec::new();
         let keep = !rows.is_empty() && self.pass.plan.memory.carry.mlp_mid;
         if let Some(statistics) = &mut statistics {
-            for batch in shown.chunks(CHUNK_TOKENS) {
-                let mid = self.expert.mid(stream.experts_in(batch)?.view());
-                statistics.observe_in(mid.view(), self.pass.precision);
-                if keep {
-                    mids.push(mid);
-                }
-            }
+            done.calibrating(|| {
+                shown.chunks(CHUNK_TOKENS).try_for_each(|batch| -> Result<()> {
+                    let mid = self.expert.mid(stream.experts_in(batch)?.view());
+                    statistics.observe_in(mid.view(), self.pass.precision);
+                    if keep {
+                        mids.push(mid);
+                    }
+                    Ok(())
+                })
+            })?;
         }
         self.matrices(&[Role::Down], statistics.as_ref(), shown.len(), done)?;
 
         let mut mids = mids.into_iter();
-        for (rows, weights) in rows.chunks(CHUNK_TOKENS).zip(weights.chunks(CHUNK_TOKENS)) {
-            let mid = match mids.next() {
-                Some(mid) => mid,
-                None => self.expert.mid(stream.experts_in(rows)?.view()),
-            };
-            stream.add_expert(rows, weights, &self.expert.out(mid.view()))?;
-        }
-        Ok(())
+        let mut batches = rows.chunks(CHUNK_TOKENS).zip(weights.chunks(CHUNK_TOKENS));
+        done.calibrating(|| {
+            batches.try_for_each(|(rows, weights)| {
+                let mid = match mids.next() {
+                    Some(mid) => mid,
+                    None => self.expert.mid(stream.experts_in(rows)?.view()),
+                };
+                Ok(stream.add_expert(rows, weights, &self.expert.out(mid.view()))?)
+            })
+        })
     }
 
     /// Quantizes the matrices that read one input.

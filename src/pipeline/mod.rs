@@ -137,7 +137,11 @@ impl Job<'_> {
             precision: self.precision,
             talk: self.talk,
         };
-        let Outcome { mut tensors, routing } = clock.time("quantize", || pass.run(&mut sink))?;
+        let Outcome { mut tensors, routing, .. } = clock.time_within(
+            "quantize",
+            || pass.run(&mut sink),
+            |outcome| ("calibrate", outcome.calibrating),
+        )?;
         let hashes = clock.time("write", || sink.finish(plan))?;
         let (written, facts) =
             clock.time("verify", || verify::reopen(self.output, plan, &hashes, self.talk))?;
@@ -227,6 +231,23 @@ impl Clock {
         let result = work();
         self.add(name, started.elapsed());
         result
+    }
+
+    /// [`time`](Self::time) of work that can tell how long a part of it took, which counts under a name of its own.
+    fn time_within<T>(
+        &mut self,
+        name: &str,
+        work: impl FnOnce() -> Result<T>,
+        part: impl FnOnce(&T) -> (&'static str, Duration),
+    ) -> Result<T> {
+        let started = Instant::now();
+        let result = work()?;
+        let (part, took) = part(&result);
+        if !took.is_zero() {
+            self.add(part, took);
+        }
+        self.add(name, started.elapsed().saturating_sub(took));
+        Ok(result)
     }
 
     fn add(&mut self, name: &str, took: Duration) {

@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use attar_checkpoint::Error as FileError;
-use attar_model::{Block, HiddenStates, Keeping, Tap};
-use ndarray::{Array2, ArrayView2};
+use attar_model::{Block, HiddenStates, Keeping, Role, Tap};
+use ndarray::parallel::prelude::*;
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
 /// Tokens that pass through a block together: enough to keep the products busy, few enough to stay small.
 pub const CHUNK_TOKENS: usize = 2048;
@@ -25,9 +26,40 @@ pub struct Stream {
     hidden: HiddenStates, // [tokens, hidden_size]
     /// What a block's experts read, `[tokens, hidden_size]`, kept as the hidden states are until the last of them has been added.
     experts_in: Option<HiddenStates>,
-    /// The input of o or down, chunk by chunk, kept until that matrix is quantized and its output can be added.
-    carried: Vec<Array2<f32>>,
+    carried: Carried,
     carry: Carry,
+}
+
+/// The input of o or down, kept until that matrix is quantized and its output can be added.
+///
+/// Its memory is as much as the widest of a block's, and is used again from block to block.
+#[derive(Default)]
+struct Carried {
+    values: Vec<f32>,
+    held: Option<[usize; 2]>, // tokens and features, where there is one
+}
+
+impl Carried {
+    fn hold(&mut self, tokens: usize, features: usize) {
+        if self.values.len() < tokens * features {
+            self.values = Vec::new(); // first, so that both never stand together
+            self.values = vec![0.0; tokens * features];
+        }
+        self.held = Some([tokens, features]);
+    }
+
+    /// Some tokens of what is held, `[rows.len(), features]`.
+    fn rows(&self, rows: &Range<usize>) -> Option<ArrayView2<'_, f32>> {
+        let [_, features] = self.held?;
+        let values = &self.values[rows.start * features..rows.end * features];
+        ArrayView2::from_shape((rows.len(), features), values).ok()
+    }
+
+    fn rows_mut(&mut self, rows: &Range<usize>) -> Option<ArrayViewMut2<'_, f32>> {
+        let [_, features] = self.held?;
+        let values = &mut self.values[rows.start * features..rows.end * features];
+        ArrayViewMut2::from_shape((rows.len(), features), values).ok()
+    }
 }
 
 impl Stream {
@@ -37,7 +69,7 @@ impl Stream {
     /// If the tokens are not whole windows.
     pub fn new(hidden: HiddenStates, ctx: usize, keeping: Keeping, carry: Carry) -> Self {
         assert!(hidden.tokens().is_multiple_of(ctx), "hidden states come in whole windows");
-        Self { ctx, keeping, hidden, experts_in: None, carried: Vec::new(), carry }
+        Self { ctx, keeping, hidden, experts_in: None, carried: Carried::default(), carry }
     }
 
     /// Runs the part of `block` that leads to `tap` and shows `observe` the activations there, chunk by chunk.
@@ -52,8 +84,6 @@ impl Stream {
         tap: Tap,
         mut observe: impl FnMut(ArrayView2<'_, f32>),
     ) -> Result<(), FileError> {
-        let ctx = self.ctx;
-        let attn_out = |hidden: ArrayView2<'_, f32>| block.attn_out(block.attn_in(hidden).view(), ctx);
         let keep = match tap {
             Tap::AttnOut => self.carry.attn_out,
             Tap::MlpMid => self.carry.mlp_mid,
@@ -63,29 +93,49 @@ impl Stream {
             let shape = [self.hidden.tokens(), self.hidden.features()];
             self.experts_in = Some(HiddenStates::zeros(shape, &self.keeping)?);
         }
-        let mut carried = std::mem::take(&mut self.carried).into_iter();
+        let (tokens, features) = (self.tokens(), self.features_at(block, tap));
+        let mut carried = std::mem::take(&mut self.carried);
+        if keep {
+            carried.hold(tokens, features);
+        }
+        let room = if keep { 0 } else { self.chunks().map(|rows| rows.len()).max().unwrap_or(0) };
+        let mut room = Array2::zeros((room, features));
         for rows in self.chunks() {
-            let first = rows.start;
-            let activations = match tap {
-                Tap::AttnIn => block.attn_in(self.hidden.read(rows)?.view()),
-                Tap::AttnOut => attn_out(self.hidden.read(rows)?.view()),
-                Tap::MlpIn => self.hidden.update(rows, |mut hidden| {
-                    let from = carried.next().unwrap_or_else(|| attn_out(hidden.view()));
-                    block.add_attn(hidden.view_mut(), from.view());
-                    block.mlp_in(hidden.view())
-                })?,
-                Tap::MlpMid => block.mlp_mid(block.mlp_in(self.hidden.read(rows)?.view()).view()),
-                Tap::HeadIn => unreachable!("the head belongs to no block"),
-            };
-            observe(activations.view());
-            if let Some(experts_in) = &mut self.experts_in {
-                experts_in.write(first, activations.view())?;
+            if tap == Tap::MlpIn {
+                let attn_out = carried.rows(&rows);
+                let into = room.slice_mut(s![..rows.len(), ..]);
+                self.hidden
+                    .update(rows.clone(), |hidden| to_mlp_in(block, self.ctx, attn_out, hidden, into))?;
+            } else {
+                let hidden = self.hidden.read(rows.clone())?;
+                let into = if keep { carried.rows_mut(&rows) } else { None };
+                let into = into.unwrap_or_else(|| room.slice_mut(s![..rows.len(), ..]));
+                to_tap(block, tap, self.ctx, &hidden.view(), into);
             }
-            if keep {
-                self.carried.push(activations);
+            let seen = if keep { carried.rows(&rows) } else { None };
+            let seen = seen.unwrap_or_else(|| room.slice(s![..rows.len(), ..]));
+            observe(seen);
+            if let Some(experts_in) = &mut self.experts_in {
+                experts_in.write(rows.start, seen)?;
             }
         }
+        if tap == Tap::MlpIn {
+            carried.held = None;
+            if !self.carry.mlp_mid || block.experts().is_some() {
+                carried = Carried::default(); // no later stage of the block needs the memory
+            }
+        }
+        self.carried = carried;
         Ok(())
+    }
+
+    /// Features of the activations at a tap of a block.
+    fn features_at(&self, block: &Block, tap: Tap) -> usize {
+        match tap {
+            Tap::AttnOut => block.linear(Role::O).weight.dim().1,
+            Tap::MlpMid => block.linear(Role::Down).weight.dim().1,
+            _ => self.hidden.features(),
+        }
     }
 
     /// Number of tokens.
@@ -139,13 +189,12 @@ impl Stream {
     /// # Errors
     /// Hidden states on a disk that fails.
     pub fn finish(&mut self, block: &Block) -> Result<(), FileError> {
-        let mut carried = std::mem::take(&mut self.carried).into_iter();
-        self.chunks().try_for_each(|rows| {
-            self.hidden.update(rows, |mut hidden| {
-                let mid = carried.next().unwrap_or_else(|| block.mlp_mid(block.mlp_in(hidden.view()).view()));
-                block.add_mlp(hidden.view_mut(), mid.view());
-            })
-        })
+        for rows in self.chunks() {
+            let mlp_mid = self.carried.rows(&rows);
+            self.hidden.update(rows, |hidden| to_the_end(block, self.ctx, mlp_mid, hidden))?;
+        }
+        self.carried.held = None;
+        Ok(())
     }
 
     /// Shows `observe` the hidden states, chunk by chunk.
@@ -164,4 +213,70 @@ impl Stream {
         let (tokens, step) = (self.hidden.tokens(), (CHUNK_TOKENS / self.ctx).max(1) * self.ctx);
         (0..tokens).step_by(step).map(move |start| start..(start + step).min(tokens))
     }
+}
+
+/// The activations at a tap from the `hidden` states at the block's input, or for those of the MLP from those at its input.
+fn to_tap(
+    block: &Block,
+    tap: Tap,
+    ctx: usize,
+    hidden: &ArrayView2<'_, f32>,
+    mut into: ArrayViewMut2<'_, f32>,
+) {
+    let share = block.tokens_of_a_thread(ctx, hidden.nrows());
+    let pieces = hidden.axis_chunks_iter(Axis(0), share).into_par_iter();
+    pieces.zip(into.axis_chunks_iter_mut(Axis(0), share)).with_max_len(1).for_each(|(hidden, mut into)| {
+        into.assign(&match tap {
+            Tap::AttnIn => block.attn_in(hidden),
+            Tap::AttnOut => block.attn_out(block.attn_in(hidden).view(), ctx),
+            Tap::MlpMid => block.mlp_mid(block.mlp_in(hidden).view()),
+            Tap::MlpIn | Tap::HeadIn => unreachable!("{tap:?} is reached otherwise"),
+        });
+    });
+}
+
+/// Adds the attention's output, computed where it was not carried, and makes what the MLP reads.
+fn to_mlp_in(
+    block: &Block,
+    ctx: usize,
+    attn_out: Option<ArrayView2<'_, f32>>,
+    mut hidden: ArrayViewMut2<'_, f32>,
+    mut into: ArrayViewMut2<'_, f32>,
+) {
+    let share = block.tokens_of_a_thread(ctx, hidden.nrows());
+    let pieces = hidden.axis_chunks_iter_mut(Axis(0), share).into_par_iter();
+    let pieces = pieces.zip(into.axis_chunks_iter_mut(Axis(0), share)).with_max_len(1).enumerate();
+    pieces.for_each(|(i, (mut hidden, mut into))| {
+        if let Some(all) = &attn_out {
+            block.add_attn(hidden.view_mut(), piece(all, i, share));
+        } else {
+            let attn_out = block.attn_out(block.attn_in(hidden.view()).view(), ctx);
+            block.add_attn(hidden.view_mut(), attn_out.view());
+        }
+        into.assign(&block.mlp_in(hidden.view()));
+    });
+}
+
+/// Adds the MLP's output, from what down reads, computed where it was not carried.
+fn to_the_end(
+    block: &Block,
+    ctx: usize,
+    mlp_mid: Option<ArrayView2<'_, f32>>,
+    mut hidden: ArrayViewMut2<'_, f32>,
+) {
+    let share = block.tokens_of_a_thread(ctx, hidden.nrows());
+    let pieces = hidden.axis_chunks_iter_mut(Axis(0), share).into_par_iter().with_max_len(1).enumerate();
+    pieces.for_each(|(i, hidden)| {
+        if let Some(all) = &mlp_mid {
+            block.add_mlp(hidden, piece(all, i, share));
+        } else {
+            let mlp_mid = block.mlp_mid(block.mlp_in(hidden.view()).view());
+            block.add_mlp(hidden, mlp_mid.view());
+        }
+    });
+}
+
+/// The `i`-th `share` tokens.
+fn piece<'a>(all: &'a ArrayView2<'_, f32>, i: usize, share: usize) -> ArrayView2<'a, f32> {
+    all.slice(s![i * share..all.nrows().min((i + 1) * share), ..])
 }

@@ -185,7 +185,11 @@ impl Work {
         });
         // A chunk of hidden states that do not stand in memory does, on its way.
         let moving = if way.spilled { hidden } else { 0 };
+        // The memory of what a dense block carries is used again by the next.
+        let dense = self.mlps.iter().map(|mlp| if let Mlp::Dense(ffn) = *mlp { ffn } else { 0 });
+        let reused = keep_mid * dense.max().unwrap_or(0);
         let stage = |(features, carried, computed): (u64, u64, u64)| {
+            let carried = carried.max(reused);
             let square = features * features * F32;
             // Beside the Gram matrix stand activations, then the triangle of its factor in f64, then that in f32 and a
             // solver's work.

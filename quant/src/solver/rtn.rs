@@ -1,7 +1,7 @@
 use ndarray::ArrayView2;
 
 use super::{Judge, Solution, Solver, check, round_to_nearest};
-use crate::{Error, Factor, GridEncoding};
+use crate::{Detail, Error, Factor, GridEncoding};
 
 /// Each weight to the nearest value of its block, the block's scales searched for the importance of the columns where there
 /// are statistics: what `llama-quantize` does, with `--imatrix` or without, and the same bytes.
@@ -15,6 +15,10 @@ impl Solver for Rtn {
 
     fn needs_statistics(&self) -> bool {
         false
+    }
+
+    fn reads(&self) -> Detail {
+        Detail::Squares
     }
 
     fn solve(

@@ -98,7 +98,7 @@ fn the_report_has_every_key_and_its_figures_are_those_of_the_file() {
         .iter()
         .map(|stage| stage["name"].as_str().unwrap())
         .collect();
-    assert_eq!(stages, ["check", "quantize", "write", "verify", "reference", "evaluate"]);
+    assert_eq!(stages, ["check", "calibrate", "quantize", "write", "verify", "reference", "evaluate"]);
 }
 
 /// Without data there is nothing to be said of it.
