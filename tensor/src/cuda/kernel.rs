@@ -33,6 +33,7 @@ pub const SOURCES: &[Source] = &[
     LOG_LOSS,
     RMS_NORM,
     ROPE,
+    SCALE,
 ];
 
 pub(crate) const ADAMW: Source =
@@ -104,6 +105,12 @@ pub(crate) const RMS_NORM: Source = Source {
 };
 pub(crate) const ROPE: Source =
     Source { name: "rope", text: include_str!("../op/rope.cu"), kernels: &["rope"], variants: ELEMENTS };
+pub(crate) const SCALE: Source = Source {
+    name: "scale",
+    text: include_str!("../op/scale.cu"),
+    kernels: &["scale", "soft_cap"],
+    variants: ELEMENTS,
+};
 
 /// One variant of one source: what a module on the device is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -246,6 +246,24 @@ impl Cuda {
         )
     }
 
+    /// `x *= factor`.
+    ///
+    /// # Errors
+    /// If the launch fails.
+    pub fn scale<T: Element>(&self, x: RowsMut<'_, T>, factor: f32) -> Result<(), CudaError> {
+        let count = x.view().count();
+        self.run_for::<T>("scale", "scale", Layout::each(count), arguments![&x, count as i64, factor])
+    }
+
+    /// `x = cap * tanh(x / cap)`: what is small stays, nothing leaves `[-cap, cap]`.
+    ///
+    /// # Errors
+    /// If the launch fails.
+    pub fn soft_cap<T: Element>(&self, x: RowsMut<'_, T>, cap: f32) -> Result<(), CudaError> {
+        let count = x.view().count();
+        self.run_for::<T>("scale", "soft_cap", Layout::each(count), arguments![&x, count as i64, cap])
+    }
+
     /// `scale * table[token]` for each token, from a table `[vocab_size, features]`.
     ///
     /// # Errors

@@ -265,7 +265,10 @@ impl<T: Item> RowsMut<'_, T> {
 
 impl Cuda {
     /// Room for `rows x cols` numbers, whose values are anything.
-    pub(crate) fn room<T: Item>(&self, (rows, cols): (usize, usize)) -> Result<Matrix<T>, CudaError> {
+    ///
+    /// # Errors
+    /// [`CudaError::TooLittleMemory`].
+    pub fn room<T: Item>(&self, (rows, cols): (usize, usize)) -> Result<Matrix<T>, CudaError> {
         let bytes = rows as u64 * cols as u64 * size_of::<T>() as u64;
         self.budget.take(bytes, "an array")?;
         let address = self.machine.allocate(bytes).inspect_err(|_| self.budget.give_back(bytes))?;
@@ -296,6 +299,19 @@ impl Cuda {
     pub fn upload<T: Element>(&self, x: ArrayView2<'_, f32>) -> Result<Matrix<T>, CudaError> {
         let items: Vec<T> = x.iter().map(|&x| T::of(x)).collect();
         self.upload_items(&items, x.dim())
+    }
+
+    /// Copies to rows that are on the device already, rounded to their elements.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    ///
+    /// # Panics
+    /// If the shapes differ.
+    pub fn write<T: Element>(&self, to: RowsMut<'_, T>, x: ArrayView2<'_, f32>) -> Result<(), CudaError> {
+        assert_eq!(to.dim(), x.dim(), "a copy keeps its shape");
+        let items: Vec<T> = x.iter().map(|&x| T::of(x)).collect();
+        self.machine.upload(to.address(), bytes(&items))
     }
 
     /// A copy on the device of numbers in rows.

@@ -3,6 +3,7 @@
 //! Pure arithmetic, in bytes; nothing is asked of a device.
 
 use super::{CudaError, Width};
+use crate::Precision;
 
 /// The sizes of a decoder that its memory depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,15 +31,28 @@ pub struct Work {
     pub ctx: u64,
     /// What is done on the way.
     pub aim: Aim,
+    /// What matrices and activations are stored in.
+    pub precision: Precision,
 }
 
 /// What is done with the blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Aim {
     /// Forward alone, and losses.
-    Evaluate,
+    Evaluate {
+        /// Models whose logits stand side by side: 2 where one is compared with another.
+        heads: u64,
+    },
+    /// Statistics of every input; what is made of them is made on the host.
+    Observe,
     /// Statistics of every input, and error feedback.
     Quantize,
+}
+
+impl Aim {
+    fn observes(self) -> bool {
+        matches!(self, Self::Observe | Self::Quantize)
+    }
 }
 
 /// Where the hidden states of all tokens stay between blocks.
@@ -68,13 +82,15 @@ pub struct DevicePlan {
     pub logits_at_once: u64,
     /// Where hidden states stay.
     pub hidden: Place,
+    /// Bytes for what one stage of a block leaves to the next, the inputs of o and of down; 0 where that is computed twice, or
+    /// nothing is observed.
+    pub carried_bytes: u64,
     /// How Hessians are factored.
     pub width: Width,
     /// Every stage, in order.
     pub stages: Vec<Stage>,
 }
 
-const BF16: u64 = 2;
 const F32: u64 = 4;
 const F64: u64 = 8;
 /// Kernels, and room for the libraries to work in.
@@ -94,10 +110,18 @@ impl ModelShape {
     }
 
     /// Bytes of one block's weights.
-    pub fn block_bytes(self) -> u64 {
+    pub fn block_bytes(self, precision: Precision) -> u64 {
         let attention = self.hidden_size * (2 * self.queries() + 2 * self.keys());
         let mlp = 3 * self.hidden_size * self.intermediate_size;
-        BF16 * (attention + mlp) + F32 * (4 * self.hidden_size + 2 * self.head_dim)
+        element_bytes(precision) * (attention + mlp) + F32 * (4 * self.hidden_size + 2 * self.head_dim)
+    }
+}
+
+/// Bytes of one number of a matrix or an activation.
+fn element_bytes(precision: Precision) -> u64 {
+    match precision {
+        Precision::F32 => 4,
+        Precision::Bf16 => 2,
     }
 }
 
@@ -108,23 +132,24 @@ struct Choice {
     logits: u64,
     hidden: Place,
     width: Width,
+    carried_bytes: u64,
 }
 
 fn stages(shape: ModelShape, work: Work, choice: Choice) -> Vec<Stage> {
     let ModelShape { hidden_size: d, intermediate_size: ff, vocab_size, .. } = shape;
-    let (q, kv) = (shape.queries(), shape.keys());
+    let (q, kv, element) = (shape.queries(), shape.keys(), element_bytes(work.precision));
     let tokens = (choice.windows * work.ctx).min(work.tokens);
     let hidden = match choice.hidden {
-        Place::Device => BF16 * d * work.tokens,
-        Place::Host => 2 * BF16 * d * tokens,
+        Place::Device => element * d * work.tokens,
+        Place::Host => 2 * element * d * tokens,
     };
     // The block at work and the one on its way.
-    let standing = OVERHEAD + hidden + 2 * shape.block_bytes();
-    let gram = |n: u64| if work.aim == Aim::Quantize { F32 * n * n } else { 0 };
+    let standing = OVERHEAD + hidden + 2 * shape.block_bytes(work.precision) + choice.carried_bytes;
+    let gram = |n: u64| if work.aim.observes() { F32 * n * n } else { 0 };
     let stage = |name, bytes| Stage { name, bytes: standing + bytes };
     let mut stages = vec![
-        stage("attention", gram(d) + gram(q) + BF16 * tokens * (d + 2 * q + 2 * kv)),
-        stage("mlp", gram(d) + gram(ff) + BF16 * tokens * (d + 2 * ff)),
+        stage("attention", gram(d) + gram(q) + element * tokens * (d + 2 * q + 2 * kv)),
+        stage("mlp", gram(d) + gram(ff) + element * tokens * (d + 2 * ff)),
     ];
     if work.aim == Aim::Quantize {
         let solve = |out_features, in_features| solve_bytes(out_features, in_features, choice.width);
@@ -133,8 +158,14 @@ fn stages(shape: ModelShape, work: Work, choice: Choice) -> Vec<Stage> {
         stages.push(stage("solve gate, up", solve(ff, d)));
         stages.push(stage("solve down", solve(d, ff)));
     }
-    let head = BF16 * d * vocab_size + choice.logits * (2 * F32 * vocab_size + BF16 * d);
-    stages.push(Stage { name: "head", bytes: OVERHEAD + hidden + head });
+    let head = match work.aim {
+        // The scored tokens' hidden states have gone to the host.
+        Aim::Evaluate { heads } => {
+            heads * (element * d * vocab_size + choice.logits * (F32 * vocab_size + element * d))
+        }
+        Aim::Observe | Aim::Quantize => hidden + gram(d) + element * tokens * d,
+    };
+    stages.push(Stage { name: "head", bytes: OVERHEAD + head });
     stages
 }
 
@@ -153,6 +184,12 @@ fn solve_bytes(out_features: u64, in_features: u64, width: Width) -> u64 {
     F32 * square + factor.max(pass)
 }
 
+/// What one stage of a block leaves to the next, of all tokens: the larger of the inputs of o and of down.
+fn carried_bytes(shape: ModelShape, work: Work) -> u64 {
+    let features = shape.queries().max(shape.intermediate_size);
+    if work.aim.observes() { element_bytes(work.precision) * features * work.tokens } else { 0 }
+}
+
 /// The largest power of two, at most `most`, at which `fits`; none where even 1 does not.
 fn largest(most: u64, fits: impl Fn(u64) -> bool) -> Option<u64> {
     let mut found = fits(1).then_some(1)?;
@@ -164,7 +201,7 @@ fn largest(most: u64, fits: impl Fn(u64) -> bool) -> Option<u64> {
 
 impl DevicePlan {
     /// The best plan within `limit_bytes`: hidden states on the device where they fit, Hessians in f64 where they fit, then as many
-    /// tokens at once as fit and help.
+    /// tokens at once as fit and help, then nothing computed twice where that fits too.
     ///
     /// # Errors
     /// [`CudaError::TooLittleMemory`] with the stage that does not fit even one window at a time, and what would.
@@ -179,19 +216,24 @@ impl DevicePlan {
             work.ctx
         );
         let most_windows = (work.tokens / work.ctx).min(MOST_TOKENS_AT_ONCE / work.ctx).max(1);
+        let fits =
+            |choice: Choice| stages(shape, work, choice).iter().all(|stage| stage.bytes <= limit_bytes);
         let choices = [Width::F64, Width::F32].into_iter();
         let choices = choices.flat_map(|width| [Place::Device, Place::Host].map(|hidden| (width, hidden)));
         for (width, hidden) in choices {
-            let fits = |windows, logits| {
-                let choice = Choice { windows, logits, hidden, width };
-                stages(shape, work, choice).iter().all(|stage| stage.bytes <= limit_bytes)
+            let fits_with = |windows, logits| {
+                let choice = Choice { windows, logits, hidden, width, carried_bytes: 0 };
+                fits(choice)
             };
-            let Some(windows) = largest(most_windows, |windows| fits(windows, 1)) else { continue };
-            let logits = largest(MOST_LOGITS_AT_ONCE.min(work.tokens.max(1)), |logits| fits(windows, logits));
+            let Some(windows) = largest(most_windows, |windows| fits_with(windows, 1)) else { continue };
+            let logits = largest(MOST_LOGITS_AT_ONCE.min(work.tokens.max(1)), |logits| fits_with(windows, logits));
             let Some(logits) = logits else { continue };
-            let choice = Choice { windows, logits, hidden, width };
-            let stages = stages(shape, work, choice);
-            return Ok(Self { windows_at_once: windows, logits_at_once: logits, hidden, width, stages });
+            let twice = Choice { windows, logits, hidden, width, carried_bytes: 0 };
+            let once = Choice { carried_bytes: carried_bytes(shape, work), ..twice };
+            let choice = if fits(once) { once } else { twice };
+            let (carried_bytes, stages) = (choice.carried_bytes, stages(shape, work, choice));
+            let (windows_at_once, logits_at_once) = (windows, logits);
+            return Ok(Self { windows_at_once, logits_at_once, hidden, carried_bytes, width, stages });
         }
         Err(too_little(limit_bytes, shape, work))
     }
@@ -203,8 +245,9 @@ impl DevicePlan {
 }
 
 fn too_little(limit_bytes: u64, shape: ModelShape, work: Work) -> CudaError {
-    let least =
-        |work| stages(shape, work, Choice { windows: 1, logits: 1, hidden: Place::Host, width: Width::F32 });
+    let choice =
+        Choice { windows: 1, logits: 1, hidden: Place::Host, width: Width::F32, carried_bytes: 0 };
+    let least = |work| stages(shape, work, choice);
     let largest = |work| least(work).into_iter().max_by_key(|stage| stage.bytes);
     let (name, needed_bytes) = largest(work).map_or(("nothing", 0), |stage| (stage.name, stage.bytes));
     // Shorter windows are what the user can change; whole ones, so by halves.
@@ -245,14 +288,23 @@ mod tests {
     const LARGE: ModelShape = ModelShape { hidden_size: 8192, intermediate_size: 28_672, heads: 64, ..SMALL };
     const GB: u64 = 1_000_000_000;
 
+    impl Work {
+        fn heads(self) -> u64 {
+            match self.aim {
+                Aim::Evaluate { heads } => heads,
+                Aim::Observe | Aim::Quantize => 0,
+            }
+        }
+    }
+
     fn quantize(windows: u64) -> Work {
-        Work { tokens: windows * 2048, ctx: 2048, aim: Aim::Quantize }
+        Work { tokens: windows * 2048, ctx: 2048, aim: Aim::Quantize, precision: Precision::Bf16 }
     }
 
     #[test]
     fn a_block_of_70b_parameters_has_the_bytes_of_its_weights() {
         assert_eq!(
-            LARGE.block_bytes(),
+            LARGE.block_bytes(Precision::Bf16),
             2 * (2 * 8192 * 8192 + 2 * 8192 * 1024 + 3 * 8192 * 28_672) + 4 * (4 * 8192 + 256)
         );
     }
@@ -277,13 +329,14 @@ mod tests {
     #[test]
     fn more_memory_never_makes_a_worse_plan() {
         let rank = |plan: &DevicePlan| {
-            (plan.width == Width::F64, plan.hidden == Place::Device, plan.windows_at_once)
+            let carries = plan.carried_bytes > 0;
+            (plan.width == Width::F64, plan.hidden == Place::Device, plan.windows_at_once, carries)
         };
         for shape in [SMALL, LARGE] {
             let plans = (4..200).filter_map(|gb| DevicePlan::within(gb * GB, shape, quantize(128)).ok());
             let ranks: Vec<_> = plans.map(|plan| rank(&plan)).collect();
             assert!(ranks.is_sorted(), "{ranks:?}");
-            assert_eq!(ranks.last(), Some(&(true, true, 16)));
+            assert_eq!(ranks.last(), Some(&(true, true, 16, true)));
         }
     }
 
@@ -293,10 +346,35 @@ mod tests {
             let Ok(plan) = DevicePlan::within(gb * GB, SMALL, quantize(64)) else { continue };
             assert!(plan.peak_bytes() <= gb * GB, "{gb} GB: {plan:?}");
             let DevicePlan { windows_at_once, logits_at_once, hidden, width, .. } = plan;
-            let next = Choice { windows: 2 * windows_at_once, logits: logits_at_once, hidden, width };
+            let next = Choice {
+                windows: 2 * windows_at_once,
+                logits: logits_at_once,
+                hidden,
+                width,
+                carried_bytes: 0,
+            };
             let larger = stages(SMALL, quantize(64), next).iter().map(|stage| stage.bytes).max();
             assert!(windows_at_once == 16 || larger > Some(gb * GB), "{gb} GB: {windows_at_once} windows");
         }
+    }
+
+    #[test]
+    fn f32_takes_twice_the_bytes_of_bf16_and_two_heads_twice_those_of_one() {
+        let work = |heads, precision| Work {
+            tokens: 64 * 512,
+            ctx: 512,
+            aim: Aim::Evaluate { heads },
+            precision,
+        };
+        let head = |work| {
+            let plan = DevicePlan::within(60 * GB, SMALL, work).unwrap();
+            let head = plan.stages.iter().find(|stage| stage.name == "head").unwrap();
+            (head.bytes - OVERHEAD - work.heads() * plan.logits_at_once * F32 * SMALL.vocab_size, plan)
+        };
+        let (narrow, plan) = head(work(1, Precision::Bf16));
+        assert_eq!((plan.carried_bytes, plan.hidden), (0, Place::Device), "nothing is observed");
+        assert_eq!(head(work(1, Precision::F32)).0, 2 * narrow);
+        assert_eq!(head(work(2, Precision::Bf16)).0, 2 * narrow);
     }
 
     #[test]
@@ -304,7 +382,8 @@ mod tests {
         let refusal = DevicePlan::within(8 * GB, LARGE, quantize(128)).unwrap_err();
         assert!(refusal.to_string().contains("`solve down`"), "{refusal}");
         assert!(refusal.hint().unwrap().contains("whatever the window"), "{:?}", refusal.hint());
-        let long = Work { tokens: 1 << 18, ctx: 1 << 17, aim: Aim::Evaluate };
+        let (aim, precision) = (Aim::Evaluate { heads: 1 }, Precision::Bf16);
+        let long = Work { tokens: 1 << 18, ctx: 1 << 17, aim, precision };
         let refusal = DevicePlan::within(6 * GB, SMALL, long).unwrap_err();
         assert!(refusal.hint().unwrap().starts_with("--ctx 32768 fits"), "{:?}", refusal.hint());
     }

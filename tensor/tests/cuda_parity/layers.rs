@@ -4,7 +4,7 @@ use crate::{assert_near, on_every_machine, random, rounded, tolerance, wide};
 use attar_tensor::cuda::{Cuda, Direction, Element, Gate, Norm};
 use attar_tensor::op::{Rope, rope_frequencies};
 use half::bf16;
-use ndarray::{Array2, Axis};
+use ndarray::{Array2, Axis, s};
 
 /// A row's norm and its gradients in f64: `(out, d_x, d_weight)`.
 fn norm_by_definition(
@@ -206,6 +206,28 @@ fn sums_equal_their_definition() {
     on_every_machine(|cuda| {
         sums::<f32>(cuda);
         sums::<bf16>(cuda);
+    });
+}
+
+fn scaled<T: Element>(cuda: &Cuda) {
+    let x = rounded::<T>(&(random((7, 50), 1) * 90.0));
+    let mut found = cuda.zeros::<T>(x.dim()).unwrap();
+    cuda.write(found.view_mut().rows(2, 7), x.slice(s![2.., ..])).unwrap();
+    cuda.write(found.view_mut().rows(0, 2), x.slice(s![..2, ..])).unwrap();
+    assert_eq!(cuda.download(found.view()).unwrap(), x, "what was written");
+    cuda.soft_cap(found.view_mut(), 30.0).unwrap();
+    let truth = wide(&x).mapv(|x| 30.0 * (x / 30.0).tanh());
+    assert_near(cuda.download(found.view()).unwrap().view(), truth.view(), tolerance::<T>(), "a soft cap");
+    cuda.scale(found.view_mut(), 0.25).unwrap();
+    let truth = truth * 0.25;
+    assert_near(cuda.download(found.view()).unwrap().view(), truth.view(), tolerance::<T>(), "a quarter");
+}
+
+#[test]
+fn products_with_one_number_and_soft_bounds_equal_their_definition() {
+    on_every_machine(|cuda| {
+        scaled::<f32>(cuda);
+        scaled::<bf16>(cuda);
     });
 }
 
