@@ -10,6 +10,7 @@ use attar_model::teacher::{self, Signal};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
+use crate::device::DeviceArg;
 use crate::diagnostic::Failure;
 use crate::scheme::Scheme;
 
@@ -39,6 +40,15 @@ pub struct Global {
     /// twice or put into a temporary file (in TMPDIR), and never changes a result
     #[arg(long, global = true, value_name = "SIZE", value_parser = parse_bytes)]
     pub max_memory: Option<u64>,
+
+    /// Where to compute: auto, cpu, cuda or cuda:N; auto takes the first CUDA device if there is one that can do it, and -v
+    /// says why if not
+    #[arg(long, global = true, value_name = "DEVICE", default_value_t = DeviceArg::Auto)]
+    pub device: DeviceArg,
+
+    /// Keep within this much of a CUDA device's memory, for example 24GB [default: what is free]
+    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_bytes)]
+    pub device_memory: Option<u64>,
 
     /// Print the plan and stop
     #[arg(long, global = true)]

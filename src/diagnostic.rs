@@ -7,6 +7,7 @@ use std::fmt;
 
 use attar_checkpoint::error::system_hint;
 use attar_checkpoint::tokenizer::TokenizerError;
+use attar_model::device::CudaError;
 
 /// Why a command could not be done: what was going on, the chain of causes, and a hint.
 #[derive(Debug)]
@@ -74,6 +75,12 @@ fn library_hint(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     }
     if let Some(error) = error.downcast_ref::<attar_model::teacher::Error>() {
         return error.hint().map(str::to_owned);
+    }
+    if let Some(error) = error.downcast_ref::<CudaError>() {
+        return error.hint();
+    }
+    if let Some(attar_model::Error::NotOnDevice { .. }) = error.downcast_ref() {
+        return Some("--device cpu runs every model".to_owned());
     }
     if let Some(error) = error.downcast_ref::<std::io::Error>() {
         return system_hint(error.kind()).map(str::to_owned);

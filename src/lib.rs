@@ -6,6 +6,7 @@
 
 pub mod cli;
 pub mod commands;
+pub mod device;
 pub mod diagnostic;
 pub mod mix;
 pub mod pipeline;

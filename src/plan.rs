@@ -8,10 +8,12 @@ mod scoring;
 use std::fmt::Write as _;
 
 use attar_checkpoint::{Dtype, GgmlType};
-use attar_model::{ExpertNumbers, Role, TensorSpec};
+use attar_model::device::{Aim, Work};
+use attar_model::{Device, ExpertNumbers, Precision, Role, TensorSpec};
 use attar_quant::{IntEncoding, Named, ScaleDtype, encoding};
 use regex::Regex;
 
+use crate::device::{self, Computer};
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::mix::{MixContext, shape_fallback};
 use crate::scheme::{IntegerScheme, Scheme};
@@ -99,6 +101,8 @@ pub struct Plan {
     pub calibration: Option<CalibrationSize>,
     /// What that needs.
     pub memory: Memory,
+    /// What computes it.
+    pub device: Device,
     /// The experts some layers' MLPs are made of.
     pub experts: Option<ExpertNumbers>,
 }
@@ -145,6 +149,10 @@ pub struct Request<'a> {
     pub calibration: Option<CalibrationSize>,
     /// Memory the pass may use, if bounded.
     pub max_memory: Option<u64>,
+    /// How exactly matrices are multiplied.
+    pub precision: Precision,
+    /// What computes.
+    pub computer: &'a Computer,
 }
 
 impl Plan {
@@ -170,8 +178,20 @@ impl Plan {
         let has_codes = tensors.iter().any(|t| matches!(t.treatment, Treatment::Codes(_)));
         let calibration = request.calibration.filter(|_| has_codes);
         let memory = memory::estimate(&request.source.config, &tensors, calibration, request.max_memory)?;
+        let device = match calibration {
+            Some(CalibrationSize { tokens, ctx }) => request.computer.plan(
+                &request.source.config,
+                Work {
+                    tokens: tokens as u64,
+                    ctx: ctx as u64,
+                    aim: Aim::Observe,
+                    precision: request.precision,
+                },
+            )?,
+            None => Device::Cpu,
+        };
         let experts = request.source.config.experts.clone();
-        Ok(Self { output, tensors, calibration, memory, experts })
+        Ok(Self { output, tensors, calibration, memory, device, experts })
     }
 
     /// The tensors of one layer.
@@ -447,6 +467,12 @@ impl std::fmt::Display for Plan {
                     f,
                     "experts: one of {num_experts} in memory at a time, each on some {each} of the tokens"
                 )?;
+            }
+        }
+        if self.calibration.is_some() {
+            write!(f, "{}", device::Lines(&self.device))?;
+            if let Device::Cuda(_) = self.device {
+                writeln!(f, "codes are chosen on the processor")?;
             }
         }
         write!(f, "{}", self.memory)

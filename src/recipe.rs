@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::cli::{Global, Method, PrecisionArg};
 use crate::commands::deliver::Delivery;
-use crate::commands::quantize::check_weights;
+use crate::commands::quantize::{check_weights, devices};
 use crate::commands::{CalibrationRequest, ScoringRequest};
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::pipeline::score::Scoring;
@@ -173,6 +173,7 @@ pub fn run(path: &Path, global: &Global) -> Result<()> {
     };
     let EvaluationTable { text, ctx, chunks, convention, reference } = &recipe.evaluation;
     let cache = reference.as_deref().map(|path| open_cache_of(&source, path)).transpose()?;
+    let computer = global.computer(&[&source.config])?;
     let precision = recipe.precision.into();
     let request = ScoringRequest {
         file: text.as_ref(),
@@ -183,6 +184,7 @@ pub fn run(path: &Path, global: &Global) -> Result<()> {
         as_in: cache.as_ref(),
         models: 1 + usize::from(cache.is_none()),
         max_memory: global.max_memory,
+        computer: &computer,
     };
     let scoring = request.read(&source, &tokenizer)?;
 
@@ -200,6 +202,7 @@ pub fn run(path: &Path, global: &Global) -> Result<()> {
             pre_tokenizer: order.table.pre_tokenizer.as_deref(),
             precision,
             max_memory: global.max_memory,
+            computer: &computer,
             talk,
         })
         .collect();
@@ -235,7 +238,7 @@ fn make(
         let mut clock = Clock::default();
         let (written, mut report) = job.run(plan, &mut clock)?;
         report.evaluation = Some(clock.time("evaluate", || scoring.score(&written, Some(reference), talk))?);
-        report.run = Some(clock.run(Some(job.precision)));
+        report.run = Some(clock.run(Some(job.precision), devices(plan, Some(scoring))));
         reports.push(report);
     }
     talk.note("");

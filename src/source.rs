@@ -564,6 +564,22 @@ impl Weights for Source {
         Ok(Array2::from_shape_vec((rows.len(), cols), values)?)
     }
 
+    fn bf16_bytes(&self, name: &str) -> Option<&[u8]> {
+        let spec = self.spec(name).ok().filter(|spec| spec.is_matrix())?;
+        match self.stored(spec).ok()? {
+            Stored::Floats(info) if info.dtype == Dtype::Bf16 && self.row_order(spec) == RowOrder::AsIs => {
+                self.tensor_bytes(spec, &(0..spec.shape[0])).ok()
+            }
+            _ => None,
+        }
+    }
+
+    fn let_go(&self, name: &str) {
+        if let Ok(spec) = self.spec(name) {
+            self.release(spec);
+        }
+    }
+
     fn has(&self, name: &str) -> bool {
         self.by_name.contains_key(name)
     }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use attar_model::Device;
 use ndarray::ArrayView2;
 use rayon::prelude::*;
 
@@ -10,7 +11,7 @@ use crate::perplexity::Perplexity;
 use crate::predictions::{Opponent, Passage, Predictions, Progress, Reference, Scored, Stage};
 use crate::report::{self, Evaluation};
 use crate::softmax::{Pair, Partition};
-use crate::{Budget, Divergence, Error};
+use crate::{Budget, Divergence, Error, on_device};
 
 /// Scores `model` on `passage`, and against `reference` where there is one.
 ///
@@ -67,16 +68,16 @@ pub fn score(
 }
 
 /// What one scored token contributes.
-struct TokenScore {
-    nll: f64,
-    against: Option<Against>,
+pub(crate) struct TokenScore {
+    pub(crate) nll: f64,
+    pub(crate) against: Option<Against>,
 }
 
 /// What the reference says of the same token.
-struct Against {
-    nll: f64,
-    kl_divergence: f64,
-    same_top: bool,
+pub(crate) struct Against {
+    pub(crate) nll: f64,
+    pub(crate) kl_divergence: f64,
+    pub(crate) same_top: bool,
 }
 
 /// Whose logit is NaN or infinite.
@@ -89,6 +90,11 @@ fn score_tokens(
     budget: Budget,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<TokenScore>, Error> {
+    if let Device::Cuda(on) = model.device()
+        && let Some(scores) = on_device::score_tokens(on, model, reference, passage, progress)?
+    {
+        return Ok(scores);
+    }
     let targets = passage.targets();
     let total = targets.len();
     let other = reference.and_then(Reference::head_features);

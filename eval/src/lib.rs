@@ -23,6 +23,7 @@ mod error;
 mod evaluate;
 mod keep;
 mod logits;
+mod on_device;
 mod predictions;
 mod softmax;
 mod windows;

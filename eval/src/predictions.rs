@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use attar_model::teacher::{Cache, Signal};
 use attar_model::{
-    HeadSource, HiddenStates, ModelConfig, Norm, Precision, Streaming, Weights, Windows, final_norm,
+    Device, HeadSource, HiddenStates, ModelConfig, Norm, Precision, Streaming, Weights, Windows, final_norm,
     streamed_hidden_states,
 };
 
@@ -107,6 +107,11 @@ impl<'a> Predictions<'a> {
         self.model.streaming.precision
     }
 
+    /// Where the model is run.
+    pub(crate) fn device(&self) -> &Device {
+        &self.model.streaming.device
+    }
+
     /// Tokens the model knows.
     pub fn vocab_size(&self) -> usize {
         self.model.config.vocab_size
@@ -192,15 +197,21 @@ impl<'a> Reference<'a> {
 
     /// What it has to say of each scored token; a head that was kept is multiplied in `precision`.
     pub(crate) fn opponent(&self, portion: Portion, precision: Precision) -> Result<Opponent<'_>, Error> {
+        Ok(match (self.head(precision)?, self) {
+            (Some((states, head)), _) => Opponent::Logits(Box::new(Logits::new(states, head, portion)?)),
+            (None, Self::Cache(cache)) => Opponent::TopK(cache),
+            (None, Self::Model(_)) => unreachable!("a model has a head"),
+        })
+    }
+
+    /// What a head reads for every token, and the head; none where only the likeliest tokens were kept.
+    pub(crate) fn head(&self, precision: Precision) -> Result<Option<(States<'_>, HeadSource<'_>)>, Error> {
         match self {
-            Self::Model(predictions) => Ok(Opponent::Logits(Box::new(predictions.logits(portion)?))),
-            Self::Cache(cache) => match cache.head() {
-                Some(head) => {
-                    let head = head.multiplied_in(precision);
-                    Ok(Opponent::Logits(Box::new(Logits::new(States::Kept(cache), head, portion)?)))
-                }
-                None => Ok(Opponent::TopK(cache)),
-            },
+            Self::Model(predictions) => Ok(Some((predictions.states(), predictions.head()?))),
+            Self::Cache(cache) => {
+                let head = cache.head().map(|head| head.multiplied_in(precision));
+                Ok(head.map(|head| (States::Kept(cache), head)))
+            }
         }
     }
 

@@ -64,6 +64,15 @@ pub enum Error {
     /// A teacher cache cannot be written, read, or used here.
     #[error("the teacher cache cannot be used")]
     Teacher(#[from] crate::teacher::Error),
+    /// The device cannot do it, or has too little memory.
+    #[error("the device could not do it")]
+    Device(#[from] attar_tensor::cuda::CudaError),
+    /// A model that only the processor runs.
+    #[error("{what} are not computed on a CUDA device")]
+    NotOnDevice {
+        /// What of it the device lacks.
+        what: String,
+    },
     /// A layer that runs forward only.
     #[error(
         "layer {layer} is made of experts, which have no backward pass: the model runs, but cannot be trained"

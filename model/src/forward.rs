@@ -1,6 +1,7 @@
 //! The ends of a model, and its blocks one after another.
 
 use crate::block::tokens_at_once;
+use crate::device::{self, Device};
 use crate::weights::{matrix, rows};
 use crate::{Block, Error, HiddenStates, Keeping, ModelConfig, Norm, Role, TensorSpec, Weight, Weights};
 use attar_tensor::Precision;
@@ -200,6 +201,16 @@ impl<'a> HeadSource<'a> {
         &self.name
     }
 
+    /// How exactly its rows are multiplied by.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// What becomes of the products.
+    pub(crate) fn shape(&self) -> LogitShape {
+        self.shape
+    }
+
     /// Rows of the whole matrix.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
@@ -293,8 +304,8 @@ pub fn while_reading_ahead<T>(names: Vec<String>, weights: &dyn Weights, work: i
 }
 
 /// How a forward pass over a whole text is run. Neither where hidden states are kept nor how many tokens go together changes
-/// a bit; [`KeptFloat::Bf16`](crate::KeptFloat) and [`Precision::Bf16`] do.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// a bit; [`KeptFloat::Bf16`](crate::KeptFloat), [`Precision::Bf16`] and another [`Device`] do.
+#[derive(Debug, Clone, Default)]
 pub struct Streaming {
     /// How exactly matrices are multiplied.
     pub precision: Precision,
@@ -302,6 +313,8 @@ pub struct Streaming {
     pub keeping: Keeping,
     /// Tokens that pass through a block together, rounded up to whole windows; as many as compute fastest if `None`.
     pub tokens_at_once: Option<usize>,
+    /// Where blocks and heads are computed.
+    pub device: Device,
 }
 
 impl Streaming {
@@ -332,6 +345,9 @@ pub fn streamed_hidden_states(
     let mut hidden = HiddenStates::zeros([tokens.len(), config.hidden_size], &streaming.keeping)?;
     for rows in streaming.chunks(tokens.len(), ctx) {
         hidden.write(rows.start, embed(config, weights, &tokens[rows])?.view())?;
+    }
+    if let Device::Cuda(on) = &streaming.device {
+        return device::hidden_states(on, config, weights, hidden, (ctx, streaming.precision), progress);
     }
     for layer in 0..config.num_hidden_layers {
         let mut block = Block::load(config, layer, weights)?;

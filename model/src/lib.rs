@@ -3,13 +3,14 @@
 //! A [`Family`] says how models of one kind read their configuration and which parts they have; a [`ModelConfig`] is
 //! one such model's numbers, and lists its tensors with their [roles](Role), [taps](Tap) and names in both file
 //! layouts. A [`Block`] runs one decoder layer, as a whole or stage by stage, so that weights can be changed between
-//! stages. Nothing here knows about compression.
+//! stages; [`device`] runs the same steps on a CUDA device. Nothing here knows about compression.
 //!
 //! Weights are `[out_features, in_features]`, activations `[tokens, features]` in f32, and a batch of tokens is whole
 //! windows of `ctx` tokens one after another. What is computed for a window depends on no other window, bit for bit.
 
 #![expect(clippy::needless_pass_by_value, reason = "a view is a reference already")]
 
+pub mod device;
 pub mod family;
 pub mod teacher;
 
@@ -34,6 +35,7 @@ pub use block::{Block, Kept, Learner, Linear};
 pub use config::{
     AttentionScale, Experts as ExpertNumbers, Llama3Scaling, LongRope, ModelConfig, RopeScaling,
 };
+pub use device::Device;
 pub use error::Error;
 pub use experts::{Experts, Router, Routing, Share};
 pub use family::{FAMILIES, Family};

@@ -39,6 +39,15 @@ pub trait Weights: Sync {
         self.load_rows(name, &rows.collect::<Vec<_>>())
     }
 
+    /// The matrix called `name` as little-endian bf16, row after row, where it lies so in memory or a mapped file: it can go to a
+    /// device as it is.
+    fn bf16_bytes(&self, _name: &str) -> Option<&[u8]> {
+        None
+    }
+
+    /// Says that [`bf16_bytes`](Self::bf16_bytes) of `name` have been read: the memory they are mapped to may go.
+    fn let_go(&self, _name: &str) {}
+
     /// Whether there is a tensor called `name`.
     fn has(&self, name: &str) -> bool;
 }

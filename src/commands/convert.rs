@@ -5,6 +5,7 @@ use attar_model::Precision;
 use crate::cli::{ConvertArgs, Global, Method};
 use crate::commands::prepare;
 use crate::commands::quantize::check_weights;
+use crate::device::Computer;
 use crate::diagnostic::{Failure, Result};
 use crate::pipeline::{Clock, Job, is_gguf};
 use crate::source::Source;
@@ -43,12 +44,13 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<()> {
         pre_tokenizer: args.pre_tokenizer.as_deref(),
         precision: Precision::F32,
         max_memory: global.max_memory,
+        computer: &Computer::cpu(),
         talk,
     };
     let Some(plan) = prepare(&job, &delivery, global)? else { return Ok(()) };
     let mut clock = Clock::default();
     clock.time("check", || check_weights(&source, talk))?;
     let (_, mut report) = job.run(&plan, &mut clock)?;
-    report.run = Some(clock.run(None));
+    report.run = Some(clock.run(None, []));
     delivery.one(&report)
 }

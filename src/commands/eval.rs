@@ -1,6 +1,8 @@
 //! `attar eval`: what a model scores, alone or against the one it was made from.
 
 use attar_eval::{Reference, Report};
+use attar_model::Device;
+use attar_model::teacher::Signal;
 
 use crate::cli::{EvalArgs, Global};
 use crate::commands::ScoringRequest;
@@ -20,6 +22,11 @@ pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
     let source = Source::open(&args.model)?;
     let original = args.reference.as_deref().map(Original::open).transpose()?;
     let tokenizer = source.tokenizer()?;
+    let mut models = vec![&source.config];
+    if let Some(Original::Model(original)) = &original {
+        models.push(&original.config);
+    }
+    let computer = global.computer(&models)?;
     let request = ScoringRequest {
         file: Some(&args.text),
         ctx: args.ctx,
@@ -29,6 +36,7 @@ pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
         as_in: original.as_ref().and_then(Original::cache),
         models: 1 + usize::from(matches!(original, Some(Original::Model(_)))),
         max_memory: global.max_memory,
+        computer: &computer,
     };
     let scoring = request.read(&source, &tokenizer)?;
     if let Some(Original::Model(original)) = &original {
@@ -41,7 +49,12 @@ pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
     if global.dry_run {
         let (tokens, ctx) = (scoring.windows.tokens().len(), scoring.windows.ctx());
         let memory = &scoring.memory;
-        return say(&format!("{tokens} tokens in {} windows of {ctx}\n{memory}\n", scoring.windows.count()));
+        let head = match (&memory.streaming.device, args.keeps_likeliest(original.as_ref())) {
+            (Device::Cuda(_), true) => "likeliest tokens: found and compared on the processor\n",
+            _ => "",
+        };
+        let windows = scoring.windows.count();
+        return say(&format!("{tokens} tokens in {windows} windows of {ctx}\n{head}{memory}\n"));
     }
     let keep_at = args.save_reference.as_deref();
     delivery.check(&keep_at.into_iter().collect::<Vec<_>>())?;
@@ -65,6 +78,15 @@ pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
     if let Some(keeping) = keeping {
         clock.time("keep", || keeping.finish(&predictions, &scoring, talk))?;
     }
-    report.run = Some(clock.run(Some(scoring.memory.streaming.precision)));
+    report.run =
+        Some(clock.run(Some(scoring.memory.streaming.precision), [&scoring.memory.streaming.device]));
     delivery.one(&report)
+}
+
+impl EvalArgs {
+    /// Whether the likeliest tokens of a model are kept or read, which a CUDA device does not find.
+    fn keeps_likeliest(&self, original: Option<&Original>) -> bool {
+        let read = original.and_then(Original::cache).is_some_and(|cache| cache.head().is_none());
+        read || self.save_reference.is_some() && matches!(self.save_as, Signal::TopK(_))
+    }
 }

@@ -4,8 +4,10 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use attar_eval::Report;
+use attar_model::Precision;
 
 use crate::cli::Global;
+use crate::device::Computer;
 use crate::diagnostic::Result;
 use crate::mix::FILE_TYPES;
 use crate::pipeline::describe;
@@ -97,8 +99,16 @@ fn schemes(source: &Source) -> String {
     let integers = INTEGER_SCHEMES.iter().filter_map(|name| Some((name.parse().ok()?, false)));
     for (scheme, gguf) in file_types.chain(integers) {
         let calibration = Some(CalibrationSize { tokens: 1, ctx: 1 });
-        let request =
-            Request { source, scheme: Some(scheme), gguf, rules: &[], calibration, max_memory: None };
+        let request = Request {
+            source,
+            scheme: Some(scheme),
+            gguf,
+            rules: &[],
+            calibration,
+            max_memory: None,
+            precision: Precision::F32,
+            computer: &Computer::cpu(),
+        };
         let Ok(plan) = Plan::new(&request) else { continue };
         let unfit = plan.tensors.iter().filter(|t| t.fallback.is_some()).count();
         let note = if unfit == 0 {

@@ -12,10 +12,11 @@ use attar_checkpoint::atomic::Overwrite;
 use attar_checkpoint::tokenizer::Tokenizer;
 use attar_eval::Convention;
 use attar_eval::report;
-use attar_model::Precision;
 use attar_model::teacher::Cache;
+use attar_model::{ModelConfig, Precision};
 
 use crate::cli::Global;
+use crate::device::Computer;
 use crate::diagnostic::Result;
 use crate::pipeline::score::Scoring;
 use crate::pipeline::{Calibration, Job};
@@ -39,6 +40,14 @@ impl Global {
     /// Where reports are wanted.
     pub fn delivery(&self) -> Delivery {
         Delivery { json: self.json.clone(), folder: self.report.clone() }
+    }
+
+    /// What computes models of these shapes.
+    ///
+    /// # Errors
+    /// A CUDA device that was named and is not there, cannot be used, or does not run one of the models.
+    pub fn computer(&self, models: &[&ModelConfig]) -> Result<Computer> {
+        Computer::find(self.device, self.device_memory, models, self.talk())
     }
 
     /// What becomes of outputs that exist.
@@ -114,6 +123,8 @@ pub struct ScoringRequest<'a> {
     pub models: usize,
     /// Memory all of the work may use, if bounded.
     pub max_memory: Option<u64>,
+    /// What computes.
+    pub computer: &'a Computer,
 }
 
 impl ScoringRequest<'_> {
@@ -134,8 +145,10 @@ impl ScoringRequest<'_> {
             ctx,
             scored: windows.count() * self.convention.scored(ctx).len(),
             models: self.models,
+            heads: self.models + usize::from(self.as_in.is_some()),
         };
-        let memory = ScoringMemory::plan(&source.config, size, self.precision, self.max_memory)?;
+        let memory =
+            ScoringMemory::plan(&source.config, size, self.precision, self.max_memory, self.computer)?;
         let scoring = Scoring { text: text.name, windows, convention: self.convention, memory };
         match self.as_in {
             Some(cache) => scoring.check(cache, source).map(|()| scoring),

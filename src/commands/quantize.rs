@@ -1,13 +1,16 @@
 //! `attar quantize`: the main job.
 
 use attar_eval::Reference;
+use attar_model::Device;
 
 use crate::cli::{Global, Method, QuantizeArgs};
 use crate::commands::{CalibrationRequest, ScoringRequest, prepare};
+use crate::device::Computer;
 use crate::diagnostic::Result;
+use crate::pipeline::score::Scoring;
 use crate::pipeline::teacher::open_cache_of;
 use crate::pipeline::{Clock, Job, is_gguf, refuse_quantized};
-use crate::plan::TensorRule;
+use crate::plan::{Plan, TensorRule};
 use crate::scheme::Scheme;
 use crate::source::Source;
 
@@ -33,6 +36,8 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
         }
         _ => None,
     };
+    let computer =
+        if learns || !args.no_eval { global.computer(&[&source.config])? } else { Computer::cpu() };
     let cache = args.reference.as_deref().map(|path| open_cache_of(&source, path)).transpose()?;
     let scoring = match &tokenizer {
         Some(tokenizer) if !args.no_eval => Some(
@@ -45,6 +50,7 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
                 as_in: cache.as_ref(),
                 models: 1 + usize::from(cache.is_none()),
                 max_memory: global.max_memory,
+                computer: &computer,
             }
             .read(&source, tokenizer)?,
         ),
@@ -62,6 +68,7 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
         pre_tokenizer: args.pre_tokenizer.as_deref(),
         precision: args.precision.into(),
         max_memory: global.max_memory,
+        computer: &computer,
         talk,
     };
     let Some(plan) = prepare(&job, &delivery, global)? else { return Ok(()) };
@@ -76,8 +83,14 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
         };
         report.evaluation = Some(clock.time("evaluate", || scoring.score(&written, Some(&reference), talk))?);
     }
-    report.run = Some(clock.run(Some(job.precision)));
+    report.run = Some(clock.run(Some(job.precision), devices(&plan, scoring.as_ref())));
     delivery.one(&report)
+}
+
+/// Where the work of a plan and of scoring is done.
+pub fn devices<'a>(plan: &'a Plan, scoring: Option<&'a Scoring>) -> impl Iterator<Item = &'a Device> {
+    let scoring = scoring.map(|scoring| &scoring.memory.streaming.device);
+    std::iter::once(&plan.device).chain(scoring)
 }
 
 /// Looks for NaN and infinity in every weight.

@@ -15,10 +15,10 @@ use attar_model::{
 use attar_quant::{Factor, Facts, Named, Rtn, Settings, Solver, Statistics};
 use ndarray::{Array2, ArrayViewMut2, s};
 
-use super::stream::Stream;
+use super::passage::Passage;
 use super::write::Sink;
 use crate::diagnostic::{Explain, Failure, Result};
-use crate::plan::{Memory, Plan, PlannedTensor, Treatment};
+use crate::plan::{Plan, PlannedTensor, Treatment};
 use crate::source::{CHUNK_WEIGHTS, Source, rows_and_cols};
 use crate::talk::{Stage, Talk};
 
@@ -83,8 +83,8 @@ impl Pass<'_> {
 
     fn with_data(&self, windows: &Windows, done: &mut Done) -> Result<()> {
         let config = &self.source.config;
-        let Memory { keeping, carry, .. } = &self.plan.memory;
-        let mut stream = Stream::new(self.embed(windows, done)?, windows.ctx(), keeping.clone(), *carry);
+        let embedded = self.embed(windows, done)?;
+        let mut stream = Passage::new(self.plan, self.source, embedded, windows.ctx(), self.precision)?;
         for layer in 0..config.num_hidden_layers {
             self.block(layer, &mut stream, done).doing(|| format!("while quantizing layer {layer}"))?;
         }
@@ -92,7 +92,7 @@ impl Pass<'_> {
             |t: &&PlannedTensor| t.spec.role != Role::Embedding || config.tie_word_embeddings;
         for tensor in self.plan.outside_blocks().filter(reads_head_input) {
             match tensor.treatment {
-                Treatment::Codes(encoding) => self.head(tensor, encoding, &stream, done)?,
+                Treatment::Codes(encoding) => self.head(tensor, encoding, &mut stream, done)?,
                 Treatment::Float(_) => self.without_data(tensor, done, |_, _| Ok(()))?,
             }
         }
@@ -142,7 +142,7 @@ impl Pass<'_> {
     }
 
     /// Stage by stage through one block.
-    fn block(&self, layer: usize, stream: &mut Stream, done: &mut Done) -> Result<()> {
+    fn block(&self, layer: usize, stream: &mut Passage, done: &mut Done) -> Result<()> {
         let config = &self.source.config;
         let mut block = Block::load_without_experts(config, layer, self.source)?;
         let is_kept = |t: &&PlannedTensor| t.spec.tap.is_none() || t.spec.role == Role::Router;
@@ -151,19 +151,12 @@ impl Pass<'_> {
         }
         for tap in STAGES {
             if tap == Tap::MlpIn && block.experts().is_some() {
-                return self.experts(layer, &block, stream, done);
+                return self.experts(layer, &block, stream.here()?, done);
             }
             let tensors: Vec<_> = self.plan.of_layer(layer).filter(|t| t.spec.tap == Some(tap)).collect();
             let coded = tensors.iter().any(|t| matches!(t.treatment, Treatment::Codes(_)));
-            let mut statistics =
-                coded.then(|| Statistics::with(self.solver.reads(), config.tap_features(tap)));
-            done.calibrating(|| {
-                stream.advance(&block, tap, |x| {
-                    if let Some(statistics) = &mut statistics {
-                        statistics.observe_in(x, self.precision);
-                    }
-                })
-            })?;
+            let wanted = coded.then(|| Statistics::with(self.solver.reads(), config.tap_features(tap)));
+            let statistics = done.calibrating(|| stream.observe(&block, tap, wanted))?;
             let factor = statistics.as_ref().map(|statistics| Factor::new(statistics, Settings::default()));
             for tensor in tensors {
                 let (role, factor) = (tensor.spec.role, factor.as_ref());
@@ -176,8 +169,7 @@ impl Pass<'_> {
                     made
                 }
                 .doing(|| format!("while quantizing `{}`", tensor.spec.name))?;
-                // From here on it is only multiplied by.
-                block.pack_role(role, self.precision);
+                stream.settle(&mut block, role)?;
             }
         }
         let next = self.first_of(layer + 1);
@@ -192,15 +184,17 @@ impl Pass<'_> {
     }
 
     /// A matrix whose input is the normed end of the stream.
-    fn head(&self, tensor: &PlannedTensor, encoding: Named, stream: &Stream, done: &mut Done) -> Result<()> {
+    fn head(
+        &self,
+        tensor: &PlannedTensor,
+        encoding: Named,
+        stream: &mut Passage,
+        done: &mut Done,
+    ) -> Result<()> {
         let config = &self.source.config;
         let norm = final_norm(config, self.source)?;
-        let mut statistics = Statistics::with(self.solver.reads(), config.tap_features(Tap::HeadIn));
-        done.calibrating(|| {
-            stream.each_chunk(|hidden| {
-                statistics.observe_in(norm.apply(hidden).view(), self.precision);
-            })
-        })?;
+        let wanted = Statistics::with(self.solver.reads(), config.tap_features(Tap::HeadIn));
+        let statistics = done.calibrating(|| stream.head(&norm, wanted))?;
         let factor = Factor::new(&statistics, Settings::default());
         let mut facts = Merged::default();
         self.each_rows(tensor, done, |_, w, done| {

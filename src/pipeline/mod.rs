@@ -2,6 +2,8 @@
 
 pub mod compress;
 mod experts;
+pub mod on_device;
+pub mod passage;
 pub mod score;
 pub mod stream;
 pub mod teacher;
@@ -17,10 +19,11 @@ use attar_checkpoint::scratch;
 use attar_checkpoint::tokenizer::Tokenizer;
 use attar_eval::Report;
 use attar_eval::report::{self, RunStage};
-use attar_model::{Place, Precision, Windows};
+use attar_model::{Device, Place, Precision, Windows};
 use attar_quant::{Gptq, Rtn, Solver};
 
 use crate::cli::Method;
+use crate::device::{self, Computer};
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::plan::{CalibrationSize, Output, Plan, Request, TensorRule, Treatment};
 use crate::scheme::Scheme;
@@ -62,6 +65,8 @@ pub struct Job<'a> {
     pub precision: Precision,
     /// Memory the pass may use, if bounded.
     pub max_memory: Option<u64>,
+    /// What computes.
+    pub computer: &'a Computer,
     /// Where progress is told.
     pub talk: Talk,
 }
@@ -88,6 +93,8 @@ impl Job<'_> {
             rules: self.rules,
             calibration: self.calibration.map(size),
             max_memory: self.max_memory,
+            precision: self.precision,
+            computer: self.computer,
         })
     }
 
@@ -258,15 +265,19 @@ impl Clock {
         }
     }
 
-    /// What the report says of the run so far, which multiplied matrices in `precision` if it multiplied any.
-    pub fn run(&self, precision: Option<Precision>) -> report::Run {
+    /// What the report says of the run so far, which multiplied matrices in `precision` on `devices`, if it multiplied any.
+    pub fn run<'a>(
+        &self,
+        precision: Option<Precision>,
+        devices: impl IntoIterator<Item = &'a Device>,
+    ) -> report::Run {
         report::Run {
             command: std::env::args_os()
                 .map(|word| quoted(&word.to_string_lossy()))
                 .collect::<Vec<_>>()
                 .join(" "),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            device: "cpu".to_owned(),
+            device: device::name(devices),
             threads: rayon::current_num_threads() as u64,
             precision: precision.map(|precision| precision.name().to_owned()),
             seconds: self.started.elapsed().as_secs_f64(),
@@ -313,7 +324,7 @@ mod tests {
         clock.add("verify", Duration::from_secs(5));
         clock.add("write", Duration::from_secs(2));
         let stages: Vec<_> =
-            clock.run(None).stages.into_iter().map(|stage| (stage.name, stage.seconds)).collect();
+            clock.run(None, []).stages.into_iter().map(|stage| (stage.name, stage.seconds)).collect();
         assert_eq!(stages, [("write".to_owned(), 3.0), ("verify".to_owned(), 5.0)]);
     }
 }

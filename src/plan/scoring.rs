@@ -5,10 +5,12 @@ use std::fmt;
 
 use attar_checkpoint::scratch;
 use attar_eval::Budget;
+use attar_model::device::{Aim, Work as DeviceWork};
 use attar_model::{Keeping, KeptFloat, ModelConfig, Place, Precision, Streaming};
 
 use super::machine::available_bytes;
 use super::memory::{F32, PROGRAM_BYTES, SHARE, say_hidden_states};
+use crate::device::{self, Computer};
 use crate::diagnostic::{Failure, Result};
 use crate::talk::human_bytes;
 
@@ -23,6 +25,8 @@ pub struct ScoringSize {
     pub scored: usize,
     /// Models whose hidden states are held at once: the one that is scored, and a reference unless it was run before.
     pub models: usize,
+    /// Models whose logits stand side by side: the one that is scored, and any reference.
+    pub heads: usize,
 }
 
 /// What scoring will need, and how it keeps within that.
@@ -48,6 +52,7 @@ impl ScoringMemory {
         size: ScoringSize,
         precision: Precision,
         max_memory: Option<u64>,
+        computer: &Computer,
     ) -> Result<Self> {
         let work = Work::new(config, size);
         let limit = max_memory.or_else(|| available_bytes().map(|bytes| bytes / SHARE)).unwrap_or(u64::MAX);
@@ -72,6 +77,15 @@ impl ScoringMemory {
             precision,
             keeping: Keeping { float: KeptFloat::F32, place },
             tokens_at_once: way.window_by_window.then_some(size.ctx),
+            device: computer.plan(
+                config,
+                DeviceWork {
+                    tokens: size.tokens as u64,
+                    ctx: size.ctx as u64,
+                    aim: Aim::Evaluate { heads: size.heads as u64 },
+                    precision,
+                },
+            )?,
         };
         let budget = work.budget(way, max_memory);
         Ok(Self { streaming, budget, hidden_bytes: work.hidden, peak_bytes: peak(way) })
@@ -169,6 +183,7 @@ impl Work {
 /// The last lines of a plan.
 impl fmt::Display for ScoringMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", device::Lines(&self.streaming.device))?;
         say_hidden_states(f, self.hidden_bytes, &self.streaming.keeping.place)?;
         write!(f, "expected peak memory: {}", human_bytes(self.peak_bytes))
     }

@@ -43,3 +43,12 @@ fn an_error_with_its_place_cause_and_hint() {
 fn an_error_of_the_command_line() {
     insta::assert_snapshot!(run("quantize books-2m -o out --scheme q4").stderr);
 }
+
+#[test]
+fn a_device_without_a_driver() {
+    if !matches!(attar_tensor::cuda::Cuda::open(0, None), Err(attar_tensor::cuda::CudaError::NoDriver)) {
+        return crate::place::skipped("there is a CUDA driver");
+    }
+    let line = "eval books-2m --text heldout.txt --device cuda";
+    insta::assert_snapshot!(run(line).stderr);
+}

@@ -4,8 +4,11 @@
 
 mod checkpoint;
 mod config;
+mod device;
 mod experts;
 mod gguf;
 mod golden;
+#[path = "../../../tensor/tests/cuda_parity/machines.rs"]
+mod machines;
 mod stages;
 mod training;

@@ -59,8 +59,8 @@ impl Element for bf16 {
     }
 }
 
-/// The bytes of plain numbers.
-pub(crate) fn bytes<T: Item>(items: &[T]) -> &[u8] {
+/// The bytes of plain numbers, as they stand in memory.
+pub fn bytes<T: Item>(items: &[T]) -> &[u8] {
     // SAFETY: an `Item` has no padding, and bytes may be read at any address.
     unsafe { std::slice::from_raw_parts(items.as_ptr().cast(), size_of_val(items)) }
 }

@@ -55,7 +55,7 @@ pub use half::bf16;
 pub use kernel::{Module, SOURCES, Source};
 pub use layers::{Direction, Gate, Norm, Turns};
 pub use losses::{NO_TARGET, TokenFigures};
-pub use memory::{Element, Item, Matrix, Rows, RowsMut};
+pub use memory::{Element, Item, Matrix, Rows, RowsMut, bytes};
 pub use product::Keep;
 pub use stream::{BlockStream, Loaded, slot_bytes};
 pub use training::Trained;
@@ -91,6 +91,11 @@ impl Cuda {
         let free = machine.free_bytes()?.saturating_sub(OF_THE_LIBRARIES);
         let limit = max_bytes.map_or(free, |limit| limit.min(free));
         Ok(Self { machine, budget: Arc::new(Budget::new(limit)) })
+    }
+
+    /// What does the work.
+    pub fn machine(&self) -> Arc<dyn Machine> {
+        Arc::clone(&self.machine)
     }
 
     /// What the device is.

@@ -226,7 +226,8 @@ impl DevicePlan {
                 fits(choice)
             };
             let Some(windows) = largest(most_windows, |windows| fits_with(windows, 1)) else { continue };
-            let logits = largest(MOST_LOGITS_AT_ONCE.min(work.tokens.max(1)), |logits| fits_with(windows, logits));
+            let logits =
+                largest(MOST_LOGITS_AT_ONCE.min(work.tokens.max(1)), |logits| fits_with(windows, logits));
             let Some(logits) = logits else { continue };
             let twice = Choice { windows, logits, hidden, width, carried_bytes: 0 };
             let once = Choice { carried_bytes: carried_bytes(shape, work), ..twice };
@@ -245,8 +246,7 @@ impl DevicePlan {
 }
 
 fn too_little(limit_bytes: u64, shape: ModelShape, work: Work) -> CudaError {
-    let choice =
-        Choice { windows: 1, logits: 1, hidden: Place::Host, width: Width::F32, carried_bytes: 0 };
+    let choice = Choice { windows: 1, logits: 1, hidden: Place::Host, width: Width::F32, carried_bytes: 0 };
     let least = |work| stages(shape, work, choice);
     let largest = |work| least(work).into_iter().max_by_key(|stage| stage.bytes);
     let (name, needed_bytes) = largest(work).map_or(("nothing", 0), |stage| (stage.name, stage.bytes));
@@ -360,12 +360,8 @@ mod tests {
 
     #[test]
     fn f32_takes_twice_the_bytes_of_bf16_and_two_heads_twice_those_of_one() {
-        let work = |heads, precision| Work {
-            tokens: 64 * 512,
-            ctx: 512,
-            aim: Aim::Evaluate { heads },
-            precision,
-        };
+        let work =
+            |heads, precision| Work { tokens: 64 * 512, ctx: 512, aim: Aim::Evaluate { heads }, precision };
         let head = |work| {
             let plan = DevicePlan::within(60 * GB, SMALL, work).unwrap();
             let head = plan.stages.iter().find(|stage| stage.name == "head").unwrap();

@@ -8,57 +8,20 @@
 
 mod attention;
 mod block;
-mod emulator;
 mod feedback;
 mod layers;
 mod losses;
+mod machines;
 mod products;
 mod stream;
 mod training;
 
-use attar_tensor::cuda::{Cuda, CudaError, Element};
-use emulator::{Emulator, Order};
+use attar_tensor::cuda::{Cuda, Element};
 use half::bf16;
+use machines::emulator::{Emulator, Order};
+use machines::on_every_machine;
 use ndarray::{Array2, ArrayView2};
-use std::io::Write as _;
-use std::sync::{Arc, OnceLock};
-
-/// Runs a test on the GPU and on the emulator, whichever are here.
-#[expect(clippy::print_stdout, reason = "the harness keeps it unless the test fails")]
-fn on_every_machine(test: impl Fn(&Cuda)) {
-    for (name, cuda) in machines() {
-        // Shown with a failure, so that it is known where.
-        println!("on {name}");
-        test(cuda);
-    }
-}
-
-fn machines() -> &'static [(String, Cuda)] {
-    static MACHINES: OnceLock<Vec<(String, Cuda)>> = OnceLock::new();
-    MACHINES.get_or_init(|| {
-        let mut found = Vec::new();
-        // Past the test harness, which would swallow it.
-        let skipped = |what: &str, why: &dyn std::fmt::Display| {
-            let _ = writeln!(std::io::stderr(), "skipped: {what}: {why}");
-        };
-        match Cuda::open(0, None) {
-            Ok(cuda) => found.push((cuda.facts().name.clone(), cuda)),
-            // A machine with a driver and a device must be able to use them.
-            Err(error @ (CudaError::NoDriver | CudaError::NoSuchDevice { found: 0, .. })) => {
-                skipped("the GPU", &error);
-            }
-            Err(error) => panic!("there is a GPU, but: {error}; {}", error.hint().unwrap_or_default()),
-        }
-        for order in [Order::Forward, Order::Backward] {
-            match Emulator::new(order).map(|emulator| Cuda::over(Arc::new(emulator), None)) {
-                Ok(Ok(cuda)) => found.push((format!("the emulator, threads {order:?}"), cuda)),
-                Ok(Err(error)) => panic!("{error}"),
-                Err(why) => skipped("the emulator", &why),
-            }
-        }
-        found
-    })
-}
+use std::sync::Arc;
 
 /// Reproducible values in about [-1, 1).
 fn random(dim: (usize, usize), seed: u64) -> Array2<f32> {

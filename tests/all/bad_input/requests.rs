@@ -151,3 +151,23 @@ fn a_recipe_that_makes_one_output_twice() {
     place.write("recipe.toml", &format!("model = \"books-2m\"\n{output}{output}"));
     place.refuses("run recipe.toml", &["out.gguf", "twice"]);
 }
+
+#[test]
+fn a_device_that_is_not_there() {
+    let place = Place::new();
+    for device in ["cuda", "cuda:9"] {
+        let command = format!("quantize books-2m -o out.gguf --scheme q4_k_m --device {device}");
+        place.refuses(&command, &[device, "CUDA", "--device cpu"]);
+        let command = format!("eval books-2m --text heldout.txt --device {device}");
+        place.refuses(&command, &[device, "CUDA", "--device cpu"]);
+    }
+}
+
+#[test]
+fn a_device_of_an_unknown_name() {
+    let place = Place::new();
+    for device in ["gpu", "cuda:first", "CUDA"] {
+        let line = format!("eval books-2m --text heldout.txt --device {device}");
+        place.refuses(&line, &[device, "auto, cpu and cuda"]);
+    }
+}

@@ -6,8 +6,7 @@
 use attar_tensor::cuda::machine::{
     Address, Columns, Event, Facts, Lane, Launch, Machine, Multiply, Number, Pinned, Triangle, Turn,
 };
-use attar_tensor::cuda::{CudaError, Module};
-use half::bf16;
+use attar_tensor::cuda::{CudaError, Module, bf16};
 use libloading::{Library, Symbol};
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Write as _;

@@ -1,0 +1,148 @@
+//! The way of the calibration windows through the blocks, on whatever computes it.
+
+use attar_model::{Block, Device, Error as ModelError, HiddenStates, Norm, Precision, Role, Tap};
+use attar_quant::{Statistics, Sums};
+use attar_tensor::cuda::bf16;
+
+use super::on_device::DeviceStream;
+use super::stream::Stream;
+use crate::diagnostic::{Failure, Result};
+use crate::plan::{Memory, Plan};
+use crate::source::Source;
+
+/// All calibration windows, between two stages of a block.
+pub enum Passage {
+    /// On the processor, which multiplies in this precision.
+    Here(Box<Stream>, Precision),
+    /// On a device, in f32.
+    F32(Box<DeviceStream<f32>>),
+    /// On a device, in bf16.
+    Bf16(Box<DeviceStream<bf16>>),
+}
+
+impl Passage {
+    /// Starts with the embedded tokens, `[tokens, hidden_size]`, in whole windows of `ctx` tokens, where and as the plan says.
+    ///
+    /// # Errors
+    /// If a device's memory is short.
+    ///
+    /// # Panics
+    /// If the tokens are not whole windows.
+    pub fn new(
+        plan: &Plan,
+        source: &Source,
+        hidden: HiddenStates,
+        ctx: usize,
+        precision: Precision,
+    ) -> Result<Self> {
+        let Memory { keeping, carry, .. } = &plan.memory;
+        Ok(match (&plan.device, precision) {
+            (Device::Cpu, _) => {
+                Self::Here(Box::new(Stream::new(hidden, ctx, keeping.clone(), *carry)), precision)
+            }
+            (Device::Cuda(on), Precision::F32) => {
+                Self::F32(Box::new(DeviceStream::new(on, &source.config, hidden, ctx)?))
+            }
+            (Device::Cuda(on), Precision::Bf16) => {
+                Self::Bf16(Box::new(DeviceStream::new(on, &source.config, hidden, ctx)?))
+            }
+        })
+    }
+
+    /// Runs the part of `block` that leads to `tap`; the statistics of the activations there, if they are `wanted`, which brings
+    /// some of no tokens yet.
+    ///
+    /// The taps of a block must be visited in order, each once; weights that were [settled](Self::settle) between two visits
+    /// take effect.
+    ///
+    /// # Errors
+    /// Hidden states on a disk that fails, a device that fails.
+    pub fn observe(
+        &mut self,
+        block: &Block,
+        tap: Tap,
+        wanted: Option<Statistics>,
+    ) -> Result<Option<Statistics>> {
+        let features = wanted.as_ref().map(Statistics::in_features);
+        let seen = match self {
+            Self::Here(stream, precision) => {
+                let mut statistics = wanted;
+                stream.advance(block, tap, |x| {
+                    if let Some(statistics) = &mut statistics {
+                        statistics.observe_in(x, *precision);
+                    }
+                })?;
+                return Ok(statistics);
+            }
+            Self::F32(stream) => stream.observe(block, tap, features)?,
+            Self::Bf16(stream) => stream.observe(block, tap, features)?,
+        };
+        Ok(seen.zip(wanted).map(|(seen, wanted)| as_wanted(seen, &wanted)))
+    }
+
+    /// A matrix of the block is as it will be: from here on it is only multiplied by.
+    ///
+    /// # Errors
+    /// If a device's memory is short.
+    pub fn settle(&mut self, block: &mut Block, role: Role) -> Result<()> {
+        match self {
+            Self::Here(_, precision) => block.pack_role(role, *precision),
+            Self::F32(stream) => stream.settle(block, role)?,
+            Self::Bf16(stream) => stream.settle(block, role)?,
+        }
+        Ok(())
+    }
+
+    /// Adds the block's last output; the passage is then at the next block's input.
+    ///
+    /// # Errors
+    /// As [`observe`](Self::observe).
+    pub fn finish(&mut self, block: &Block) -> Result<()> {
+        match self {
+            Self::Here(stream, _) => stream.finish(block)?,
+            Self::F32(stream) => stream.finish()?,
+            Self::Bf16(stream) => stream.finish()?,
+        }
+        Ok(())
+    }
+
+    /// The statistics of what the head reads, as [`observe`](Self::observe) has them.
+    ///
+    /// # Errors
+    /// As [`observe`](Self::observe).
+    pub fn head(&mut self, norm: &Norm, wanted: Statistics) -> Result<Statistics> {
+        let seen = match self {
+            Self::Here(stream, precision) => {
+                let mut statistics = wanted;
+                stream.each_chunk(|hidden| {
+                    statistics.observe_in(norm.apply(hidden).view(), *precision);
+                })?;
+                return Ok(statistics);
+            }
+            Self::F32(stream) => stream.head(norm)?,
+            Self::Bf16(stream) => stream.head(norm)?,
+        };
+        Ok(as_wanted(seen, &wanted))
+    }
+
+    /// The way on the processor, for what is done there only.
+    ///
+    /// # Errors
+    /// On a device.
+    pub fn here(&mut self) -> Result<&mut Stream> {
+        match self {
+            Self::Here(stream, _) => Ok(stream),
+            Self::F32(_) | Self::Bf16(_) => {
+                Err(Failure::from(ModelError::NotOnDevice { what: "MLPs made of experts".to_owned() }))
+            }
+        }
+    }
+}
+
+/// What a device saw, in as much detail as was wanted.
+fn as_wanted(seen: Statistics, wanted: &Statistics) -> Statistics {
+    match wanted.sums {
+        Sums::Squares(_) => Statistics { sums: Sums::Squares(seen.sums.squares().to_owned()), ..seen },
+        Sums::Gram(_) => seen,
+    }
+}
