@@ -1,7 +1,11 @@
 //! What a CUDA device does of what it could: products, Gram matrices, attention, the pass of error feedback, norms and streaming, each
-//! beside the rate that this same device reaches in the best product or copy measured here. Without a device it says so and ends.
+//! beside the rate that this same device reaches in the best product or copy measured here; then whole blocks of models, see
+//! [`model`]. Without a device it says so and ends.
 //!
 //! `cargo bench --bench cuda`. Sizes are those of an 8B model's block; `ATTAR_CUDA_DEVICE=N` names another device.
+
+#[path = "cuda/model.rs"]
+mod model;
 
 use attar_tensor::cuda::{
     BlockStream, Cuda, CudaError, Damping, Gate, Grid, Keep, Matrix, Norm, Width, bf16, slot_bytes,
@@ -228,7 +232,8 @@ fn run() -> Result<(), CudaError> {
     products(&cuda, &peak)?;
     attention(&cuda, &peak)?;
     feedback(&cuda, &peak)?;
-    memory(&cuda, &peak)
+    memory(&cuda, &peak)?;
+    model::run(ordinal, &cuda)
 }
 
 #[expect(clippy::print_stderr, reason = "why there is no output")]
