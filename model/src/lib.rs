@@ -30,7 +30,7 @@ mod train;
 mod weight;
 mod weights;
 
-pub use attar_tensor::Precision;
+pub use attar_tensor::{NotPositiveDefinite, Precision, cholesky_of_inverse, gram_add, matmul};
 pub use block::{Block, Kept, Learner, Linear};
 pub use config::{
     AttentionScale, Experts as ExpertNumbers, Llama3Scaling, LongRope, ModelConfig, RopeScaling,
