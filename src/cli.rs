@@ -2,6 +2,8 @@
 
 #![expect(clippy::doc_markdown, reason = "these comments are the help text, where backticks only disturb")]
 
+mod prune;
+
 use std::path::PathBuf;
 
 use attar_eval::Convention;
@@ -13,6 +15,7 @@ use serde::Deserialize;
 use crate::device::DeviceArg;
 use crate::diagnostic::Failure;
 use crate::scheme::Scheme;
+pub use prune::PruneArgs;
 
 /// Makes language models small without making them stupid, and proves what it cost.
 #[derive(Debug, Parser)]
@@ -85,6 +88,8 @@ pub enum Command {
     },
     /// Quantize a model, reopen what was written, and report what it cost
     Quantize(QuantizeArgs),
+    /// Cut layers, heads, channels or experts away, repair what stays, reopen what was written, and report what it cost
+    Prune(PruneArgs),
     /// Change the container only: the same numbers in a GGUF or in one safetensors folder
     Convert(ConvertArgs),
     /// Measure perplexity and, against a reference, KL divergence

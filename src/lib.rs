@@ -34,6 +34,7 @@ pub fn run(cli: &Cli) -> Result<()> {
     match &cli.command {
         Command::Inspect { model } => commands::inspect::run(model, &cli.global),
         Command::Quantize(args) => commands::quantize::run(args, &cli.global),
+        Command::Prune(args) => commands::prune::run(args, &cli.global),
         Command::Convert(args) => commands::convert::run(args, &cli.global),
         Command::Eval(args) => commands::eval::run(args, &cli.global),
         Command::Run { recipe } => recipe::run(recipe, &cli.global),

@@ -3,6 +3,7 @@
 mod lines;
 mod machine;
 mod memory;
+mod pruned;
 mod scoring;
 
 use std::fmt::Write as _;
@@ -256,6 +257,11 @@ fn kept_file_type(source: &Source) -> u32 {
         Dtype::Bf16 => 32,
         _ => 0,
     }
+}
+
+/// The type a float tensor of the source keeps in a GGUF file, where vectors and routers are f32.
+fn gguf_float(source: &Source, spec: &TensorSpec) -> Dtype {
+    if spec.is_matrix() && spec.role != Role::Router { source.float_dtype(spec) } else { Dtype::F32 }
 }
 
 fn check_rules(request: &Request) -> Result<()> {

@@ -3,9 +3,12 @@
 //!
 //! Keys are a contract: adding one is free, renaming or removing one needs a new schema.
 
+mod pruning;
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{Convention, Divergence, Perplexity};
+pub use pruning::{DroppedLayer, Lost, PrunedLayer, Pruning, Shape};
 
 /// The schema this version reads and writes.
 pub const SCHEMA: &str = "attar-report/1";
@@ -28,6 +31,9 @@ pub struct Report {
     /// What was written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<Output>,
+    /// What was cut away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pruning: Option<Pruning>,
     /// What it scores; of the written file where there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evaluation: Option<Evaluation>,
@@ -49,6 +55,7 @@ impl Report {
             schema: Schema,
             model,
             output: None,
+            pruning: None,
             evaluation: None,
             tensors: Vec::new(),
             calibration: None,

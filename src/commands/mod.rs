@@ -4,6 +4,7 @@ pub mod convert;
 pub mod deliver;
 pub mod eval;
 pub mod inspect;
+pub mod prune;
 pub mod quantize;
 
 use std::path::PathBuf;

@@ -4,6 +4,7 @@ pub mod compress;
 mod experts;
 pub mod on_device;
 pub mod passage;
+pub mod prune;
 pub mod score;
 pub mod stream;
 pub mod teacher;
@@ -102,6 +103,7 @@ impl Job<'_> {
         Target {
             plan,
             source: self.source,
+            config: &self.source.config,
             tokenizer: self.tokenizer,
             path: self.output,
             overwrite: self.overwrite,

@@ -138,6 +138,11 @@ impl Stream {
         }
     }
 
+    /// Tokens of a window.
+    pub fn ctx(&self) -> usize {
+        self.ctx
+    }
+
     /// Number of tokens.
     pub fn tokens(&self) -> usize {
         self.hidden.tokens()

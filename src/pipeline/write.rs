@@ -7,7 +7,7 @@ use attar_checkpoint::atomic::{self, AtomicFolder, Overwrite};
 use attar_checkpoint::compressed_tensors::{self, Group, Packed};
 use attar_checkpoint::tokenizer::Tokenizer;
 use attar_checkpoint::{Dtype, GgmlType, TensorInfo, decode_floats, encode_floats, gguf, hf, safetensors};
-use attar_model::RowOrder;
+use attar_model::{ModelConfig, RowOrder};
 use attar_quant::{IntEncoding, Named, Solution};
 use ndarray::Axis;
 use serde_json::{Value, json};
@@ -49,6 +49,8 @@ pub struct Target<'a> {
     pub plan: &'a Plan,
     /// The model that is read.
     pub source: &'a Source,
+    /// The numbers of the model that is written: its own, unless some of it goes.
+    pub config: &'a ModelConfig,
     /// Its tokenizer, where it has one.
     pub tokenizer: Option<&'a Tokenizer>,
     /// The file or folder.
@@ -155,7 +157,7 @@ impl Target<'_> {
         let (container, path) = (container.doing(at)?, self.path.to_owned());
         let mut sink = Sink { container, path, hashes: HashMap::new(), _made: made };
         if let Container::Gguf(writer) = &mut sink.container {
-            for (name, values) in self.source.config.gguf_tensors() {
+            for (name, values) in self.config.gguf_tensors() {
                 writer.write(name, &encode_floats(Dtype::F32, &values)?).doing(at)?;
             }
         }
@@ -164,7 +166,7 @@ impl Target<'_> {
 
     /// The metadata of a GGUF file.
     fn metadata(&self, file_type: u32) -> Result<Vec<(String, gguf::Value)>> {
-        let config = &self.source.config;
+        let config = self.config;
         let tokenizer = self.tokenizer.ok_or_else(|| {
             Failure::new("the model has no tokenizer, and a GGUF file must have one")
                 .hint("copy tokenizer.json (or tokenizer.model) of the original model into the folder")
@@ -183,7 +185,7 @@ impl Target<'_> {
     }
 
     fn create_gguf(&self, file_type: u32) -> Result<Container> {
-        let (config, metadata) = (&self.source.config, self.metadata(file_type)?);
+        let (config, metadata) = (self.config, self.metadata(file_type)?);
         // All experts of a layer share a tensor, filled in their order.
         let is_new = |t: &&PlannedTensor| t.spec.expert.is_none_or(|expert| expert.index == 0);
         let mut tensors: Vec<_> = self.plan.tensors.iter().filter(is_new).map(gguf_info).collect();
@@ -219,9 +221,8 @@ impl Target<'_> {
     /// The source's configuration with what has changed.
     fn config_json(&self) -> Result<Value> {
         let mut config = match self.source.folder() {
-            Some(folder) => folder.config.clone(),
+            Some(folder) => reshaped(&folder.config, &self.source.config, self.config)?,
             None => self
-                .source
                 .config
                 .to_hf()
                 .hint(|| "start from the Hugging Face folder that the GGUF file was made from")?,
@@ -254,6 +255,33 @@ impl Target<'_> {
         }
         Ok(config)
     }
+}
+
+/// A configuration with the numbers of `after` in the place of those of `before`, whose it was; other keys stay as they are.
+///
+/// # Errors
+/// Numbers that no configuration of the family can say.
+fn reshaped(config: &Value, before: &ModelConfig, after: &ModelConfig) -> Result<Value> {
+    let mut config = config.clone();
+    let (Some(object), false) = (config.as_object_mut(), before == after) else { return Ok(config) };
+    let (old, new) = (before.to_hf()?, after.to_hf()?);
+    for (key, value) in new.as_object().into_iter().flatten() {
+        // Where it was left out it was worked out from numbers that may have changed.
+        if old.get(key) != Some(value) || key == "head_dim" {
+            object.insert(key.clone(), value.clone());
+        }
+    }
+    if new.get("layer_types").is_none() {
+        object.shift_remove("layer_types"); // one entry for each layer there was, all of them the same
+    }
+    if ModelConfig::from_hf(&config)? != *after {
+        return Err(Failure::new(format!(
+            "config.json cannot say this shape of a {} model",
+            after.family.name
+        ))
+        .hint("prune along fewer axes; attar prune --dry-run shows the shape"));
+    }
+    Ok(config)
 }
 
 /// The folders that had to be made above an output. Those that are empty when this is dropped go again.
@@ -346,6 +374,14 @@ impl Sink {
         (weights / cols.max(1)).max(unit) / unit * unit
     }
 
+    /// The name that a float tensor has in the output.
+    pub fn stored_name<'a>(&self, tensor: &'a PlannedTensor) -> &'a str {
+        match self.container {
+            Container::Gguf(_) => &tensor.spec.gguf_name,
+            Container::Folder { .. } => &tensor.spec.name,
+        }
+    }
+
     /// Writes the next rows of a float tensor; gives back what a reader will get.
     ///
     /// # Errors
@@ -361,10 +397,7 @@ impl Sink {
             tensor.spec.gguf_adds.to_gguf(&mut values);
         }
         let bytes = encode_floats(dtype, &values)?;
-        let name = match self.container {
-            Container::Gguf(_) => &tensor.spec.gguf_name,
-            Container::Folder { .. } => &tensor.spec.name,
-        };
+        let name = self.stored_name(tensor);
         let decoded = decode_floats(dtype, &bytes)?;
         self.write_hashed(tensor, &decoded, |sink| sink.write(name, &bytes))
     }

@@ -4,6 +4,7 @@ mod containers;
 mod experts;
 mod families;
 mod memory;
+mod prune;
 mod quality;
 mod reports;
 mod teacher;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::figures::{bytes, duration, grouped, measured, percent, perplexity, short_perplexity, small};
 use crate::Divergence;
-use crate::report::{Calibration, Evaluation, Model, Output, Reference, Report, Run, Tensor};
+use crate::report::{Calibration, Evaluation, Model, Output, Pruning, Reference, Report, Run, Shape, Tensor};
 
 /// A titled sequence of sections.
 pub(super) struct Page {
@@ -54,6 +54,7 @@ pub(super) fn of_report(report: &Report) -> Page {
     let title = report.output.as_ref().map_or(&report.model.source, |output| &output.path);
     let mut sections = vec![model(&report.model)];
     sections.extend(report.output.as_ref().map(|written| output(written, &report.model)));
+    sections.extend(report.pruning.as_ref().map(pruning));
     sections.extend(report.evaluation.as_ref().map(evaluation));
     if !report.tensors.is_empty() {
         sections.push(tensors(&report.tensors));
@@ -87,6 +88,51 @@ fn output(output: &Output, model: &Model) -> Section {
     facts.push(("bits per weight", format!("{:.3}", output.bits_per_weight)));
     facts.extend(output.sha256.clone().map(|sha256| ("sha256", sha256)));
     Section { heading: "Output", facts, ..Section::default() }
+}
+
+/// Only what has changed of the shape, then what each layer lost.
+fn pruning(pruning: &Pruning) -> Section {
+    let (before, after) = (&pruning.before, &pruning.after);
+    let numbers = |shape: &Shape| {
+        let experts = shape.experts.unwrap_or(0);
+        [shape.layers, shape.hidden_size, shape.intermediate_size, shape.query_heads, shape.kv_heads, experts]
+    };
+    let names = ["layers", "hidden size", "ffn channels", "query heads", "key heads", "experts"];
+    let changes = names.into_iter().zip(numbers(before).into_iter().zip(numbers(after)));
+    let changed = changes.filter(|(_, (before, after))| before != after);
+    let mut facts: Vec<_> = changed
+        .map(|(name, (before, after))| (name, format!("{} of {}", grouped(after), grouped(before))))
+        .collect();
+    let share = 100.0 * after.parameters as f64 / before.parameters.max(1) as f64;
+    facts.push(("parameters", format!("{}, {share:.1} % of the model", grouped(after.parameters))));
+    facts.extend(pruning.criterion.clone().map(|criterion| ("criterion", criterion)));
+    facts.extend(pruning.depth_criterion.clone().map(|criterion| ("layers chosen by", criterion)));
+    facts.push(("compensation", pruning.compensation.clone()));
+    let dropped: Vec<_> = pruning.dropped_layers.iter().map(|dropped| dropped.layer.to_string()).collect();
+    if !dropped.is_empty() {
+        facts.push(("dropped layers", dropped.join(", ")));
+    }
+    let columns =
+        vec![right("layer"), right("o dropped"), right("repaired"), right("down dropped"), right("repaired")];
+    let is_lossy = |layer: &&crate::report::PrunedLayer| layer.o_proj.is_some() || layer.down_proj.is_some();
+    let rows: Vec<_> = pruning.layers.iter().filter(is_lossy).map(lost_row).collect();
+    let table = (!rows.is_empty()).then_some(Table { columns, rows });
+    let lost = pruning.layers.iter().flat_map(|l| [(l, "o_proj", &l.o_proj), (l, "down_proj", &l.down_proj)]);
+    let fell_back =
+        lost.filter_map(|(layer, name, lost)| Some((layer, name, lost.as_ref()?.fallback.as_ref()?)));
+    let remarks =
+        fell_back.map(|(layer, name, why)| format!("layer {}, {name} not repaired: {why}", layer.layer));
+    Section { heading: "Pruning", facts, table, remarks: remarks.collect() }
+}
+
+fn lost_row(layer: &crate::report::PrunedLayer) -> Vec<String> {
+    let both = |lost: &Option<crate::report::Lost>| {
+        lost.as_ref().map_or_else(|| [none(), none()], |lost| [small(lost.error_dropped), small(lost.error)])
+    };
+    let mut row = vec![layer.layer.to_string()];
+    row.extend(both(&layer.o_proj));
+    row.extend(both(&layer.down_proj));
+    row
 }
 
 fn evaluation(evaluation: &Evaluation) -> Section {

@@ -1,5 +1,4 @@
 use crate::KeepList;
-use attar_model::Share;
 use ndarray::ArrayView2;
 
 /// An expert counts for the mean, over the tokens that are sent to it, of its share times the length of what it gives. One that
@@ -13,33 +12,35 @@ pub struct Reap;
 /// What is known so far of the experts of a layer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExpertScores {
-    scores: Vec<f64>,
+    sums: Vec<f64>,
+    tokens: Vec<usize>,
 }
 
 impl Reap {
     /// Of `experts` experts none of which has given anything yet.
     pub fn start(self, experts: usize) -> ExpertScores {
-        ExpertScores { scores: vec![0.0; experts] }
+        ExpertScores { sums: vec![0.0; experts], tokens: vec![0; experts] }
     }
 }
 
 impl ExpertScores {
-    /// Takes in what an expert made, `[tokens, hidden_size]`, of all the tokens of its share.
+    /// Takes in what an expert made, `[tokens, hidden_size]`, of some tokens, and what it counts for in each.
     ///
     /// # Panics
     /// If there is no such expert, or not one row for each token.
-    pub fn observe(&mut self, expert: usize, share: &Share, out: ArrayView2<'_, f32>) {
-        assert_eq!(out.nrows(), share.weights.len(), "one output for each token of the share");
+    pub fn observe(&mut self, expert: usize, weights: &[f32], out: ArrayView2<'_, f32>) {
+        assert_eq!(out.nrows(), weights.len(), "one output for each token");
         let length = |row: ndarray::ArrayView1<'_, f32>| {
             row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt()
         };
-        let sum: f64 = out.outer_iter().zip(&share.weights).map(|(row, &w)| f64::from(w) * length(row)).sum();
-        self.scores[expert] = sum / out.nrows().max(1) as f64;
+        let sum: f64 = out.outer_iter().zip(weights).map(|(row, &w)| f64::from(w) * length(row)).sum();
+        self.sums[expert] += sum;
+        self.tokens[expert] += out.nrows();
     }
 
     /// What each expert counts for.
-    pub fn scores(&self) -> &[f64] {
-        &self.scores
+    pub fn scores(&self) -> Vec<f64> {
+        self.sums.iter().zip(&self.tokens).map(|(sum, &tokens)| sum / tokens.max(1) as f64).collect()
     }
 
     /// The `count` that count for most.
@@ -47,6 +48,6 @@ impl ExpertScores {
     /// # Panics
     /// If there are fewer.
     pub fn keep(&self, count: usize) -> KeepList {
-        KeepList::top(&self.scores, count)
+        KeepList::top(&self.scores(), count)
     }
 }

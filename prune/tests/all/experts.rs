@@ -2,7 +2,7 @@
 
 use crate::checkpoint::{golden, windows};
 use attar_model::Weights;
-use attar_model::{Block, Gated, Share, embed};
+use attar_model::{Block, Gated, embed};
 use attar_prune::criterion::Reap;
 use attar_prune::{Cuts, Error, KeepList, Pruned};
 use ndarray::{Array2, Axis, Ix2};
@@ -10,9 +10,9 @@ use ndarray::{Array2, Axis, Ix2};
 #[test]
 fn an_expert_counts_for_its_share_of_what_it_gives() {
     let mut scores = Reap.start(3);
-    let share = Share { rows: vec![0, 4], weights: vec![0.5, 0.25] };
-    scores.observe(1, &share, ndarray::array![[3.0, 4.0], [0.0, 8.0]].view());
-    scores.observe(2, &Share { rows: vec![1], weights: vec![1.0] }, ndarray::array![[1.0, 0.0]].view());
+    scores.observe(1, &[0.5], ndarray::array![[3.0, 4.0]].view());
+    scores.observe(1, &[0.25], ndarray::array![[0.0, 8.0]].view());
+    scores.observe(2, &[1.0], ndarray::array![[1.0, 0.0]].view());
     assert_eq!(scores.scores(), [0.0, 2.25, 1.0]);
     assert_eq!(scores.keep(2).kept(), [1, 2]);
 }

@@ -1,0 +1,131 @@
+//! `attar prune`: a smaller model of the same kind.
+
+use attar_prune::criterion::{CRITERIA, Depth, Kind, Width, criterion};
+
+use crate::cli::{Global, PruneArgs};
+use crate::commands::quantize::check_weights;
+use crate::commands::{CalibrationRequest, ScoringRequest};
+use crate::device::{Computer, DeviceArg};
+use crate::diagnostic::{Failure, Result};
+use crate::pipeline::prune::shape::{Shape, Wanted};
+use crate::pipeline::prune::{Chooser, Compensation, PruneJob};
+use crate::pipeline::{Clock, is_gguf, refuse_quantized};
+use crate::source::Source;
+use crate::talk::say;
+use attar_model::{Device, Precision};
+
+/// Plans, checks, chooses, cuts, reopens, scores, reports.
+///
+/// # Errors
+/// Whatever kept it from being done; what can be found out early is.
+pub fn run(args: &PruneArgs, global: &Global) -> Result<()> {
+    let talk = global.talk();
+    let delivery = global.delivery();
+    if let DeviceArg::Cuda(_) = global.device {
+        return Err(Failure::new("attar prune computes on the processor only").hint("leave --device out"));
+    }
+    let cpu = Computer::cpu();
+    let (width, depth) = (args.width()?, args.depth()?);
+    let source = Source::open(&args.model)?;
+    refuse_quantized(&source)?;
+    let wanted = args.wanted();
+    // Before any text is read.
+    let after = Shape::resolve(&source.config, &wanted)?;
+    let named = Shape { layers: after.layers, ..Shape::of(&source.config) };
+    let chooses = wanted.drop.is_empty() || after != named;
+    let needs_tokens = chooses || !args.no_eval || is_gguf(&args.output);
+    let tokenizer = if needs_tokens { Some(source.tokenizer()?) } else { source.tokenizer().ok() };
+    let calibration = match &tokenizer {
+        Some(tokenizer) if chooses => {
+            let request = CalibrationRequest { files: &args.calib, tokens: args.calib_tokens, ctx: args.ctx };
+            Some(request.read(&source, tokenizer)?)
+        }
+        _ => None,
+    };
+    let scoring = match &tokenizer {
+        Some(tokenizer) if !args.no_eval => Some(
+            ScoringRequest {
+                file: args.text.as_ref(),
+                ctx: args.ctx,
+                chunks: args.chunks,
+                convention: args.convention.into(),
+                precision: Precision::F32,
+                as_in: None,
+                models: 2,
+                max_memory: global.max_memory,
+                computer: &cpu,
+            }
+            .read(&source, tokenizer)?,
+        ),
+        _ => None,
+    };
+    let job = PruneJob {
+        source: &source,
+        tokenizer: tokenizer.as_ref(),
+        wanted: &wanted,
+        width,
+        depth,
+        compensation: if args.no_repair { Compensation::None } else { Compensation::LeastSquares },
+        calibration: calibration.as_ref(),
+        output: &args.output,
+        overwrite: global.overwrite(),
+        pre_tokenizer: args.pre_tokenizer.as_deref(),
+        max_memory: global.max_memory,
+        talk,
+    };
+    let plan = job.plan()?;
+    if global.dry_run {
+        return say(&format!("{plan}\n"));
+    }
+    job.check(&plan)?;
+    delivery.check(&[job.output])?;
+
+    let mut clock = Clock::default();
+    clock.time("check", || check_weights(&source, talk))?;
+    let (written, mut report) = job.run(&plan, &mut clock)?;
+    if let Some(scoring) = &scoring {
+        let reference = clock.time("reference", || scoring.reference(&source, talk))?;
+        report.evaluation = Some(clock.time("evaluate", || scoring.score(&written, Some(&reference), talk))?);
+    }
+    report.run = Some(clock.run(Some(Precision::F32), [&Device::Cpu]));
+    delivery.one(&report)
+}
+
+impl PruneArgs {
+    fn wanted(&self) -> Wanted {
+        Wanted {
+            layers: self.layers,
+            drop: self.drop.clone(),
+            ffn: self.ffn,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            hidden: self.hidden,
+            experts: self.experts,
+            align: self.align.map(|align| align as usize),
+        }
+    }
+
+    fn width(&self) -> Result<Chooser<dyn Width>> {
+        match criterion(&self.criterion).map(|found| (found.name, found.kind)) {
+            Some((name, Kind::Width(by))) => Ok(Chooser { name, by }),
+            _ => Err(unknown("--criterion", &self.criterion, |kind| matches!(kind, Kind::Width(_)))),
+        }
+    }
+
+    fn depth(&self) -> Result<Chooser<dyn Depth>> {
+        match criterion(&self.depth_criterion).map(|found| (found.name, found.kind)) {
+            Some((name, Kind::Depth(by))) => Ok(Chooser { name, by }),
+            _ => Err(unknown("--depth-criterion", &self.depth_criterion, |kind| {
+                matches!(kind, Kind::Depth(_))
+            })),
+        }
+    }
+}
+
+/// A name that is none of a kind.
+fn unknown(option: &str, found: &str, is_kind: impl Fn(Kind) -> bool) -> Failure {
+    let known = CRITERIA.iter().filter(|criterion| is_kind(criterion.kind));
+    let known: Vec<_> = known.map(|criterion| format!("{} ({})", criterion.name, criterion.about)).collect();
+    Failure::new(format!("{option}: there is no criterion `{found}`"))
+        .hint(format!("known are {}", known.join("; ")))
+}

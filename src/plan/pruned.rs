@@ -1,0 +1,83 @@
+//! The plan of a model that keeps the floats of its source and loses some of them.
+
+use attar_checkpoint::Dtype;
+use attar_model::{Device, ModelConfig, TensorSpec};
+
+use super::{
+    CalibrationSize, Memory, Output, Plan, PlannedTensor, Treatment, gguf_float, kept_file_type, memory,
+};
+use crate::diagnostic::{Failure, Result};
+use crate::pipeline::stream::Carry;
+use crate::source::Source;
+use crate::talk::human_bytes;
+
+/// Gram matrices, parts of them and their factors that stand beside one another while columns are chosen and repaired.
+const SQUARES: u64 = 5;
+
+impl Plan {
+    /// Every tensor of `config`, a smaller model made of `source`, in the float type that `before` has: its tensor there.
+    ///
+    /// # Errors
+    /// More memory than allowed.
+    pub fn of_pruned(
+        source: &Source,
+        config: &ModelConfig,
+        before: impl Fn(&TensorSpec) -> Option<TensorSpec>,
+        gguf: bool,
+        calibration: Option<CalibrationSize>,
+        max_memory: Option<u64>,
+    ) -> Result<Self> {
+        let planned = |spec: TensorSpec, old: &TensorSpec| {
+            let dtype = if gguf { gguf_float(source, old) } else { source.float_dtype(old) };
+            let bytes = (spec.len() * dtype.block_bytes()) as u64;
+            PlannedTensor { spec, treatment: Treatment::Float(dtype), bytes, fallback: None }
+        };
+        let tensors = config.tensors().into_iter().filter_map(|spec| {
+            let old = before(&spec)?;
+            Some(planned(spec, &old))
+        });
+        let tensors = tensors.collect();
+        let whole: Vec<_> = source.specs.iter().map(|spec| planned(spec.clone(), spec)).collect();
+        let memory = pass_memory(source, &whole, calibration, max_memory)?;
+        let output = if gguf { Output::Gguf { file_type: kept_file_type(source) } } else { Output::Plain };
+        Ok(Self {
+            output,
+            tensors,
+            calibration,
+            memory,
+            device: Device::Cpu,
+            experts: config.experts.clone(),
+        })
+    }
+
+    /// The float type that a tensor is written in.
+    pub fn float_of(tensor: &PlannedTensor) -> Dtype {
+        tensor.float_in_file().unwrap_or(Dtype::F32)
+    }
+}
+
+/// What the pass holds: as any pass over whole blocks, nothing carried from one stage to the next, and the squares.
+fn pass_memory(
+    source: &Source,
+    whole: &[PlannedTensor],
+    calibration: Option<CalibrationSize>,
+    max_memory: Option<u64>,
+) -> Result<Memory> {
+    let config = &source.config;
+    let features = config.query_size().max(config.intermediate_size) as u64;
+    let squares = if calibration.is_some() { SQUARES * features * features * memory::F32 } else { 0 };
+    let left = match max_memory {
+        Some(limit) if limit <= squares => {
+            let (needed, limit) = (human_bytes(squares), human_bytes(limit));
+            return Err(Failure::new(format!(
+                "this needs more than {needed} of memory, and --max-memory is {limit}"
+            ))
+            .hint("the Gram matrix of the widest input and what is made of it need this much"));
+        }
+        limit => limit.map(|limit| limit - squares),
+    };
+    let mut memory = memory::estimate(config, whole, calibration, left)?;
+    memory.peak_bytes += squares;
+    memory.carry = Carry { attn_out: false, mlp_mid: false };
+    Ok(memory)
+}

@@ -1,0 +1,147 @@
+//! Models made smaller by cutting: what is written opens, and says what was reported.
+
+use serde_json::Value;
+
+use super::QUICK;
+use crate::place::Place;
+
+fn number(report: &Value, pointer: &str) -> f64 {
+    report.pointer(pointer).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {pointer} in {report:#}"))
+}
+
+/// To half of the channels and half of the heads: a folder and a GGUF file that are the same model, at a cost that is told.
+#[test]
+fn a_folder_and_a_gguf_file_pruned_alike_score_alike() {
+    let place = Place::new();
+    let mut perplexities = Vec::new();
+    for output in ["small", "small.gguf"] {
+        place.done(&format!(
+            "prune books-2m -o {output} --ffn 0.5 --heads 4 {QUICK} --quiet --json report.json"
+        ));
+        let report = place.json("report.json");
+        let pruning = &report["pruning"];
+        assert_eq!(pruning["before"]["intermediate_size"], 512);
+        assert_eq!(pruning["after"]["intermediate_size"], 256);
+        assert_eq!(pruning["after"]["query_heads"], 4);
+        assert_eq!(pruning["after"]["kv_heads"], 4);
+        assert_eq!(pruning["compensation"], "least-squares");
+        for layer in pruning["layers"].as_array().unwrap() {
+            let heads: Vec<u64> =
+                layer["query_heads"].as_array().unwrap().iter().map(|x| x.as_u64().unwrap() / 2).collect();
+            assert_eq!(heads, [0, 1, 2, 3], "one of each key head's two");
+            for matrix in ["o_proj", "down_proj"] {
+                let (dropped, error) = (
+                    number(layer, &format!("/{matrix}/error_dropped")),
+                    number(layer, &format!("/{matrix}/error")),
+                );
+                assert!(0.0 < error && error < 0.9 * dropped, "{matrix}: {error} of {dropped}");
+            }
+        }
+        perplexities.push(number(&report, "/evaluation/perplexity/value"));
+        assert!(number(&report, "/evaluation/kl_divergence/mean") > 0.0);
+    }
+    assert!((perplexities[0] / perplexities[1] - 1.0).abs() < 1e-6, "{perplexities:?}");
+    let config = place.json("small/config.json");
+    for (key, value) in [
+        ("intermediate_size", 256),
+        ("num_attention_heads", 4),
+        ("num_key_value_heads", 4),
+        ("head_dim", 32),
+        ("hidden_size", 256),
+    ] {
+        assert_eq!(config[key], value, "{key}");
+    }
+    // And it is a model like any other.
+    place.done("quantize small -o again.gguf --scheme q4_k_m --method rtn --no-eval --quiet");
+    place.done(&format!("prune small -o smaller --layers 1 --hidden 0.75 {QUICK} --no-eval --quiet"));
+    let config = place.json("smaller/config.json");
+    assert_eq!((config["num_hidden_layers"].as_u64(), config["hidden_size"].as_u64()), (Some(1), Some(192)));
+}
+
+#[test]
+fn repaired_is_closer_to_the_original_than_unrepaired_whatever_the_criterion() {
+    let place = Place::new();
+    for criterion in ["second-order", "activation", "fluctuation", "taylor", "magnitude"] {
+        let mut cost = Vec::new();
+        for (output, repair) in [("with", ""), ("without", "--no-repair")] {
+            place.done(&format!(
+                "prune books-2m -o {output} --ffn 0.5 --criterion {criterion} {repair} --calib-tokens 8192 --ctx 128 --chunks 8 \
+                 --force --quiet --json report.json"
+            ));
+            let report = place.json("report.json");
+            assert_eq!(report["pruning"]["criterion"], criterion);
+            cost.push(number(&report, "/evaluation/kl_divergence/mean"));
+        }
+        assert!(cost[0] < cost[1], "{criterion}: KL divergence {} repaired, {} not", cost[0], cost[1]);
+    }
+}
+
+#[test]
+fn layers_go_by_number_or_by_what_their_loss_costs() {
+    let place = Place::new();
+    place.done(&format!("prune books-2m -o first --drop 0 {QUICK} --quiet --json first.json"));
+    place.done(&format!("prune books-2m -o last --drop 1 {QUICK} --quiet --json last.json"));
+    place.done(&format!("prune books-2m -o chosen --layers 1 {QUICK} --quiet --json chosen.json"));
+    let [first, last, chosen] = ["first.json", "last.json", "chosen.json"].map(|name| place.json(name));
+    let kl = |report: &Value| number(report, "/evaluation/kl_divergence/mean");
+    assert!(kl(&chosen) <= kl(&first).min(kl(&last)), "the better of the two");
+    assert_eq!(chosen["pruning"]["depth_criterion"], "loss");
+    assert_eq!(first["pruning"]["dropped_layers"], serde_json::json!([{"layer": 0}]));
+    assert_eq!(place.json("first/config.json")["num_hidden_layers"], 1);
+}
+
+/// Everything at once, twice, with one thread and with two.
+#[test]
+fn threads_change_no_bit_of_what_is_pruned() {
+    let place = Place::new();
+    let mut seen = Vec::new();
+    for threads in [1, 2] {
+        place.done(&format!(
+            "prune books-2m -o out --layers 1 --ffn 0.5 --heads 4 --kv-heads 2 --hidden 192 {QUICK} --threads {threads} --force \
+             --quiet --json report.json"
+        ));
+        let mut report = place.json("report.json");
+        seen.push((report["output"].take(), report["pruning"].take(), report["evaluation"].take()));
+    }
+    assert_eq!(seen[0], seen[1]);
+}
+
+#[test]
+fn a_dry_run_says_the_shape_and_what_it_rules_out_and_writes_nothing() {
+    let place = Place::new();
+    let before = place.contents();
+    let plan = place.done(&format!("prune books-2m -o out --ffn 0.375 --layers 1 {QUICK} --dry-run"));
+    for part in
+        ["512 ->            192", "K-quants", "layers are chosen by loss", "second-order", "least squares"]
+    {
+        assert!(plan.contains(part), "no `{part}` in:\n{plan}");
+    }
+    place.assert_contents(&before);
+}
+
+#[test]
+fn what_cannot_be_is_refused_before_any_work() {
+    let place = Place::new();
+    place.write("taken", "a file");
+    for (options, parts) in [
+        ("", &["nothing would go", "--layers"][..]),
+        ("--layers 3", &["--layers 3", "2 layers"]),
+        ("--layers 0", &["--layers 0", "2 layers"]),
+        ("--drop 0,1", &["--drop", "none of 2 would be left"]),
+        ("--drop 5", &["5 is not one of 2"]),
+        ("--heads 6", &["6 query heads", "4 key heads", "4, 8"]),
+        ("--kv-heads 5", &["--kv-heads 5", "4 key heads"]),
+        ("--ffn 513", &["--ffn 513", "512"]),
+        ("--ffn 100 --align 64", &["100", "--align 64", "64 is"]),
+        ("--experts 2", &["--experts", "--ffn"]),
+        ("--ffn 0.5 --criterion guess", &["guess", "second-order", "taylor"]),
+        ("--layers 1 --depth-criterion activation", &["activation", "block-influence"]),
+        ("--layers 1 -o taken", &["a file is in the way"]),
+        ("--layers 1 --max-memory 1MB", &["--max-memory"]),
+    ] {
+        let output = if options.contains("-o") { "" } else { "-o out" };
+        place.refuses(&format!("prune books-2m {output} {options}"), parts);
+    }
+    place.done("quantize books-2m -o small.gguf --scheme q4_0 --method rtn --no-eval --quiet");
+    place.refuses("prune small.gguf -o out --layers 1", &["quantized already"]);
+}
