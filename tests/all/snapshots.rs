@@ -20,6 +20,11 @@ fn help_of_quantize() {
 }
 
 #[test]
+fn help_of_prune() {
+    insta::assert_snapshot!(run("prune --help").stdout);
+}
+
+#[test]
 fn help_of_eval() {
     insta::assert_snapshot!(run("eval --help").stdout);
 }
@@ -30,6 +35,12 @@ fn the_plan_of_q4_k_m() {
 }
 
 #[test]
+fn the_plan_of_half_the_fixture() {
+    let line = "prune books-2m -o out.gguf --layers 1 --ffn 0.375 --heads 4 --hidden 0.75 --dry-run";
+    insta::assert_snapshot!(run(line).stdout);
+}
+
+#[test]
 fn inspecting_the_fixture() {
     insta::assert_snapshot!(run("inspect books-2m").stdout);
 }
@@ -37,6 +48,11 @@ fn inspecting_the_fixture() {
 #[test]
 fn an_error_with_its_place_cause_and_hint() {
     insta::assert_snapshot!(run("quantize books-2m -o out --scheme w4a16-g96").stderr);
+}
+
+#[test]
+fn an_error_of_a_shape_that_cannot_be() {
+    insta::assert_snapshot!(run("prune books-2m -o out --heads 6").stderr);
 }
 
 #[test]

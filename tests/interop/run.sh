@@ -42,12 +42,19 @@ for scheme in w4a16-g64 w4a16-g64-asym w3a16-g64 w8a16-g128; do
   "$python" "$here/check_folder.py" "$work/$scheme" "$work/$scheme.json" "$text" 2>"$work/log" || { cat "$work/log"; exit 1; }
 done
 
+pruned() {
+  echo "--- pruned models: transformers and llama.cpp load them, and score what we report"
+  "$here/check_pruned.sh" "$attar" "$python" "$peers/llamacpp" "$model" "$calib" "$text"
+}
+
 if [[ ! -e $shared/tools/peers/kld.sh ]]; then
   echo "skipped: llama.cpp, its build script is not here"
+  pruned
   exit 0
 fi
 echo "--- llama.cpp: loads our GGUF files, and agrees with our figures"
 "$here/check_llamacpp.sh" "$attar" "$shared/tools/peers" "$peers/llamacpp" "$work"
+pruned
 
 echo "--- every family: transformers and llama.cpp load what we write of it, and agree with our figures"
 if [[ -x $peers/llamacpp/bin/llama-perplexity ]]; then

@@ -333,7 +333,7 @@ mod tests {
             (0.5, 768, 384),
             (0.5, 512, 256),
             (0.6, 100, 60),
-            (0.01, 768, 8),
+            (0.01, 768, 32),
         ] {
             let found = width("--ffn", Some(Amount::Share(share)), present, None).map_err(|e| e.to_string());
             assert_eq!(found, Ok(expected), "{share} of {present}");

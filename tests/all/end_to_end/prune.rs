@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::QUICK;
+use super::experts::{Layout, mixtral};
 use crate::place::Place;
 
 fn number(report: &Value, pointer: &str) -> f64 {
@@ -53,7 +54,7 @@ fn a_folder_and_a_gguf_file_pruned_alike_score_alike() {
     }
     // And it is a model like any other.
     place.done("quantize small -o again.gguf --scheme q4_k_m --method rtn --no-eval --quiet");
-    place.done(&format!("prune small -o smaller --layers 1 --hidden 0.75 {QUICK} --no-eval --quiet"));
+    place.done(&format!("prune small -o smaller --layers 1 --hidden 0.75 {QUICK} --quiet"));
     let config = place.json("smaller/config.json");
     assert_eq!((config["num_hidden_layers"].as_u64(), config["hidden_size"].as_u64()), (Some(1), Some(192)));
 }
@@ -88,6 +89,33 @@ fn layers_go_by_number_or_by_what_their_loss_costs() {
     assert_eq!(chosen["pruning"]["depth_criterion"], "loss");
     assert_eq!(first["pruning"]["dropped_layers"], serde_json::json!([{"layer": 0}]));
     assert_eq!(place.json("first/config.json")["num_hidden_layers"], 1);
+}
+
+/// The experts that stay are those that count for most, and every tensor of the others is gone.
+#[test]
+fn experts_go_and_tokens_are_sent_to_the_others() {
+    let place = Place::new();
+    mixtral(&place, "mixtral", Layout::Separate);
+    let mut perplexities = Vec::new();
+    for output in ["few", "few.gguf"] {
+        place.done(&format!(
+            "prune mixtral -o {output} --experts 5 --heads 4 {QUICK} --quiet --json report.json"
+        ));
+        let report = place.json("report.json");
+        assert_eq!(report["pruning"]["after"]["experts"], 5);
+        for layer in report["pruning"]["layers"].as_array().unwrap() {
+            assert_eq!(layer["experts"].as_array().unwrap().len(), 5);
+        }
+        perplexities.push(number(&report, "/evaluation/perplexity/value"));
+    }
+    assert!((perplexities[0] / perplexities[1] - 1.0).abs() < 1e-6, "{perplexities:?}");
+    assert_eq!(place.json("few/config.json")["num_local_experts"], 5);
+    place.refuses("prune mixtral -o out --experts 1", &["--experts 1", "every token goes to 2"]);
+    place.refuses("prune mixtral -o out --ffn 0.5", &["--ffn", "experts", "--experts"]);
+    place.refuses(
+        "prune mixtral -o out --heads 4 --criterion taylor",
+        &["taylor", "gradients", "second-order"],
+    );
 }
 
 /// Everything at once, twice, with one thread and with two.
