@@ -2,6 +2,7 @@
 
 #![expect(clippy::doc_markdown, reason = "these comments are the help text, where backticks only disturb")]
 
+mod distill;
 mod prune;
 
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use serde::Deserialize;
 use crate::device::DeviceArg;
 use crate::diagnostic::Failure;
 use crate::scheme::Scheme;
+pub use distill::{DecayArg, DistillArgs, LossArg};
 pub use prune::PruneArgs;
 
 /// Makes language models small without making them stupid, and proves what it cost.
@@ -94,6 +96,8 @@ pub enum Command {
     Convert(ConvertArgs),
     /// Measure perplexity and, against a reference, KL divergence
     Eval(EvalArgs),
+    /// Teach a smaller or pruned model to predict what its teacher predicts
+    Distill(DistillArgs),
     /// Carry out a recipe: several outputs from one model, compared in one table
     Run {
         /// A TOML file, see fixtures/demo.toml

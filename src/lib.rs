@@ -6,6 +6,7 @@
 
 pub mod cli;
 pub mod commands;
+pub mod data;
 pub mod device;
 pub mod diagnostic;
 pub mod mix;
@@ -37,6 +38,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Prune(args) => commands::prune::run(args, &cli.global),
         Command::Convert(args) => commands::convert::run(args, &cli.global),
         Command::Eval(args) => commands::eval::run(args, &cli.global),
+        Command::Distill(args) => commands::distill::run(args, &cli.global),
         Command::Run { recipe } => recipe::run(recipe, &cli.global),
     }
 }

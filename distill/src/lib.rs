@@ -1,1 +1,21 @@
-//! Distillation of language models. Nothing yet: it comes with the distillation capability.
+//! Distillation: a student learns from what its teacher says of a text.
+//!
+//! ```text
+//! Order ── windows of step n ──> Lesson (what is to be learned of them) ──> Training::step ──> student changed
+//!                                  teacher, online or kept                  gradients, clipping, AdamW
+//! ```
+//!
+//! Which windows a step sees, and all that becomes of them, follows from the seed and the number of the step alone: a run that
+//! is taken up again from its weights, its [`Progress`] and its [moments](Training::moments) is, bit for bit, the run that was never interrupted. Files are not known here.
+
+mod error;
+mod lesson;
+mod order;
+mod schedule;
+mod training;
+
+pub use error::Error;
+pub use lesson::{Aim, Signal, Teacher, token_weights};
+pub use order::Order;
+pub use schedule::{Decay, Schedule};
+pub use training::{Disguise, Done, Optimizer, Progress, Training};

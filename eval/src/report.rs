@@ -43,6 +43,9 @@ pub struct Report {
     /// The text statistics were collected on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub calibration: Option<Calibration>,
+    /// How it was taught.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distillation: Option<Distillation>,
     /// How it was made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run: Option<Run>,
@@ -59,6 +62,7 @@ impl Report {
             evaluation: None,
             tensors: Vec::new(),
             calibration: None,
+            distillation: None,
             run: None,
         }
     }
@@ -241,6 +245,64 @@ pub struct Routing {
     pub layer: u64,
     /// Tokens of each expert.
     pub expert_tokens: Vec<u64>,
+}
+
+/// How a student was taught.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Distillation {
+    /// The teacher, or what was kept of it, as given.
+    pub teacher: String,
+    /// What was learned from, as given; of a teacher cache the text it was made of.
+    pub data: Vec<String>,
+    /// SHA-256 of the tokens of all windows, little-endian u32; lower-case hex.
+    pub data_sha256: String,
+    /// What was minimised: `forward-kl`, `reverse-kl`, `jsd`.
+    pub loss: String,
+    /// What logits were divided by.
+    pub temperature: f64,
+    /// The share of cross-entropy with the text, 0 to 1.
+    pub cross_entropy: f64,
+    /// Steps.
+    pub steps: u64,
+    /// Steps that changed nothing, since loss or gradient was not finite.
+    pub skipped_steps: u64,
+    /// Tokens of a step.
+    pub step_tokens: u64,
+    /// Tokens of all different windows that were learned from.
+    pub data_tokens: u64,
+    /// Tokens that were only scored.
+    pub held_out_tokens: u64,
+    /// The highest learning rate.
+    pub learning_rate: f64,
+    /// What decided the order of windows.
+    pub seed: u64,
+    /// Seconds of training, those before interruptions among them.
+    pub seconds: f64,
+    /// Losses on the way; the first point stands before the first step.
+    pub curve: Vec<CurvePoint>,
+}
+
+/// How far a student was after some steps.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CurvePoint {
+    /// Steps done.
+    pub step: u64,
+    /// Tokens learned from.
+    pub tokens: u64,
+    /// Seconds of training until then.
+    pub seconds: f64,
+    /// Mean loss of the steps since the point before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
+    /// Learning rate of the last of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<f64>,
+    /// Loss of the held-out windows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_out_loss: Option<f64>,
+    /// Perplexity of every predicted token of the held-out windows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_out_perplexity: Option<f64>,
 }
 
 /// How the output was made.

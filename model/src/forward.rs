@@ -269,6 +269,11 @@ impl Head {
         self.rows.weight.pack(precision);
     }
 
+    /// The matrix as a maker of logits.
+    pub fn rows(&self) -> &HeadRows {
+        &self.rows
+    }
+
     /// The matrix, `[vocab_size, hidden_size]`.
     ///
     /// # Panics

@@ -30,6 +30,7 @@ mod train;
 mod weight;
 mod weights;
 
+pub use attar_tensor::op::{AdamW, Divergence, Moments, global_norm};
 pub use attar_tensor::{NotPositiveDefinite, Precision, cholesky_of_inverse, gram_add, matmul};
 pub use block::{Block, Kept, Learner, Linear};
 pub use config::{
@@ -45,7 +46,7 @@ pub use forward::{
 };
 pub use gradients::Gradients;
 pub use hidden::{HiddenStates, Keeping, KeptFloat, Place};
-pub use loss::{ForwardKl, Loss, NextToken, next_token_weights};
+pub use loss::{Likeness, Loss, Mixture, NextToken, TowardsLikeliest, TowardsTeacher, next_token_weights};
 pub use mlp::Gated;
 pub use norm::Norm;
 pub use tensors::{ExpertIndex, FilePlace, GgufAdds, Role, RowOrder, Tap, TensorSpec};

@@ -1,8 +1,11 @@
 //! What training minimises, as a function of logits.
 
-use crate::{Head, Windows};
-use attar_tensor::op::{cross_entropy_backward, forward_kl_backward};
-use ndarray::{Array1, ArrayView2, ArrayViewMut2, Axis, Slice};
+use crate::teacher::TopK;
+use crate::{HeadRows, Windows};
+use attar_tensor::op::{
+    Divergence, LikeliestTokens, bucketed_divergence_backward, cross_entropy_backward, divergence_backward,
+};
+use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, Slice};
 use std::ops::Range;
 
 /// A loss that is a sum over tokens. It is asked for a few tokens at a time, so that logits never stand whole.
@@ -56,24 +59,73 @@ impl Loss for NextToken {
     }
 }
 
-/// `T² KL(teacher || student)`: the divergence of a student's predictions from a teacher's at a temperature T.
-#[derive(Debug, Clone)]
-pub struct ForwardKl<'a> {
-    /// What makes logits of the teacher's hidden states.
-    pub teacher: &'a Head,
-    /// The teacher's hidden states after its last block and before the final norm, `[tokens, hidden_size]`, of its own size.
-    pub hidden: ArrayView2<'a, f32>,
-    /// What each token counts, `[tokens]`; a token of weight 0 is masked.
-    pub weights: Array1<f32>,
+/// What a student is to do as its teacher does.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Likeness {
+    /// What is minimised.
+    pub divergence: Divergence,
     /// What logits of both are divided by.
     pub temperature: f32,
 }
 
-impl Loss for ForwardKl<'_> {
+/// `T² D`: how far a student's predictions are from a teacher's at a temperature T.
+#[derive(Debug, Clone)]
+pub struct TowardsTeacher<'a> {
+    /// What makes logits of the teacher's hidden states.
+    pub teacher: &'a HeadRows,
+    /// What that reads, the teacher's hidden states after the final norm, `[tokens, hidden_size]`, of its own size.
+    pub normed: ArrayView2<'a, f32>,
+    /// What each token counts, `[tokens]`; a token of weight 0 is masked.
+    pub weights: Array1<f32>,
+    /// What is minimised.
+    pub likeness: Likeness,
+}
+
+impl Loss for TowardsTeacher<'_> {
+    fn backward(&self, rows: Range<usize>, logits: ArrayViewMut2<'_, f32>) -> f64 {
+        let (rows, Likeness { divergence, temperature }) = (Slice::from(rows), self.likeness);
+        let mut teacher = Array2::zeros(logits.dim());
+        self.teacher.logits_into(self.normed.slice_axis(Axis(0), rows), teacher.view_mut());
+        let weights = self.weights.slice_axis(Axis(0), rows);
+        divergence_backward(divergence, logits, teacher.view(), weights, temperature)
+    }
+}
+
+/// How far a student's predictions are from the likeliest tokens that were kept of a teacher.
+#[derive(Debug, Clone)]
+pub struct TowardsLikeliest<'a> {
+    /// The likeliest tokens and what is left for all others, `[tokens, k]`.
+    pub teacher: &'a TopK,
+    /// What each token counts, `[tokens]`; a token of weight 0 is masked.
+    pub weights: Array1<f32>,
+    /// What is minimised.
+    pub divergence: Divergence,
+}
+
+impl Loss for TowardsLikeliest<'_> {
     fn backward(&self, rows: Range<usize>, logits: ArrayViewMut2<'_, f32>) -> f64 {
         let rows = Slice::from(rows);
-        let teacher = self.teacher.logits(self.teacher.norm(self.hidden.slice_axis(Axis(0), rows)).view());
-        let weights = self.weights.slice_axis(Axis(0), rows);
-        forward_kl_backward(logits, teacher.view(), weights, self.temperature)
+        let teacher = LikeliestTokens {
+            ids: self.teacher.ids.slice_axis(Axis(0), rows),
+            log_probs: self.teacher.log_probs.slice_axis(Axis(0), rows),
+            rest: self.teacher.rest.slice_axis(Axis(0), rows),
+        };
+        bucketed_divergence_backward(self.divergence, logits, teacher, self.weights.slice_axis(Axis(0), rows))
+    }
+}
+
+/// Several losses, each times a factor. A loss of factor 0 is not asked for.
+pub struct Mixture<'a>(pub Vec<(f32, &'a dyn Loss)>);
+
+impl Loss for Mixture<'_> {
+    fn backward(&self, rows: Range<usize>, mut logits: ArrayViewMut2<'_, f32>) -> f64 {
+        let (mut total, mut gradient) = (0.0, Array2::zeros(logits.dim()));
+        for (factor, loss) in self.0.iter().filter(|(factor, _)| *factor != 0.0) {
+            let mut part = logits.to_owned();
+            total += f64::from(*factor) * loss.backward(rows.clone(), part.view_mut());
+            gradient.scaled_add(*factor, &part);
+        }
+        logits.assign(&gradient);
+        total
     }
 }

@@ -91,9 +91,31 @@ impl Model {
         }
     }
 
+    /// Keeps of every matrix what products in `precision` need, see [`Weight::pack`](crate::Weight::pack): a model that is only run.
+    pub fn pack(&mut self, precision: Precision) {
+        if precision == Precision::F32 {
+            return;
+        }
+        if self.embedding.is_none() {
+            self.embedding = Some(self.head.weight().to_owned()); // rows are looked up as they are
+        }
+        self.blocks.iter_mut().for_each(|block| block.pack(precision));
+        self.head.pack(precision);
+    }
+
+    /// The hidden states after the last block and before the final norm, `[tokens, hidden_size]`.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary.
+    pub fn hidden_states(&self, windows: &Windows) -> Result<Array2<f32>, Error> {
+        let mut hidden = crate::forward::embed_from(&self.config, self.embedding(), windows.tokens())?;
+        self.blocks.iter().for_each(|block| block.forward(&mut hidden, windows.ctx()));
+        Ok(hidden)
+    }
+
     /// `[vocab_size, hidden_size]`.
     fn embedding(&self) -> ArrayView2<'_, f32> {
-        self.embedding.as_ref().map_or(self.head.weight(), |embedding| embedding.view())
+        self.embedding.as_ref().map_or_else(|| self.head.weight(), |embedding| embedding.view())
     }
 
     /// The loss of some windows, and the gradients of those weights that `trained` says yes to: block by block from the last to the

@@ -2,6 +2,7 @@
 
 pub mod convert;
 pub mod deliver;
+pub mod distill;
 pub mod eval;
 pub mod inspect;
 pub mod prune;

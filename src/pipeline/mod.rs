@@ -8,6 +8,7 @@ pub mod prune;
 pub mod score;
 pub mod stream;
 pub mod teacher;
+pub mod training;
 pub mod verify;
 pub mod write;
 

@@ -486,6 +486,14 @@ impl Sink {
         .doing(|| format!("while writing `{name}` to `{}`", path.display()))
     }
 
+    /// The folder the output will be, while it has another name; `None` where it is a file.
+    pub fn folder(&self) -> Option<&Path> {
+        match &self.container {
+            Container::Folder { folder, .. } => Some(folder.temp_path()),
+            Container::Gguf(_) => None,
+        }
+    }
+
     /// Completes the output: it appears under its name, or not at all. Gives the hashes of what a reader will get for
     /// each tensor, by Hugging Face name.
     ///

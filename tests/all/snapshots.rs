@@ -25,6 +25,11 @@ fn help_of_prune() {
 }
 
 #[test]
+fn help_of_distill() {
+    insta::assert_snapshot!(run("distill --help").stdout);
+}
+
+#[test]
 fn help_of_eval() {
     insta::assert_snapshot!(run("eval --help").stdout);
 }

@@ -5,7 +5,10 @@ use std::path::Path;
 
 use super::figures::{bytes, duration, grouped, measured, percent, perplexity, short_perplexity, small};
 use crate::Divergence;
-use crate::report::{Calibration, Evaluation, Model, Output, Pruning, Reference, Report, Run, Shape, Tensor};
+use crate::report::{
+    Calibration, CurvePoint, Distillation, Evaluation, Model, Output, Pruning, Reference, Report, Run, Shape,
+    Tensor,
+};
 
 /// A titled sequence of sections.
 pub(super) struct Page {
@@ -60,8 +63,50 @@ pub(super) fn of_report(report: &Report) -> Page {
         sections.push(tensors(&report.tensors));
     }
     sections.extend(report.calibration.as_ref().map(calibration));
+    sections.extend(report.distillation.as_ref().map(distillation));
     sections.extend(report.run.as_ref().map(run));
     Page { title: title.clone(), sections }
+}
+
+fn distillation(taught: &Distillation) -> Section {
+    let tokens = taught.steps * taught.step_tokens;
+    let rate = if taught.seconds > 0.0 { tokens as f64 / taught.seconds } else { 0.0 };
+    let mut facts = vec![
+        ("teacher", taught.teacher.clone()),
+        ("data", taught.data.join(", ")),
+        ("loss", loss_label(taught)),
+        ("steps", format!("{} of {} tokens", grouped(taught.steps), grouped(taught.step_tokens))),
+    ];
+    if taught.skipped_steps > 0 {
+        facts.push(("skipped", format!("{} steps without a finite gradient", grouped(taught.skipped_steps))));
+    }
+    facts.push(("held out", format!("{} tokens", grouped(taught.held_out_tokens))));
+    facts.push(("learning rate", format!("{:e}", taught.learning_rate)));
+    facts.push(("time", format!("{}, {} tokens/s", duration(taught.seconds), grouped(rate as u64))));
+    let columns =
+        [right("step"), right("tokens"), right("loss"), right("held-out loss"), right("perplexity")];
+    let table = Table { columns: columns.to_vec(), rows: taught.curve.iter().map(curve_row).collect() };
+    Section { heading: "Distillation", facts, table: Some(table), ..Section::default() }
+}
+
+fn loss_label(taught: &Distillation) -> String {
+    let warmth = format!("{} at temperature {}", taught.loss, taught.temperature);
+    if taught.cross_entropy > 0.0 {
+        format!("{warmth}, {} of cross-entropy", percent(taught.cross_entropy))
+    } else {
+        warmth
+    }
+}
+
+fn curve_row(point: &CurvePoint) -> Vec<String> {
+    let figure = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.4}"));
+    vec![
+        grouped(point.step),
+        grouped(point.tokens),
+        figure(point.loss),
+        figure(point.held_out_loss),
+        figure(point.held_out_perplexity),
+    ]
 }
 
 fn model(model: &Model) -> Section {

@@ -2,8 +2,8 @@
 
 use crate::checkpoint::{Folder, config, floats, golden, read};
 use attar_model::{
-    Block, ForwardKl, Gradients, Head, Keep, Loss, Model, ModelConfig, NextToken, Precision, Role, Step,
-    TensorSpec, Weights, Windows, embed, hidden_states,
+    Block, Divergence, Gradients, Head, Keep, Likeness, Loss, Model, ModelConfig, NextToken, Precision, Role,
+    Step, TensorSpec, TowardsTeacher, Weights, Windows, embed, hidden_states,
 };
 use attar_tensor::op::{AdamW, Moments, global_norm};
 use ndarray::{Array1, ArrayD, ArrayViewMut2, Axis, Ix2, concatenate};
@@ -157,11 +157,13 @@ fn distillation_by_another_model_agrees_with_pytorch() {
     let hidden =
         hidden_states(&teacher.config, &teacher.weights, windows, Precision::F32, &mut |_| ()).unwrap();
     let count = windows.tokens().len();
-    let loss = ForwardKl {
-        teacher: &Head::load(&teacher.config, &teacher.weights).unwrap(),
-        hidden: hidden.view(),
+    let head = Head::load(&teacher.config, &teacher.weights).unwrap();
+    let normed = head.norm(hidden.view());
+    let loss = TowardsTeacher {
+        teacher: head.rows(),
+        normed: normed.view(),
         weights: Array1::from_elem(count, 1.0 / count as f32),
-        temperature: 2.0,
+        likeness: Likeness { divergence: Divergence::ForwardKl, temperature: 2.0 },
     };
     let (found, gradients) = run(&student.model(), windows, &loss, Keep::Inputs);
     assert!((found - f64::from(expected["loss"][0])).abs() < 1e-4, "{found}");
@@ -176,7 +178,9 @@ fn a_teacher_has_nothing_to_teach_itself() {
     let hidden =
         hidden_states(&case.config, &case.weights, &case.windows, Precision::F32, &mut |_| ()).unwrap();
     let weights = Array1::ones(case.windows.tokens().len());
-    let loss = ForwardKl { teacher: model.head(), hidden: hidden.view(), weights, temperature: 1.0 };
+    let likeness = Likeness { divergence: Divergence::ForwardKl, temperature: 1.0 };
+    let (teacher, normed) = (model.head().rows(), model.head().norm(hidden.view()));
+    let loss = TowardsTeacher { teacher, normed: normed.view(), weights, likeness };
     let (loss, gradients) = run(&model, &case.windows, &loss, Keep::Activations);
     assert!(loss == 0.0 && gradients.values().flatten().all(|&x| x == 0.0));
 }

@@ -21,7 +21,7 @@ pub(crate) mod soft_cap;
 pub use adamw::{AdamW, Moments, global_norm};
 pub use attention::{Attention, attention, attention_backward};
 pub use cross_entropy::cross_entropy_backward;
-pub use divergence::forward_kl_backward;
+pub use divergence::{Divergence, LikeliestTokens, bucketed_divergence_backward, divergence_backward};
 pub use embedding::embedding_backward;
 pub use linear::{bias_backward, input_backward, weight_backward};
 pub use log_sum_exp::log_sum_exp;

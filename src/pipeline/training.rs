@@ -1,0 +1,432 @@
+//! A student on its way: taught step by step, kept on the disk now and then, taken up again.
+
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use attar_checkpoint::atomic::Overwrite;
+use attar_checkpoint::{Container, Dtype, TensorInfo, decode_floats, encode_floats, hf, safetensors};
+use attar_distill::{Aim, Done, Order, Progress, Teacher, Training};
+use attar_eval::report::CurvePoint;
+use attar_model::{Model, Moments, NextToken, Precision, Weights, Windows};
+use ndarray::ArrayD;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::write::Target;
+use crate::device::Computer;
+use crate::diagnostic::{Explain, Failure, Result};
+use crate::plan::{Plan, Request, Treatment};
+use crate::source::Source;
+use crate::talk::{Stage, Talk, thousands};
+
+/// The schema of what is kept of a run.
+const SCHEMA: &str = "attar-training/1";
+
+/// What is kept of a run besides the student and its optimizer.
+const FACTS: &str = "training.json";
+
+/// The folder of the optimizer's memory, beside the student.
+const OPTIMIZER: &str = "optimizer";
+
+/// Tokens that go through the student together, at most, unless one window is longer.
+const PART_TOKENS: usize = 4096;
+
+/// Set by a signal: the run ends after the step under way.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Lets SIGINT and SIGTERM end a run after the step under way; a second one ends the program at once.
+///
+/// # Errors
+/// If the system refuses.
+pub fn end_on_signal() -> Result<()> {
+    ctrlc::set_handler(|| {
+        if STOP.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+    })
+    .doing(|| "while preparing to be interrupted")
+}
+
+/// The windows a student learns from and those it is held to.
+#[derive(Debug)]
+pub struct Data {
+    /// All windows, text after text.
+    pub windows: Windows,
+    /// Of each text the number of the first window, how many are learned from, and what they count.
+    pub texts: Vec<LearnedText>,
+    /// The numbers of those that are never learned from.
+    pub held_out: Vec<usize>,
+}
+
+/// A text among all windows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LearnedText {
+    /// Its first window.
+    pub first: usize,
+    /// Windows that are learned from, from the first on.
+    pub learned: usize,
+    /// How often it is seen, against others.
+    pub weight: f64,
+}
+
+impl Data {
+    /// Some windows, one after the other.
+    fn of(&self, which: &[usize]) -> Windows {
+        let ctx = self.windows.ctx();
+        let tokens = which.iter().flat_map(|window| &self.windows.tokens()[window * ctx..][..ctx]);
+        Windows::new(ctx, tokens.copied().collect())
+    }
+
+    /// The windows of an [`Order`]'s numbers, which count those that are learned from only.
+    fn learned(&self, numbers: Vec<usize>) -> Vec<usize> {
+        let find = |mut number: usize| {
+            for text in &self.texts {
+                if number < text.learned {
+                    return text.first + number;
+                }
+                number -= text.learned;
+            }
+            unreachable!("an order draws windows of its texts")
+        };
+        numbers.into_iter().map(find).collect()
+    }
+
+    fn order(&self, batch: usize, seed: u64) -> Order {
+        let texts: Vec<_> = self.texts.iter().map(|text| (text.learned, text.weight)).collect();
+        Order::new(&texts, batch, seed)
+    }
+}
+
+/// A run from its first step to its last.
+pub struct Run<'a> {
+    /// The student as it was read: its configuration, names and tokenizer.
+    pub source: &'a Source,
+    /// What is taught.
+    pub teacher: &'a Teacher<'a>,
+    /// How it is learned.
+    pub aim: Aim,
+    /// What it is learned from.
+    pub data: &'a Data,
+    /// Windows of a step.
+    pub batch: usize,
+    /// All steps.
+    pub steps: u64,
+    /// Decides the order of windows.
+    pub seed: u64,
+    /// Where it is kept on the way.
+    pub state: &'a Path,
+    /// How often.
+    pub save_every: Duration,
+    /// What a run must have in common with one it takes up again.
+    pub fingerprint: String,
+    /// Where each step is written down, if anywhere.
+    pub log: Option<&'a Path>,
+    /// Where progress is told.
+    pub talk: Talk,
+}
+
+/// What is kept of a run besides weights and moments.
+#[derive(Debug, Serialize, Deserialize)]
+struct Facts {
+    schema: String,
+    fingerprint: String,
+    steps: u64,
+    updates: u32,
+    skipped_in_a_row: u32,
+    skipped: u64,
+    seconds: f64,
+    curve: Vec<CurvePoint>,
+}
+
+/// What a run has been like so far.
+#[derive(Debug, Default)]
+pub struct Record {
+    /// Loss and held-out loss by step.
+    pub curve: Vec<CurvePoint>,
+    /// Steps that changed nothing, since loss or gradient was not finite.
+    pub skipped: u64,
+    /// Seconds spent, those before an interruption among them.
+    pub seconds: f64,
+}
+
+/// A log of one JSON object a line.
+struct Log(Option<(std::fs::File, PathBuf)>);
+
+impl Log {
+    fn open(path: Option<&Path>, goes_on: bool) -> Result<Self> {
+        let open = |path: &Path| {
+            let mut options = OpenOptions::new();
+            options.create(true).write(true).append(goes_on).truncate(!goes_on);
+            let file = options.open(path).doing(|| format!("while opening the log `{}`", path.display()))?;
+            Ok((file, path.to_owned()))
+        };
+        path.map(open).transpose().map(Self)
+    }
+
+    fn line(&mut self, line: &serde_json::Value) -> Result<()> {
+        let Some((file, path)) = &mut self.0 else { return Ok(()) };
+        writeln!(file, "{line}").doing(|| format!("while writing the log `{}`", path.display()))
+    }
+}
+
+impl Run<'_> {
+    /// Trains to the last step; the student is then in the state's folder.
+    ///
+    /// # Errors
+    /// Data or teacher that cannot be read, ten steps in a row without a finite gradient, an interruption: what was kept last
+    /// stays. At the end also a disk that refuses.
+    pub fn train(&self, mut training: Training<'_>, mut record: Record) -> Result<(Record, Progress)> {
+        let started = Instant::now();
+        let before = record.seconds;
+        let goes_on = training.progress().steps > 0;
+        let mut log = Log::open(self.log, goes_on)?;
+        let mut order = self.data.order(self.batch, self.seed).after(training.progress().steps);
+        let tokens = (self.batch * self.data.windows.ctx()) as u64;
+        let stage = self.talk.stage("distilling", self.steps * tokens, "tokens");
+        stage.step(training.progress().steps * tokens, "");
+        if !goes_on {
+            self.measure(&mut training, None, &mut record, &mut log, &stage)?;
+        }
+        let (mut saved, mut losses) = (Instant::now(), (0.0, 0u32));
+        while training.progress().steps < self.steps {
+            let which = self.data.learned(order.next_step());
+            let done = self.step(&mut training, &which).hint(|| {
+                "a lower --learning-rate or a longer --warmup may help; --resume goes on from what was kept last"
+            })?;
+            record.seconds = before + started.elapsed().as_secs_f64();
+            record.skipped += u64::from(done.skipped);
+            if !done.skipped {
+                losses = (losses.0 + done.loss, losses.1 + 1);
+            }
+            log.line(&json!({
+                "step": done.step, "loss": done.loss, "gradient_norm": done.gradient_norm, "rate": done.rate,
+                "skipped": done.skipped, "seconds": record.seconds,
+            }))?;
+            stage.step(tokens, &format!("loss {:.4}", done.loss));
+            if done.step == self.steps || done.step % self.measured_every() == 0 {
+                let mean = (losses.1 > 0).then(|| losses.0 / f64::from(losses.1));
+                self.measure(&mut training, mean.map(|mean| (mean, done)), &mut record, &mut log, &stage)?;
+                losses = (0.0, 0);
+            }
+            if STOP.load(Ordering::SeqCst) {
+                self.save(&training, &record)?;
+                return Err(Failure::new(format!("interrupted after step {} of {}", done.step, self.steps))
+                    .hint(format!(
+                        "nothing is lost: the same command with --resume goes on from `{}`",
+                        self.state.display()
+                    )));
+            }
+            if saved.elapsed() >= self.save_every && done.step < self.steps {
+                if let Err(failure) = self.save(&training, &record) {
+                    stage.warn(&format!("the run could not be kept, and goes on: {}", failure.in_one_line()));
+                }
+                saved = Instant::now();
+            }
+        }
+        stage.done();
+        self.save(&training, &record)?;
+        Ok((record, training.progress()))
+    }
+
+    /// Steps from one point of the curve to the next.
+    fn measured_every(&self) -> u64 {
+        self.steps.div_ceil(20).max(1)
+    }
+
+    fn step(&self, training: &mut Training<'_>, which: &[usize]) -> Result<Done> {
+        let at_once = (PART_TOKENS / self.data.windows.ctx()).max(1);
+        let mut parts = which.chunks(at_once).map(|part| {
+            let windows = self.data.of(part);
+            let signal = self.teacher.of(&windows, part, self.aim, which.len())?;
+            Ok((windows, signal))
+        });
+        Ok(training.step(&mut parts)?)
+    }
+
+    /// Adds a point to the curve.
+    fn measure(
+        &self,
+        training: &mut Training<'_>,
+        learned: Option<(f64, Done)>,
+        record: &mut Record,
+        log: &mut Log,
+        stage: &Stage,
+    ) -> Result<()> {
+        let (mut loss, mut surprise) = (0.0, 0.0);
+        let all = self.data.held_out.len();
+        for part in self.data.held_out.chunks((PART_TOKENS / self.data.windows.ctx()).max(1)) {
+            let windows = self.data.of(part);
+            let signal = self.teacher.of(&windows, part, self.aim, all)?;
+            loss += training.loss(&windows, &signal)?;
+            surprise += training.loss(&windows, &NextToken::mean(&windows))? * part.len() as f64 / all as f64;
+        }
+        let point = CurvePoint {
+            step: training.progress().steps,
+            tokens: training.progress().steps * (self.batch * self.data.windows.ctx()) as u64,
+            seconds: record.seconds,
+            loss: learned.map(|(loss, _)| loss),
+            rate: learned.map(|(_, done)| f64::from(done.rate)),
+            held_out_loss: (all > 0).then_some(loss),
+            held_out_perplexity: (all > 0).then(|| surprise.exp()),
+        };
+        log.line(&serde_json::to_value(&point)?)?;
+        stage.note(&in_one_line(&point));
+        record.curve.push(point);
+        Ok(())
+    }
+
+    /// Keeps the run as it stands; what was kept before is replaced once this is complete.
+    fn save(&self, training: &Training<'_>, record: &Record) -> Result<()> {
+        let at = || format!("while keeping the run in `{}`", self.state.display());
+        self.save_inner(training, record).doing(at)
+    }
+
+    fn save_inner(&self, training: &Training<'_>, record: &Record) -> Result<()> {
+        let plan = Plan::new(&Request {
+            source: self.source,
+            scheme: Some("f32".parse()?),
+            gguf: false,
+            rules: &[],
+            calibration: None,
+            max_memory: None,
+            precision: Precision::F32,
+            computer: &Computer::cpu(),
+        })?;
+        let target = Target {
+            plan: &plan,
+            source: self.source,
+            config: &self.source.config,
+            tokenizer: None,
+            path: self.state,
+            overwrite: Overwrite::Yes,
+            pre_tokenizer: None,
+        };
+        let mut sink = target.create()?;
+        for tensor in &plan.tensors {
+            let Treatment::Float(dtype) = tensor.treatment else { unreachable!("all are floats") };
+            let values = training
+                .student()
+                .load(&tensor.spec.name)
+                .map_err(|error| Failure::new(error.to_string()))?;
+            sink.floats(tensor, dtype, values.into_iter().collect())?;
+        }
+        let here = sink.folder().ok_or_else(|| Failure::new("a run is kept in a folder"))?;
+        let Progress { steps, updates, skipped_in_a_row } = training.progress();
+        let facts = Facts {
+            schema: SCHEMA.to_owned(),
+            fingerprint: self.fingerprint.clone(),
+            steps,
+            updates,
+            skipped_in_a_row,
+            skipped: record.skipped,
+            seconds: record.seconds,
+            curve: record.curve.clone(),
+        };
+        std::fs::write(here.join(FACTS), serde_json::to_vec_pretty(&facts)?)?;
+        save_moments(&here.join(OPTIMIZER), training)?;
+        sink.finish(&plan)?;
+        Ok(())
+    }
+}
+
+fn in_one_line(point: &CurvePoint) -> String {
+    let part = |name: &str, x: Option<f64>| x.map_or(String::new(), |x| format!(", {name} {x:.4}"));
+    format!(
+        "step {}{}{}{}",
+        thousands(point.step),
+        part("loss", point.loss),
+        part("held-out loss", point.held_out_loss),
+        part("perplexity", point.held_out_perplexity)
+    )
+}
+
+/// The two tensors that are kept of a parameter's moments.
+fn names_of(parameter: &str) -> [String; 2] {
+    [format!("{parameter}.mean"), format!("{parameter}.mean_square")]
+}
+
+fn save_moments(folder: &Path, training: &Training<'_>) -> Result<()> {
+    std::fs::create_dir(folder)?;
+    let infos = training.moments().flat_map(|(name, moments)| {
+        names_of(&name).map(|name| TensorInfo::new(&name, Dtype::F32, moments.mean.shape()))
+    });
+    let infos: Vec<_> = infos.collect();
+    let mut writer = safetensors::Writer::create(folder, Overwrite::No, &BTreeMap::new(), &infos, u64::MAX)?;
+    for (name, moments) in training.moments() {
+        for (name, values) in names_of(&name).iter().zip([&moments.mean, &moments.mean_square]) {
+            let values: Vec<f32> = values.iter().copied().collect();
+            writer.write(name, &encode_floats(Dtype::F32, &values)?)?;
+        }
+    }
+    Ok(writer.finish()?)
+}
+
+/// What was kept of a run, opened.
+pub struct Kept {
+    /// The student as it was then.
+    pub student: Source,
+    facts: Facts,
+    moments: safetensors::Folder,
+}
+
+impl Kept {
+    /// Whether there is a folder of a run at `path`.
+    pub fn is_at(path: &Path) -> bool {
+        path.join(FACTS).is_file() && path.join(hf::CONFIG).is_file()
+    }
+
+    /// Opens what was kept at `path` of a run with this fingerprint.
+    ///
+    /// # Errors
+    /// Files that are missing or damaged, a run with other settings.
+    pub fn open(path: &Path, fingerprint: &str) -> Result<Self> {
+        let at = || format!("while taking up the run kept in `{}`", path.display());
+        let facts: Facts = std::fs::read(path.join(FACTS))
+            .map_err(Failure::from)
+            .and_then(|bytes| Ok(serde_json::from_slice(&bytes)?))
+            .doing(at)?;
+        if facts.schema != SCHEMA {
+            return Err(Failure::new(format!("its schema is `{}`, only `{SCHEMA}` is known", facts.schema)))
+                .doing(at);
+        }
+        if facts.fingerprint != fingerprint {
+            return Err(Failure::new("it was begun with other settings, models or texts")
+                .hint("give the command it was begun with, or --force instead of --resume to begin anew"))
+            .doing(at);
+        }
+        let student = Source::open(path)?;
+        let moments = safetensors::open(&path.join(OPTIMIZER)).doing(at)?;
+        Ok(Self { student, facts, moments })
+    }
+
+    /// A training as it was then.
+    ///
+    /// # Errors
+    /// Moments that are missing or of another shape.
+    pub fn resumed(self, training: Training<'_>) -> Result<(Training<'_>, Record)> {
+        let Facts { steps, updates, skipped_in_a_row, skipped, seconds, curve, .. } = self.facts;
+        let progress = Progress { steps, updates, skipped_in_a_row };
+        let read = |name: &str| -> Option<ArrayD<f32>> {
+            let info = self.moments.info(name).filter(|info| info.dtype == Dtype::F32)?;
+            let values = decode_floats(Dtype::F32, self.moments.bytes(name).ok()?).ok()?;
+            ArrayD::from_shape_vec(info.shape.as_slice(), values).ok()
+        };
+        let training = training.after(progress, &mut |parameter| {
+            let [mean, mean_square] = names_of(parameter).map(|name| read(&name));
+            Some(Moments { mean: mean?, mean_square: mean_square? })
+        })?;
+        Ok((training, Record { curve, skipped, seconds }))
+    }
+}
+
+/// The model at `source`, whole in memory.
+///
+/// # Errors
+/// Experts; tensors that cannot be read.
+pub fn load(source: &Source) -> Result<Model> {
+    Model::load(&source.config, source).doing(|| format!("while loading `{}`", source.path.display()))
+}

@@ -1,0 +1,133 @@
+//! Students of the fixture model: what they learn is written, and a run that was killed is not lost.
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::place::{ATTAR, Place};
+
+/// A student that has lost a layer, and a run it learns in.
+fn school() -> Place {
+    let place = Place::new();
+    place.done("prune books-2m -o cut --drop 1 --no-eval --quiet");
+    place
+}
+
+const RUN: &str = "distill --teacher books-2m --student cut --data calibration.txt --ctx 64 --batch 4 --quiet \
+                   --learning-rate 1e-3 --held-out 0.1 --text heldout.txt --chunks 4";
+
+fn weights(place: &Place, output: &str) -> Vec<u8> {
+    fs::read(place.at(output).join("model.safetensors")).unwrap()
+}
+
+#[test]
+fn a_student_that_was_cut_comes_nearer_its_teacher_again() {
+    let place = school();
+    place.done(&format!("{RUN} -o taught --tokens 10000 --json taught.json --log steps.jsonl"));
+    let report = place.json("taught.json");
+    let taught = &report["distillation"];
+    let curve = taught["curve"].as_array().unwrap();
+    let held_out = |at: usize| curve[at]["held_out_loss"].as_f64().unwrap();
+    assert!(held_out(curve.len() - 1) < 0.7 * held_out(0), "{taught:#}");
+    assert_eq!(taught["steps"], 40);
+    assert_eq!((&taught["loss"], &taught["skipped_steps"]), (&"forward-kl".into(), &0.into()));
+    let log = fs::read_to_string(place.at("steps.jsonl")).unwrap();
+    let steps = log.lines().filter(|line| line.contains("gradient_norm")).count();
+    assert_eq!((steps, log.lines().count() - steps), (40, curve.len()));
+    assert!(!place.at("taught.training").exists(), "what was kept on the way is gone");
+    // What was written is what was scored.
+    let line =
+        "eval taught --text heldout.txt --chunks 4 --ctx 64 --reference books-2m --quiet --json again.json";
+    place.done(line);
+    let again = place.json("again.json");
+    for key in ["perplexity", "kl_divergence", "top1_agreement"] {
+        assert_eq!(again["evaluation"][key], report["evaluation"][key], "{key}");
+    }
+}
+
+/// From what a teacher said once, hidden states to the bit, the same is learned as from the teacher.
+#[test]
+fn a_kept_teacher_teaches_what_it_would_say() {
+    let place = school();
+    let keep =
+        "eval books-2m --text calibration.txt --ctx 64 --chunks 40 --convention hf --quiet --save-reference";
+    place.done(&format!("{keep} hidden"));
+    place.done(&format!("{keep} likeliest --save-as top-k=32"));
+    let from = |teacher: &str, output: &str, more: &str| {
+        place.done(&format!(
+            "distill --teacher {teacher} --student cut -o {output} --batch 4 --tokens 2560 --no-eval --quiet --json {output}.json {more}"
+        ));
+        let report = place.json(&format!("{output}.json"));
+        let curve = report["distillation"]["curve"].as_array().unwrap().clone();
+        curve.iter().map(|point| point["held_out_loss"].as_f64().unwrap()).collect::<Vec<_>>()
+    };
+    let online = from("books-2m", "online", "--data calibration.txt --ctx 64 --held-out 0.1");
+    let hidden = from("hidden", "kept", "--held-out 0.1");
+    let likeliest = from("likeliest", "top", "--held-out 0.1 --loss jsd");
+    for losses in [&online, &hidden, &likeliest] {
+        assert!(losses[losses.len() - 1] < 0.95 * losses[0], "{losses:?}");
+    }
+}
+
+/// A model that learns to be itself in few bits: better than one that was rounded unprepared.
+#[test]
+fn a_student_sees_its_weights_as_they_will_be_stored() {
+    let place = Place::new();
+    let run = RUN.replace("--student cut", "--student books-2m").replace("1e-3", "3e-4");
+    place.done(&format!("{run} -o aware --scheme w2a16-g64 --tokens 10240 --json aware.json"));
+    place.done("quantize books-2m -o rounded --scheme w2a16-g64 --method rtn --no-eval --quiet");
+    let line = "--text heldout.txt --chunks 4 --ctx 64 --reference books-2m --quiet --json";
+    place.done(&format!("eval rounded {line} rounded.json"));
+    let kl = |name: &str| place.json(name)["evaluation"]["kl_divergence"]["mean"].as_f64().unwrap();
+    assert!(kl("aware.json") < 0.5 * kl("rounded.json"), "{}, {}", kl("aware.json"), kl("rounded.json"));
+    assert_eq!(place.json("aware.json")["output"]["scheme"], "w2a16-g64");
+}
+
+#[test]
+fn a_run_that_is_killed_goes_on_to_the_same_weights() {
+    let place = school();
+    let run = format!("{RUN} --tokens 10240 --no-eval").replace("--text heldout.txt --chunks 4", "");
+    place.done(&format!("{run} -o whole"));
+    let words = format!("{run} -o killed --save-every 0");
+    let mut child = Command::new(ATTAR)
+        .args(words.split_whitespace())
+        .current_dir(place.at(""))
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let kept = place.at("killed.training/training.json");
+    let started = Instant::now();
+    while !kept.exists() {
+        assert!(started.elapsed() < Duration::from_mins(4), "nothing was kept");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap(); // SIGKILL
+    child.wait().unwrap();
+    assert!(!place.at("killed").exists(), "it was over before it was killed");
+    place.fails(&words, &["killed.training", "not finished", "--resume"]);
+    place.fails(&format!("{words} --resume --seed 1"), &["other settings"]);
+    place.done(&format!("{words} --resume --threads 1 --json killed.json"));
+    assert!(weights(&place, "killed") == weights(&place, "whole"));
+    assert_eq!(place.json("killed.json")["distillation"]["steps"], 40);
+}
+
+#[test]
+fn what_cannot_be_taught_is_refused_before_any_work() {
+    let place = Place::new();
+    let ask = "distill --teacher books-2m --student books-2m -o out";
+    place.refuses(ask, &["nothing to learn from", "--data"]);
+    place.refuses(&format!("{ask} --data calibration.txt --ctx 100000"), &["too few", "--ctx"]);
+    place.refuses(
+        &format!("{ask} --data calibration.txt --resume"),
+        &["no run to go on with", "out.training"],
+    );
+    place.refuses(&format!("{ask} --data calibration.txt --device cuda"), &["processor"]);
+    place.write("lines.jsonl", "{\"text\": \"a\"}\n{\"messages\": []}\n");
+    place.refuses(&format!("{ask} --data lines.jsonl"), &["line 2", "`messages`", "chat template"]);
+    place.write("lines.jsonl", "{\"text\": \"a\"}\nno json\n");
+    place.fails(&format!("{ask} --data lines.jsonl"), &["line 2 of `lines.jsonl`"]);
+    place.done("eval books-2m --text heldout.txt --ctx 64 --chunks 4 --quiet --save-reference kept");
+    let ask = "distill --teacher kept --student books-2m -o out";
+    place.refuses(&format!("{ask} --data calibration.txt"), &["text of its own", "--data"]);
+    place.refuses(&format!("{ask} --ctx 32"), &["windows of its own length"]);
+}
