@@ -199,7 +199,8 @@ pub struct Tensor {
     pub encoding: String,
     /// Bits per element in the file.
     pub bits_per_weight: f64,
-    /// tr(E H E') / tr(W H W') of the error E left by the solver.
+    /// tr(E H E') / tr(W H W') of the error E left by the solver. Where it reads no more of its inputs than their squares, as
+    /// `rtn` does, H is the diagonal matrix of these.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub relative_error: Option<f64>,
     /// The same for plain round-to-nearest.

@@ -1,6 +1,6 @@
 //! Structured pruning: what can go, what goes with it, and how what remains is repaired.
 //!
-//! Reads as the pipeline uses it. A [`Criterion`](criterion::Criterion) scores layers, heads, channels or experts and leaves
+//! Reads as the pipeline uses it. A [`Criterion`] scores layers, heads, channels or experts and leaves
 //! [`KeepList`]s; [`Cuts`] are one such list for each group of features that are one thing in several tensors, and
 //! [`coupling`](coupling::coupling) says which tensors those are. [`Pruned`] is the smaller model: weights that are cut as they
 //! are loaded, so that it can be run, or written, without ever having stood anywhere. [`repair`](repair::repair) lets the
