@@ -66,8 +66,8 @@ impl DataFile {
     }
 }
 
-/// Cuts the files into windows of `ctx` tokens, the last `held_out` share of each file's, at most `most_held_out` of all,
-/// never learned from.
+/// Cuts the files into windows of `ctx` tokens; the last `held_out` share of each file's is never learned from, and
+/// [`MOST_HELD_OUT`] of all these at most are scored.
 ///
 /// Documents follow one another, with `end` between them where there is such a token; each window begins with BOS where the
 /// tokenizer adds one. What is left at a file's end is not used.
@@ -97,7 +97,7 @@ pub fn read(
             tokens.extend_from_slice(window);
         }
         let windows = tokens.len() / ctx - first;
-        let scored = if held_out > 0.0 { ((windows as f64 * held_out).round() as usize).max(1) } else { 0 };
+        let scored = scored_of(windows, held_out);
         if windows <= scored {
             return Err(Failure::new(format!(
                 "`{}` has {} tokens, which are {windows} windows of {ctx}: too few to learn from",
@@ -118,7 +118,7 @@ pub fn read(
 /// A cache with too few windows.
 pub fn of_cache(windows: &Windows, path: &Path, held_out: f64) -> Result<Data> {
     let count = windows.count();
-    let scored = if held_out > 0.0 { ((count as f64 * held_out).round() as usize).max(1) } else { 0 };
+    let scored = scored_of(count, held_out);
     if count <= scored {
         return Err(Failure::new(format!(
             "the teacher cache `{}` has {count} windows: too few",
@@ -128,6 +128,11 @@ pub fn of_cache(windows: &Windows, path: &Path, held_out: f64) -> Result<Data> {
     }
     let texts = vec![LearnedText { first: 0, learned: count - scored, weight: 1.0 }];
     Ok(Data { windows: windows.clone(), texts, held_out: thinned((count - scored..count).collect()) })
+}
+
+/// Windows of so many that are only scored: their share, one at least unless none are asked for.
+fn scored_of(windows: usize, held_out: f64) -> usize {
+    if held_out > 0.0 { ((windows as f64 * held_out).round() as usize).max(1) } else { 0 }
 }
 
 /// Held-out windows that are scored at each point of the curve, at most: some hundred tell enough.

@@ -26,7 +26,7 @@ mod tests;
 mod write;
 
 pub use error::Error;
-pub use facts::{Facts, Signal, Teacher};
+pub use facts::{Facts, Signal, Teacher, tokens_sha256};
 pub use read::{Cache, Lesson, Said, TopK};
 pub use write::Writer;
 

@@ -8,6 +8,7 @@ use attar_checkpoint::atomic::Overwrite;
 use attar_checkpoint::tokenizer::Tokenizer;
 use attar_distill::{Aim, Decay, Disguise, Optimizer, Progress, Schedule, Teacher, Training};
 use attar_eval::{Convention, report};
+use attar_model::teacher::tokens_sha256;
 use attar_model::{AdamW, Device, Divergence, Keep, Likeness, Precision, Role, Step};
 use attar_quant::Named;
 use ndarray::{Array2, ArrayView2};
@@ -182,8 +183,8 @@ struct Lesson {
 impl Lesson {
     fn new(args: &DistillArgs, data: &Data) -> Self {
         let step_tokens = usize::from(args.batch) * data.windows.ctx();
-        let learned: usize = data.texts.iter().map(|text| text.learned).sum();
-        let tokens = args.tokens.unwrap_or((learned * data.windows.ctx()) as u64);
+        let all = data.learned_windows() * data.windows.ctx();
+        let tokens = args.tokens.unwrap_or(all as u64);
         let steps = tokens.div_ceil(step_tokens as u64).max(1);
         let decay = match args.decay {
             DecayArg::Cosine => Decay::Cosine,
@@ -215,7 +216,6 @@ impl Lesson {
     fn plan(&self, args: &DistillArgs, student: &Source, data: &Data) -> String {
         let (steps, step_tokens) =
             (self.optimizer.schedule.steps, usize::from(args.batch) * data.windows.ctx());
-        let learned: usize = data.texts.iter().map(|text| text.learned).sum();
         // Weights, gradients and two moments, in f32.
         let memory = 16 * student.parameters();
         format!(
@@ -224,7 +224,7 @@ impl Lesson {
             args.teacher.display(),
             args.student.display(),
             thousands(student.parameters()),
-            thousands(learned as u64),
+            thousands(data.learned_windows() as u64),
             data.windows.ctx(),
             data.held_out.len(),
             thousands(steps),
@@ -242,7 +242,7 @@ impl Lesson {
             format!("{} {} {:?} {:?}", args.batch, args.seed, data.texts, data.held_out),
             format!("{:?} {:?}", args.scheme, student.config),
             format!("{} {}", args.teacher.display(), args.student.display()),
-            tokens_sha256(data),
+            tokens_sha256(data.windows.tokens()),
         ] {
             hash.update(part.as_bytes());
             hash.update([0]);
@@ -254,32 +254,23 @@ impl Lesson {
 /// What the report says of a run.
 fn facts(args: &DistillArgs, data: &Data, record: Record, steps: u64) -> report::Distillation {
     let ctx = data.windows.ctx() as u64;
-    let learned: u64 = data.texts.iter().map(|text| text.learned as u64).sum();
     report::Distillation {
         teacher: args.teacher.display().to_string(),
         data: args.data.iter().map(|file| file.path.display().to_string()).collect(),
-        data_sha256: tokens_sha256(data),
+        data_sha256: tokens_sha256(data.windows.tokens()),
         loss: args.loss.name().to_owned(),
         temperature: args.temperature,
         cross_entropy: args.cross_entropy,
         steps,
         skipped_steps: record.skipped,
         step_tokens: u64::from(args.batch) * ctx,
-        data_tokens: learned * ctx,
+        data_tokens: data.learned_windows() as u64 * ctx,
         held_out_tokens: data.held_out.len() as u64 * ctx,
         learning_rate: args.learning_rate,
         seed: args.seed,
         seconds: record.seconds,
         curve: record.curve,
     }
-}
-
-fn tokens_sha256(data: &Data) -> String {
-    let mut hash = Sha256::new();
-    for token in data.windows.tokens() {
-        hash.update(token.to_le_bytes());
-    }
-    hex(&hash.finalize())
 }
 
 impl DistillArgs {

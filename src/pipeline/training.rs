@@ -81,6 +81,11 @@ impl Data {
         Windows::new(ctx, tokens.copied().collect())
     }
 
+    /// How many windows are learned from.
+    pub fn learned_windows(&self) -> usize {
+        self.texts.iter().map(|text| text.learned).sum()
+    }
+
     /// The windows of an [`Order`]'s numbers, which count those that are learned from only.
     fn learned(&self, numbers: Vec<usize>) -> Vec<usize> {
         let find = |mut number: usize| {

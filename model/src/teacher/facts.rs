@@ -238,7 +238,7 @@ fn absurd(key: &'static str, found: &str) -> Error {
 }
 
 /// SHA-256 of tokens as little-endian u32, lower-case hex.
-pub(super) fn tokens_sha256(tokens: &[u32]) -> String {
+pub fn tokens_sha256(tokens: &[u32]) -> String {
     let mut hash = Sha256::new();
     for tokens in tokens.chunks(1 << 12) {
         hash.update(tokens.iter().flat_map(|token| token.to_le_bytes()).collect::<Vec<u8>>());
