@@ -67,7 +67,7 @@ impl DataFile {
 }
 
 /// Cuts the files into windows of `ctx` tokens; the last `held_out` share of each file's is never learned from, and
-/// [`MOST_HELD_OUT`] of all these at most are scored.
+/// 64 of all these at most are scored.
 ///
 /// Documents follow one another, with `end` between them where there is such a token; each window begins with BOS where the
 /// tokenizer adds one. What is left at a file's end is not used.
