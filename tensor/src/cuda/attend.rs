@@ -1,13 +1,13 @@
 //! Attention forward and backward.
 
+use super::kernel::Module;
 use super::launch::{Layout, arguments, int};
+use super::machine::Argument;
 use super::memory::{Element, Matrix, Rows, RowsMut};
 use super::{Cuda, CudaError};
 use crate::op::Attention;
 use half::bf16;
 
-/// Queries of a block on tensor cores.
-const QUERIES: usize = 64;
 /// Warps of a block, each with a query or a key.
 const WARPS: usize = 4;
 
@@ -28,6 +28,32 @@ impl Attention {
     /// Tokens a query sees at most.
     fn width(self) -> usize {
         self.sliding_window.map_or(self.ctx, |width| width.clamp(1, self.ctx))
+    }
+
+    /// Whether the tensor-core kernel of the text has this shape in this storage.
+    fn is_fast<T: Element>(self, source: &str) -> bool {
+        T::DEFINITION == bf16::DEFINITION
+            && self.scale > 0.0
+            && Module::find(source, Some(&self.definition())).is_some()
+    }
+
+    fn definition(self) -> String {
+        format!("HEAD_DIM={}", self.head_dim)
+    }
+
+    /// A block of a tensor-core kernel for each `each` tokens of each head, with `rows` rows of a head in shared memory.
+    fn tiled(self, windows: usize, heads: usize, each: usize, rows: usize) -> Layout {
+        Layout {
+            grid: [heads, self.ctx.div_ceil(each), windows],
+            block: [128, 1, 1],
+            shared_bytes: (rows * (self.head_dim + 8) * 2) as u32,
+        }
+    }
+
+    /// That of the forward kernel: its queries, 64 keys and 64 values.
+    fn forward_layout(self, windows: usize) -> Layout {
+        let queries = if self.head_dim > 128 { 64 } else { 128 };
+        self.tiled(windows, self.heads, queries, queries + 2 * 64)
     }
 
     fn layout(self, windows: usize, heads: usize, each: usize, threads: u32) -> Layout {
@@ -52,19 +78,20 @@ impl Cuda {
         [q, k, v]: [Rows<'_, T>; 3],
         shape: Attention,
     ) -> Result<(), CudaError> {
-        let definition = format!("HEAD_DIM={}", shape.head_dim);
-        let fast = super::kernel::Module::find("attention", Some(&definition)).is_some();
-        if T::DEFINITION != bf16::DEFINITION || !fast {
+        if !shape.is_fast::<T>("attention") {
             return self.attention_plain(out, [q, k, v], shape);
         }
         let windows = shape.windows(q, k, v);
         assert_eq!(out.dim(), q.dim(), "the result is shaped as the queries");
-        let layout = shape.layout(windows, shape.heads, QUERIES, 128);
+        let none = Argument::Address(0);
         let arguments = arguments![
             &out,
+            none,
+            none,
             q,
             k,
             v,
+            none,
             int(shape.ctx),
             int(shape.heads),
             int(shape.kv_heads),
@@ -72,7 +99,12 @@ impl Cuda {
             shape.scale,
             shape.soft_cap.unwrap_or(0.0),
         ];
-        self.run(("attention", Some(&definition)), "attention", layout, arguments)
+        self.run(
+            ("attention", Some(&shape.definition())),
+            "attention",
+            shape.forward_layout(windows),
+            arguments,
+        )
     }
 
     /// [`attention`](Self::attention) in f32 arithmetic throughout: the truth on the device, in any head size up to 256.

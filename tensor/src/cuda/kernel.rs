@@ -46,7 +46,7 @@ pub(crate) const ADD: Source = Source {
 };
 pub(crate) const ATTENTION: Source = Source {
     name: "attention",
-    text: include_str!("../op/attention.cu"),
+    text: concat!(include_str!("tiles.cu"), include_str!("../op/attention.cu")),
     kernels: &["attention"],
     variants: &[
         &["HEAD_DIM=32"],
