@@ -37,7 +37,21 @@ template <int M, int N> DEVICE void clear(float (&d)[M][N][4]) {
     }
 }
 
-// d = a b^T over features, of 16 M rows a and 8 N rows b.
+// d += a b^T over the features of one sixteenth, of 16 M rows a and 8 N rows b.
+template <int M, int N> DEVICE void multiply_step(float (&d)[M][N][4], const u32 (&a)[M][4], Shared b) {
+#pragma unroll
+    for (int n = 0; n < N; n += 2) {
+        u32 right[4];
+        load_matrices(right, b + n * 8 * ROW_BYTES);
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+            multiply_16x8x16(d[m][n], a[m], right[0], right[1]);
+            multiply_16x8x16(d[m][n + 1], a[m], right[2], right[3]);
+        }
+    }
+}
+
+// d = a b^T over features.
 template <int M, int N> DEVICE void multiply_rows(float (&d)[M][N][4], Shared a, Shared b) {
     clear(d);
 #pragma unroll
@@ -47,16 +61,16 @@ template <int M, int N> DEVICE void multiply_rows(float (&d)[M][N][4], Shared a,
         for (int m = 0; m < M; m++) {
             load_matrices(left[m], a + m * 16 * ROW_BYTES + step * 32);
         }
+        multiply_step(d, left, b + step * 32);
+    }
+}
+
+// The same with 16 rows that a warp has loaded before.
+template <int N> DEVICE void multiply_kept_rows(float (&d)[1][N][4], const u32 (&a)[HEAD_DIM / 16][1][4], Shared b) {
+    clear(d);
 #pragma unroll
-        for (int n = 0; n < N; n += 2) {
-            u32 right[4];
-            load_matrices(right, b + n * 8 * ROW_BYTES + step * 32);
-#pragma unroll
-            for (int m = 0; m < M; m++) {
-                multiply_16x8x16(d[m][n], left[m], right[0], right[1]);
-                multiply_16x8x16(d[m][n + 1], left[m], right[2], right[3]);
-            }
-        }
+    for (int step = 0; step < HEAD_DIM / 16; step++) {
+        multiply_step(d, a[step], b + step * 32);
     }
 }
 
