@@ -24,6 +24,7 @@ pub const SOURCES: &[Source] = &[
     ADAMW,
     ADD,
     ATTENTION,
+    ATTENTION_BACKWARD,
     ATTENTION_PLAIN,
     CAST,
     EMBEDDING,
@@ -46,7 +47,7 @@ pub(crate) const ADD: Source = Source {
 };
 pub(crate) const ATTENTION: Source = Source {
     name: "attention",
-    text: include_str!("../op/attention.cu"),
+    text: concat!(include_str!("tiles.cu"), include_str!("../op/attention.cu")),
     kernels: &["attention"],
     variants: &[
         &["HEAD_DIM=32"],
@@ -57,6 +58,19 @@ pub(crate) const ATTENTION: Source = Source {
         &["HEAD_DIM=128"],
         &["HEAD_DIM=192"],
         &["HEAD_DIM=256"],
+    ],
+};
+pub(crate) const ATTENTION_BACKWARD: Source = Source {
+    name: "attention_backward",
+    text: concat!(include_str!("tiles.cu"), include_str!("../op/attention_backward.cu")),
+    kernels: &["attention_backward_queries", "attention_backward_keys"],
+    variants: &[
+        &["HEAD_DIM=32"],
+        &["HEAD_DIM=64"],
+        &["HEAD_DIM=80"],
+        &["HEAD_DIM=96"],
+        &["HEAD_DIM=112"],
+        &["HEAD_DIM=128"],
     ],
 };
 pub(crate) const ATTENTION_PLAIN: Source = Source {
