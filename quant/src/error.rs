@@ -53,4 +53,7 @@ pub enum Error {
         /// Row length of the weight.
         in_features: usize,
     },
+    /// A device that fails, or whose memory is short.
+    #[error("the device")]
+    Device(#[from] attar_tensor::cuda::CudaError),
 }

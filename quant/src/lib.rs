@@ -45,11 +45,15 @@ pub mod solver;
 mod statistics;
 
 pub use encoding::{
-    ENCODINGS, Encoding, Fit, GridEncoding, IntEncoding, IntParts, Named, ScaleDtype, encoding, encoding_of,
+    DeviceFit, ENCODINGS, Encoding, Fit, GridEncoding, IntEncoding, IntParts, Named, ScaleDtype, encoding,
+    encoding_of,
 };
 pub use error::Error;
 pub use factor::{Factor, Feedback, Refusal, Settings, shrinkage_for};
 pub use grid::Grid;
 pub use loss::{energy_by_column, weighted_energy};
-pub use solver::{Facts, Gptq, Rtn, SOLVERS, Solution, Solver, solver};
+pub use solver::{
+    DeviceFactor, DeviceGptq, DeviceSolution, DeviceStatistics, Facts, Gptq, Rtn, SOLVERS, Solution, Solver,
+    Step, solver,
+};
 pub use statistics::{Detail, Statistics, Sums};

@@ -3,6 +3,7 @@
 //! To add a solver, write one file beside the others and add one line to [`SOLVERS`].
 
 mod descent;
+mod device;
 mod feedback;
 mod gptq;
 mod panel;
@@ -12,6 +13,7 @@ use std::fmt;
 
 use ndarray::{Array2, ArrayView2};
 
+pub use self::device::{DeviceFactor, DeviceGptq, DeviceSolution, DeviceStatistics, Step};
 pub use self::gptq::Gptq;
 pub use self::rtn::Rtn;
 use crate::loss::{energy_by_column, weighted_energy};
@@ -28,6 +30,11 @@ pub trait Solver: Send + Sync + fmt::Debug {
     /// How much it reads of the statistics it is given.
     fn reads(&self) -> Detail {
         Detail::Gram
+    }
+
+    /// The same on a device, where there is such a thing.
+    fn on_device(&self) -> Option<DeviceGptq> {
+        None
     }
 
     /// Codes for `w`, `[out_features, in_features]`, on the grid `encoding` offers it.

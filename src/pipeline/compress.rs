@@ -23,7 +23,7 @@ use crate::source::{CHUNK_WEIGHTS, Source, rows_and_cols};
 use crate::talk::{Stage, Talk};
 
 /// The stages of a block: at each the matrices that read what is observed there become codes.
-const STAGES: [Tap; 4] = [Tap::AttnIn, Tap::AttnOut, Tap::MlpIn, Tap::MlpMid];
+pub(super) const STAGES: [Tap; 4] = [Tap::AttnIn, Tap::AttnOut, Tap::MlpIn, Tap::MlpMid];
 
 /// Everything a pass needs.
 pub struct Pass<'a> {
@@ -144,11 +144,16 @@ impl Pass<'_> {
     /// Stage by stage through one block.
     fn block(&self, layer: usize, stream: &mut Passage, done: &mut Done) -> Result<()> {
         let config = &self.source.config;
-        let mut block = Block::load_without_experts(config, layer, self.source)?;
         let is_kept = |t: &&PlannedTensor| t.spec.tap.is_none() || t.spec.role == Role::Router;
         for tensor in self.plan.of_layer(layer).filter(is_kept) {
             self.without_data(tensor, done, |_, _| Ok(()))?;
         }
+        match (&mut *stream, self.solver.on_device()) {
+            (Passage::F32(stream), Some(solver)) => return self.block_there(layer, (stream, solver), done),
+            (Passage::Bf16(stream), Some(solver)) => return self.block_there(layer, (stream, solver), done),
+            _ => {}
+        }
+        let mut block = Block::load_without_experts(config, layer, self.source)?;
         for tap in STAGES {
             if tap == Tap::MlpIn && block.experts().is_some() {
                 return self.experts(layer, &block, stream.here()?, done);
@@ -193,6 +198,15 @@ impl Pass<'_> {
     ) -> Result<()> {
         let config = &self.source.config;
         let norm = final_norm(config, self.source)?;
+        match (&mut *stream, self.solver.on_device()) {
+            (Passage::F32(stream), Some(solver)) => {
+                return self.head_there(tensor, (encoding, &norm), (stream, solver), done);
+            }
+            (Passage::Bf16(stream), Some(solver)) => {
+                return self.head_there(tensor, (encoding, &norm), (stream, solver), done);
+            }
+            _ => {}
+        }
         let wanted = Statistics::with(self.solver.reads(), config.tap_features(Tap::HeadIn));
         let statistics = done.calibrating(|| stream.head(&norm, wanted))?;
         let factor = Factor::new(&statistics, Settings::default());
@@ -266,7 +280,7 @@ impl Pass<'_> {
     }
 
     /// Reads a tensor some rows at a time; a vector is rows of one.
-    fn each_rows(
+    pub(super) fn each_rows(
         &self,
         tensor: &PlannedTensor,
         done: &mut Done,
@@ -289,7 +303,7 @@ impl Pass<'_> {
     }
 
     /// What is left of a tensor's numbers when they are stored as `dtype`.
-    fn rounded(&self, spec: &TensorSpec, w: Array2<f32>, dtype: Dtype) -> Result<Array2<f32>> {
+    pub(super) fn rounded(&self, spec: &TensorSpec, w: Array2<f32>, dtype: Dtype) -> Result<Array2<f32>> {
         if dtype == Dtype::F32 || dtype == self.source.float_dtype(spec) {
             return Ok(w);
         }
@@ -304,7 +318,7 @@ impl Pass<'_> {
         Ok(Array2::from_shape_vec(shape, kept)?)
     }
 
-    fn load(&self, spec: &TensorSpec) -> Result<ndarray::ArrayD<f32>> {
+    pub(super) fn load(&self, spec: &TensorSpec) -> Result<ndarray::ArrayD<f32>> {
         Ok(self.source.load(&spec.name).map_err(|source| load_failed(spec, source))?)
     }
 }
@@ -313,13 +327,13 @@ fn load_failed(spec: &TensorSpec, source: attar_model::LoadError) -> ModelError 
     ModelError::Load { name: spec.name.clone(), source }
 }
 
-fn grid_of(encoding: &Named) -> Result<&dyn attar_quant::GridEncoding> {
+pub(super) fn grid_of(encoding: &Named) -> Result<&dyn attar_quant::GridEncoding> {
     encoding.grid().ok_or_else(|| Failure::new(format!("{} has no codes", encoding.name())))
 }
 
 /// What was done to the parts of one matrix.
 #[derive(Default)]
-struct Merged {
+pub(super) struct Merged {
     error: f64,
     rtn_error: f64,
     energy: f64,
@@ -328,7 +342,7 @@ struct Merged {
 }
 
 impl Merged {
-    fn add(&mut self, facts: Facts) {
+    pub(super) fn add(&mut self, facts: Facts) {
         self.error += facts.relative_error * facts.energy;
         self.rtn_error += facts.rtn_relative_error * facts.energy;
         self.energy += facts.energy;
@@ -344,7 +358,7 @@ impl Merged {
 
 /// Where finished tensors go.
 pub(super) struct Done<'a> {
-    sink: &'a mut Sink,
+    pub(super) sink: &'a mut Sink,
     stage: &'a Stage,
     reports: Vec<report::Tensor>,
     pub(super) routing: Vec<report::Routing>,
@@ -365,7 +379,7 @@ impl Done<'_> {
         self.reports.last_mut()
     }
 
-    fn note(&mut self, tensor: &PlannedTensor, facts: Option<&Merged>) {
+    pub(super) fn note(&mut self, tensor: &PlannedTensor, facts: Option<&Merged>) {
         let spec = &tensor.spec;
         let fallback = facts.iter().flat_map(|facts| &facts.fallbacks).chain(&tensor.fallback);
         let fallback: Vec<_> = fallback.map(String::as_str).collect();

@@ -1,5 +1,6 @@
 //! From a plan to a file that has been reopened and scored.
 
+mod coded_there;
 pub mod compress;
 mod experts;
 pub mod on_device;
@@ -97,6 +98,7 @@ impl Job<'_> {
             max_memory: self.max_memory,
             precision: self.precision,
             computer: self.computer,
+            solver: self.solver(),
         })
     }
 

@@ -12,6 +12,7 @@ use attar_checkpoint::{Container, Dtype, TensorInfo, decode_floats, encode_float
 use attar_distill::{Aim, Done, Order, Progress, Teacher, Training};
 use attar_eval::report::CurvePoint;
 use attar_model::{Model, Moments, NextToken, Precision, Weights, Windows};
+use attar_quant::Rtn;
 use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -300,6 +301,7 @@ impl Run<'_> {
             max_memory: None,
             precision: Precision::F32,
             computer: &Computer::cpu(),
+            solver: &Rtn,
         })?;
         let target = Target {
             plan: &plan,

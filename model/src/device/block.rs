@@ -87,7 +87,7 @@ impl<'a, T: Element> DeviceBlock<'a, T> {
         turns: &'a AllTurns,
         own: &'a OwnParts<T>,
     ) -> Self {
-        Self { cuda, config, layer, turns, parts: own.parts() }
+        Self { cuda, config, layer, turns, parts: own.parts(config) }
     }
 
     fn norm_of(&self) -> Norm {

@@ -19,7 +19,7 @@ pub use block::{AllTurns, DeviceBlock, Input};
 pub(crate) use forward::hidden_states;
 pub use head::{DeviceHead, DeviceLogits};
 pub use hidden::DeviceHidden;
-pub use weights::OwnParts;
+pub use weights::{OwnParts, stored_matrix};
 
 use crate::{Error, ModelConfig};
 use attar_tensor::cuda::plan::ModelShape;

@@ -111,7 +111,7 @@ impl<'a, T: Element> Parts<'a, T> {
 /// The weights of a block that change while it runs: vectors first, every matrix once it is as it will be.
 #[derive(Debug)]
 pub struct OwnParts<T> {
-    matrices: HashMap<Role, Matrix<T>>,
+    matrices: HashMap<Role, Matrix<T>>, // as stored, or their parts
     vectors: HashMap<Role, Matrix<f32>>,
 }
 
@@ -143,6 +143,23 @@ impl<T: Element> OwnParts<T> {
         Ok(Self { matrices: HashMap::new(), vectors })
     }
 
+    /// Puts the norms and biases of a layer on the device, from where its weights come from.
+    ///
+    /// # Errors
+    /// If memory is short; a tensor that cannot be loaded or has another shape.
+    pub fn vectors_from(
+        cuda: &Cuda,
+        config: &ModelConfig,
+        layer: usize,
+        weights: &dyn Weights,
+    ) -> Result<Self, Error> {
+        let mut vectors = HashMap::new();
+        for spec in specs(config, layer).iter().filter(|spec| spec.shape.len() == 1) {
+            vectors.insert(spec.role, cuda.vector(&vector(weights, spec)?.to_vec())?);
+        }
+        Ok(Self { matrices: HashMap::new(), vectors })
+    }
+
     /// Puts all of a block there.
     ///
     /// # Errors
@@ -170,11 +187,32 @@ impl<T: Element> OwnParts<T> {
         Ok(())
     }
 
+    /// Takes over a stored matrix that is there already.
+    pub fn take(&mut self, role: Role, matrix: Matrix<T>) {
+        self.matrices.insert(role, matrix);
+    }
+
     /// Where they stand.
-    pub(super) fn parts(&self) -> Parts<'_, T> {
-        Parts {
-            matrices: self.matrices.iter().map(|(&role, matrix)| (role, matrix.view())).collect(),
-            vectors: self.vectors.iter().map(|(&role, vector)| (role, vector.view())).collect(),
+    pub(super) fn parts(&self, config: &ModelConfig) -> Parts<'_, T> {
+        let vectors = self.vectors.iter().map(|(&role, vector)| (role, vector.view())).collect();
+        let mut parts = Parts { matrices: HashMap::new(), vectors };
+        self.matrices.iter().for_each(|(&role, matrix)| parts.add(config, role, matrix.view()));
+        parts
+    }
+}
+
+/// A stored matrix on the device in f32, `[out_features, in_features]`: from the file as it is where it is bf16.
+///
+/// # Errors
+/// If memory is short; a tensor that cannot be loaded or has another shape.
+pub fn stored_matrix(cuda: &Cuda, spec: &TensorSpec, weights: &dyn Weights) -> Result<Matrix<f32>, Error> {
+    let bytes = weights.bf16_bytes(&spec.name).filter(|bytes| bytes.len() == 2 * spec.len());
+    match (bytes, &spec.shape[..]) {
+        (Some(bytes), &[rows, cols]) => {
+            let there = cuda.upload_bytes::<bf16>(bytes, (rows, cols))?;
+            weights.let_go(&spec.name);
+            Ok(cuda.widen(there.view())?)
         }
+        _ => Ok(cuda.upload(matrix(weights, spec)?.view())?),
     }
 }

@@ -1,5 +1,6 @@
 //! Error feedback on the device: the factor of a Hessian, and the pass over a weight's columns. The same steps as the CPU solver's.
 
+use super::grid::Grid;
 use super::launch::{Layout, arguments, int};
 use super::machine::{Number, Triangle};
 use super::memory::{Item, Matrix, Rows};
@@ -25,21 +26,6 @@ pub enum Width {
     F32,
 }
 
-/// The values a weight may take, `scale * (code - zero) - min`, one triple for each row and group of columns; `[rows, groups]`.
-#[derive(Debug)]
-pub struct Grid {
-    /// Distance of neighbouring values.
-    pub scale: Matrix<f32>,
-    /// The code that decodes to `-min`, integer valued.
-    pub zero: Matrix<f32>,
-    /// What is subtracted at the end.
-    pub min: Matrix<f32>,
-    /// Consecutive columns that share one triple.
-    pub group_size: usize,
-    /// The largest code.
-    pub max_code: u8,
-}
-
 /// What a pass gives.
 #[derive(Debug)]
 pub struct Pass {
@@ -50,9 +36,9 @@ pub struct Pass {
 }
 
 /// Columns rounded before their errors are passed on in one product.
-const BLOCK: usize = 128;
+pub(super) const BLOCK: usize = 128;
 /// Rows of a block of threads: eight warps of two.
-const ROWS: usize = 16;
+pub(super) const ROWS: usize = 16;
 
 impl Cuda {
     /// The upper triangular U with `UᵀU` the inverse of the damped Hessian, rows and columns in `order`, `[n, n]`.
@@ -162,7 +148,7 @@ impl Cuda {
                 f32::from(grid.max_code),
             ];
             self.run(module, "round_block", layout, arguments)?;
-            self.subtract_couplings(&mut rest, &errors, upper, [start, width, start + width])?;
+            self.add_couplings(&mut rest, (-1.0, &errors), upper, [start, width, start + width])?;
         }
         let losses = self.download_items(losses.view())?;
         Ok(Pass { codes, losses })

@@ -27,10 +27,12 @@ pub const SOURCES: &[Source] = &[
     ATTENTION_BACKWARD,
     ATTENTION_PLAIN,
     CAST,
+    DESCENT,
     EMBEDDING,
     FEEDBACK,
     GATE,
     GRAM,
+    GRID,
     LOG_LOSS,
     RMS_NORM,
     ROPE,
@@ -85,6 +87,12 @@ pub(crate) const CAST: Source = Source {
     kernels: &["narrow", "widen"],
     variants: PLAIN,
 };
+pub(crate) const DESCENT: Source = Source {
+    name: "descent",
+    text: include_str!("../op/descent.cu"),
+    kernels: &["times_diagonal", "row_products", "descend_block"],
+    variants: PLAIN,
+};
 pub(crate) const EMBEDDING: Source = Source {
     name: "embedding",
     text: include_str!("../op/embedding.cu"),
@@ -103,8 +111,18 @@ pub(crate) const GATE: Source = Source {
     kernels: &["gate", "gate_backward"],
     variants: ELEMENTS,
 };
-pub(crate) const GRAM: Source =
-    Source { name: "gram", text: include_str!("../op/gram.cu"), kernels: &["mirror"], variants: PLAIN };
+pub(crate) const GRAM: Source = Source {
+    name: "gram",
+    text: include_str!("../op/gram.cu"),
+    kernels: &["mirror", "diagonal"],
+    variants: PLAIN,
+};
+pub(crate) const GRID: Source = Source {
+    name: "grid",
+    text: include_str!("../op/grid.cu"),
+    kernels: &["search_groups", "nearest_codes", "decode", "rounding_errors"],
+    variants: ELEMENTS,
+};
 pub(crate) const LOG_LOSS: Source = Source {
     name: "log_loss",
     text: include_str!("../op/log_loss.cu"),

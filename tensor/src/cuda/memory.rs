@@ -4,6 +4,7 @@ use super::machine::{Address, Columns, Machine, Number};
 use super::{Cuda, CudaError};
 use half::bf16;
 use ndarray::{Array2, ArrayView2};
+use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -263,6 +264,12 @@ impl<T: Item> RowsMut<'_, T> {
     }
 }
 
+/// All elements, row after row.
+fn rounded<T: Element>(x: ArrayView2<'_, f32>) -> Vec<T> {
+    let x = x.as_standard_layout();
+    x.as_slice().unwrap_or_default().par_iter().map(|&x| T::of(x)).collect()
+}
+
 impl Cuda {
     /// Room for `rows x cols` numbers, whose values are anything.
     ///
@@ -297,8 +304,7 @@ impl Cuda {
     /// # Errors
     /// [`CudaError::TooLittleMemory`].
     pub fn upload<T: Element>(&self, x: ArrayView2<'_, f32>) -> Result<Matrix<T>, CudaError> {
-        let items: Vec<T> = x.iter().map(|&x| T::of(x)).collect();
-        self.upload_items(&items, x.dim())
+        self.upload_items(&rounded(x), x.dim())
     }
 
     /// Copies to rows that are on the device already, rounded to their elements.
@@ -310,8 +316,7 @@ impl Cuda {
     /// If the shapes differ.
     pub fn write<T: Element>(&self, to: RowsMut<'_, T>, x: ArrayView2<'_, f32>) -> Result<(), CudaError> {
         assert_eq!(to.dim(), x.dim(), "a copy keeps its shape");
-        let items: Vec<T> = x.iter().map(|&x| T::of(x)).collect();
-        self.machine.upload(to.address(), bytes(&items))
+        self.machine.upload(to.address(), bytes(&rounded::<T>(x)))
     }
 
     /// A copy on the device of numbers in rows.
@@ -328,14 +333,27 @@ impl Cuda {
         Ok(matrix)
     }
 
+    /// A copy on the device of numbers that stand in memory as bytes, in rows.
+    ///
+    /// # Errors
+    /// [`CudaError::TooLittleMemory`].
+    ///
+    /// # Panics
+    /// If there are not as many as `rows * cols` take.
+    pub fn upload_bytes<T: Item>(&self, bytes: &[u8], dim: (usize, usize)) -> Result<Matrix<T>, CudaError> {
+        assert_eq!(bytes.len(), dim.0 * dim.1 * size_of::<T>(), "bytes of a {} x {} matrix", dim.0, dim.1);
+        let matrix = self.room(dim)?;
+        self.machine.upload(matrix.address(), bytes)?;
+        Ok(matrix)
+    }
+
     /// A copy of rows on the host, as f32.
     ///
     /// # Errors
     /// If something asked for before has failed.
     pub fn download<T: Element>(&self, x: Rows<'_, T>) -> Result<Array2<f32>, CudaError> {
-        let items = self.download_items(x)?;
-        let mut items = items.into_iter().map(T::to_f32);
-        Ok(Array2::from_shape_simple_fn(x.dim(), || items.next().unwrap_or_default()))
+        let items = self.download_items(x)?.into_par_iter().map(T::to_f32).collect();
+        Ok(Array2::from_shape_vec(x.dim(), items).unwrap_or_else(|_| unreachable!("as many as there are")))
     }
 
     /// A copy of rows on the host, as they are.

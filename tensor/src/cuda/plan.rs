@@ -169,19 +169,24 @@ fn stages(shape: ModelShape, work: Work, choice: Choice) -> Vec<Stage> {
     stages
 }
 
-/// Factoring a Hessian, or the pass over a weight, whichever needs more; the Gram matrix stands during both.
+/// Factoring a Hessian, or the work on a weight, whichever needs more; the Gram matrix stands during both.
 fn solve_bytes(out_features: u64, in_features: u64, width: Width) -> u64 {
     let wide = match width {
         Width::F64 => F64,
         Width::F32 => F32,
     };
     let square = in_features * in_features;
+    let weight = out_features * in_features;
+    // Two grids, of which the finest formats have a triple for 16 columns, and two sets of codes.
+    let standing =
+        F32 * square + F32 * weight + 2 * (3 * F32 * out_features * in_features.div_ceil(16) + weight);
     // A sixteenth of the matrix: room for the libraries to work in.
     let factor = (wide + F32) * square + wide * square / 16;
-    let weight = out_features * in_features;
-    let grid = 3 * F32 * out_features * in_features.div_ceil(32);
-    let pass = F32 * square + 2 * F32 * weight + weight + grid + F32 * 128 * out_features;
-    F32 * square + factor.max(pass)
+    // The factor, and of the weight what is left of it; or its errors and what pulls at it.
+    let pass = F32 * square + F32 * weight + F32 * 128 * out_features;
+    let descent = F32 * square + 2 * F32 * weight + F32 * 128 * out_features;
+    let energy = F32 * weight + F32 * 1024 * out_features;
+    standing + factor.max(pass).max(descent).max(energy)
 }
 
 /// What one stage of a block leaves to the next, of all tokens: the larger of the inputs of o and of down.

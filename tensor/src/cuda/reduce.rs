@@ -8,6 +8,9 @@ use super::layers::SUM_ROWS;
 use super::memory::{Element, Matrix, Rows, RowsMut};
 use super::{Cuda, CudaError};
 
+/// Columns of a product on the way to an energy: few of them skip more of the matrix, many multiply faster.
+const ENERGY_COLUMNS: usize = 1024;
+
 impl Cuda {
     /// `total += shares[0] + shares[1] + ...`; total is `[1, cols]`, shares `[shares, cols]`.
     pub(super) fn add_shares(&self, total: RowsMut<'_, f32>, shares: Rows<'_, f32>) -> Result<(), CudaError> {
@@ -71,5 +74,55 @@ impl Cuda {
         let (n, cols) = gram.dim();
         assert_eq!(n, cols, "a Gram matrix is square");
         self.run(("gram", None), "mirror", Layout::squares(n, n), arguments![&*gram, int(n)])
+    }
+
+    /// The diagonal of a square matrix, on the host.
+    ///
+    /// # Errors
+    /// If memory is short or the launch fails.
+    ///
+    /// # Panics
+    /// If it is not square.
+    pub fn diagonal(&self, gram: Rows<'_, f32>) -> Result<Vec<f32>, CudaError> {
+        let (n, cols) = gram.dim();
+        assert_eq!(n, cols, "a diagonal is of a square");
+        let out = self.room((1, n))?;
+        self.run(("gram", None), "diagonal", Layout::each(n), arguments![&out, gram, int(n)])?;
+        self.download_items(out.view())
+    }
+
+    /// Whether every number is finite.
+    ///
+    /// # Errors
+    /// If memory is short or the launch fails.
+    pub fn is_finite(&self, x: Rows<'_, f32>) -> Result<bool, CudaError> {
+        Ok(self.sum_of_squares([x])?.is_finite()) // no square of an f32 is too large for f64
+    }
+
+    /// `tr(x h xᵀ)`: the sum over the rows of x `[rows, n]` of their squares in the symmetric metric h `[n, n]`. Products are f32, their
+    /// sums f64.
+    ///
+    /// # Errors
+    /// If memory is short, a launch fails or the library refuses.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn energy(&self, x: Rows<'_, f32>, h: Rows<'_, f32>) -> Result<f64, CudaError> {
+        let (rows, n) = x.dim();
+        assert_eq!(h.dim(), (n, n), "the metric is square in the columns");
+        if rows == 0 {
+            return Ok(0.0);
+        }
+        let out = self.room::<f32>((rows, ENERGY_COLUMNS.min(n)))?;
+        let shares = self.room::<f64>((n.div_ceil(ENERGY_COLUMNS), rows.div_ceil(16)))?;
+        let layout = Layout { grid: [shares.dim().1, 1, 1], block: [256, 1, 1], shared_bytes: 0 };
+        for (i, from) in (0..n).step_by(ENERGY_COLUMNS).enumerate() {
+            let to = n.min(from + ENERGY_COLUMNS);
+            self.half_times(&out, x, h, [from, to])?;
+            let share = shares.view().rows(i, i + 1);
+            let arguments = arguments![share, x, &out, int(rows), int(n), int(from), int(to - from)];
+            self.run(("descent", None), "row_products", layout, arguments)?;
+        }
+        self.total(&shares)
     }
 }
