@@ -173,8 +173,9 @@ impl Cuda {
         let sizes = [shape.ctx, shape.heads, shape.kv_heads, shape.width()].map(int);
         let [ctx, heads, kv_heads, width] = sizes;
         let (scale, cap) = (shape.scale, shape.soft_cap.unwrap_or(0.0));
-        // 128 queries, their slopes, and keys and values of 32 tokens, the keys twice.
-        let layout = shape.tiled(windows, shape.heads, 128, 2 * 128 + 3 * 32);
+        // Large heads come in smaller steps, and two blocks share the features of their keys' gradients.
+        let (queries, step, parts) = if shape.head_dim > 128 { (64, 16, 2) } else { (128, 32, 1) };
+        let layout = shape.tiled(windows, shape.heads, queries, 2 * queries + 3 * step);
         let arguments = arguments![
             &gradients[0],
             &log_sum,
@@ -191,9 +192,7 @@ impl Cuda {
             cap,
         ];
         self.run((SOURCE, Some(&definition)), "attention_backward_queries", layout, arguments)?;
-        // 64 keys, their values, and twice queries, slopes and two figures of 32 tokens.
-        let mut layout = shape.tiled(windows, shape.kv_heads, 64, 2 * 64 + 4 * 32);
-        layout.shared_bytes += 4 * 32 * 4;
+        let layout = shape.tiled(windows, shape.kv_heads * parts, 64, 2 * 64 + 4 * step);
         let arguments = arguments![
             &gradients[1],
             &gradients[2],
