@@ -55,7 +55,7 @@ KERNEL __launch_bounds__(THREADS) attention(bf16* out, float* log_sum, float* me
         __syncthreads(); // the keys are there, and nobody reads the values before
         send_rows<KEYS>(values, v, kv_stride, k0, ctx);
         float scores[TILES][KEYS / 8][4];
-        bool seen = k0 < first + 16 * TILES && first - k0 - (KEYS - 1) < width; // by any query of the warp
+        bool seen = first < ctx && k0 < first + 16 * TILES && first - k0 - (KEYS - 1) < width; // by a query of the warp
         if (seen) {
             multiply_rows(scores, queries + of_warp * ROW_BYTES + left_lane(), keys + right_lane());
             if (cap > 0.0f) {

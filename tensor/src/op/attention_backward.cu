@@ -68,7 +68,7 @@ KERNEL __launch_bounds__(THREADS) attention_backward_queries(bf16* d_q, const fl
             send_rows<STEP>(next_keys, k, kv_stride, k0 + STEP, ctx);
         }
         float scores[TILES][STEP / 8][4], d_scores[TILES][STEP / 8][4];
-        bool seen = k0 < first + queries_of_warp && first - k0 - (STEP - 1) < width; // by any query of the warp
+        bool seen = first < ctx && k0 < first + queries_of_warp && first - k0 - (STEP - 1) < width; // by a query of the warp
         if (seen) {
             multiply_rows(scores, queries + of_warp * ROW_BYTES + left_lane(), keys + right_lane());
             multiply_rows(d_scores, slopes + of_warp * ROW_BYTES + left_lane(), values + right_lane());
