@@ -59,7 +59,7 @@ impl Cuda {
     /// `softmax(cap(scale q kᵀ)) v` for each head of each window, a token seeing none after it.
     ///
     /// q and out are `[windows * ctx, heads * head_dim]`, k and v `[windows * ctx, kv_heads * head_dim]`. bf16 in head sizes that
-    /// have a tensor-core kernel uses it; all else goes by [`attention_plain`](Self::attention_plain).
+    /// have a tensor-core kernel uses it where the scale is above 0; all else goes by [`attention_plain`](Self::attention_plain).
     ///
     /// # Errors
     /// If the launch fails.
@@ -143,7 +143,7 @@ impl Cuda {
     /// Backward of [`attention`](Self::attention): the gradients of q, k and v from theirs and `d_out`. Nothing is kept from the
     /// forward pass.
     ///
-    /// bf16 in head sizes that have tensor-core kernels uses them; all else goes by
+    /// bf16 in head sizes that have tensor-core kernels uses them where the scale is above 0; all else goes by
     /// [`attention_backward_plain`](Self::attention_backward_plain).
     ///
     /// # Errors
