@@ -131,7 +131,7 @@ fn attention(cuda: &Cuda, peak: &Peak) -> Result<(), CudaError> {
     line("attention plain bf16, half counted", taken, amount, "TFLOP/s", peak.f32);
     let d_out = random::<bf16>(cuda, q.dim())?;
     let taken = seconds(cuda, || cuda.attention_backward(qkv, d_out.view(), shape).map(drop))?;
-    line("attention backward bf16, half counted", taken, 2.5 * amount, "TFLOP/s", peak.f32);
+    line("attention backward bf16, half counted", taken, 2.5 * amount, "TFLOP/s", peak.bf16);
     Ok(())
 }
 

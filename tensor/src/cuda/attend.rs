@@ -59,7 +59,7 @@ impl Cuda {
     /// `softmax(cap(scale q kᵀ)) v` for each head of each window, a token seeing none after it.
     ///
     /// q and out are `[windows * ctx, heads * head_dim]`, k and v `[windows * ctx, kv_heads * head_dim]`. bf16 in head sizes that
-    /// have a tensor-core kernel uses it; all else goes by [`attention_plain`](Self::attention_plain).
+    /// have a tensor-core kernel uses it where the scale is above 0; all else goes by [`attention_plain`](Self::attention_plain).
     ///
     /// # Errors
     /// If the launch fails.
@@ -143,7 +143,7 @@ impl Cuda {
     /// Backward of [`attention`](Self::attention): the gradients of q, k and v from theirs and `d_out`. Nothing is kept from the
     /// forward pass.
     ///
-    /// bf16 in head sizes that have tensor-core kernels uses them; all else goes by
+    /// bf16 in head sizes that have tensor-core kernels uses them where the scale is above 0; all else goes by
     /// [`attention_backward_plain`](Self::attention_backward_plain).
     ///
     /// # Errors
@@ -173,8 +173,9 @@ impl Cuda {
         let sizes = [shape.ctx, shape.heads, shape.kv_heads, shape.width()].map(int);
         let [ctx, heads, kv_heads, width] = sizes;
         let (scale, cap) = (shape.scale, shape.soft_cap.unwrap_or(0.0));
-        // 128 queries, their slopes, and keys and values of 32 tokens, the keys twice.
-        let layout = shape.tiled(windows, shape.heads, 128, 2 * 128 + 3 * 32);
+        // Large heads come in smaller steps, and two blocks share the features of their keys' gradients.
+        let (queries, step, parts) = if shape.head_dim > 128 { (64, 16, 2) } else { (128, 32, 1) };
+        let layout = shape.tiled(windows, shape.heads, queries, 2 * queries + 3 * step);
         let arguments = arguments![
             &gradients[0],
             &log_sum,
@@ -191,9 +192,7 @@ impl Cuda {
             cap,
         ];
         self.run((SOURCE, Some(&definition)), "attention_backward_queries", layout, arguments)?;
-        // 64 keys, their values, and twice queries, slopes and two figures of 32 tokens.
-        let mut layout = shape.tiled(windows, shape.kv_heads, 64, 2 * 64 + 4 * 32);
-        layout.shared_bytes += 4 * 32 * 4;
+        let layout = shape.tiled(windows, shape.kv_heads * parts, 64, 2 * 64 + 4 * step);
         let arguments = arguments![
             &gradients[1],
             &gradients[2],

@@ -16,6 +16,18 @@ pub struct Source {
 /// Storage of activations.
 const ELEMENTS: &[&[&str]] = &[&["ELEMENT=float"], &["ELEMENT=bf16"]];
 
+/// Features of a head on tensor cores.
+const HEADS: &[&[&str]] = &[
+    &["HEAD_DIM=32"],
+    &["HEAD_DIM=64"],
+    &["HEAD_DIM=80"],
+    &["HEAD_DIM=96"],
+    &["HEAD_DIM=112"],
+    &["HEAD_DIM=128"],
+    &["HEAD_DIM=192"],
+    &["HEAD_DIM=256"],
+];
+
 /// A text that is compiled one way.
 const PLAIN: &[&[&str]] = &[&[]];
 
@@ -51,29 +63,13 @@ pub(crate) const ATTENTION: Source = Source {
     name: "attention",
     text: concat!(include_str!("tiles.cu"), include_str!("../op/attention.cu")),
     kernels: &["attention"],
-    variants: &[
-        &["HEAD_DIM=32"],
-        &["HEAD_DIM=64"],
-        &["HEAD_DIM=80"],
-        &["HEAD_DIM=96"],
-        &["HEAD_DIM=112"],
-        &["HEAD_DIM=128"],
-        &["HEAD_DIM=192"],
-        &["HEAD_DIM=256"],
-    ],
+    variants: HEADS,
 };
 pub(crate) const ATTENTION_BACKWARD: Source = Source {
     name: "attention_backward",
     text: concat!(include_str!("tiles.cu"), include_str!("../op/attention_backward.cu")),
     kernels: &["attention_backward_queries", "attention_backward_keys"],
-    variants: &[
-        &["HEAD_DIM=32"],
-        &["HEAD_DIM=64"],
-        &["HEAD_DIM=80"],
-        &["HEAD_DIM=96"],
-        &["HEAD_DIM=112"],
-        &["HEAD_DIM=128"],
-    ],
+    variants: HEADS,
 };
 pub(crate) const ATTENTION_PLAIN: Source = Source {
     name: "attention_plain",

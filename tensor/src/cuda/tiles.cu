@@ -8,12 +8,14 @@
 // Sends rows first .. first + ROWS to shared memory; rows from `end` on become 0.
 template <int ROWS> DEVICE void send_rows(Shared to, const bf16* from, i64 stride, int first, int end) {
     const u32 words = HEAD_DIM / 8;
+    from += i64(first) * stride;
+    end -= first;
 #pragma unroll
     for (u32 at = 0; at < ROWS * words; at += THREADS) {
         u32 row = (at + threadIdx.x) / words;
         u32 word = (at + threadIdx.x) % words;
         if (ROWS * words % THREADS == 0 || row < ROWS) {
-            send_16(to + row * ROW_BYTES + word * 16, from + (first + i64(row)) * stride + word * 8, first + int(row) < end);
+            send_16(to + row * ROW_BYTES + word * 16, from + (row * u32(stride) + word * 8), int(row) < end);
         }
     }
 }
@@ -27,14 +29,26 @@ DEVICE u32 right_lane() {
     return (lane / 16 * 8 + lane % 8) * ROW_BYTES + lane / 8 % 2 * 16;
 }
 
-template <int M, int N> DEVICE void clear(float (&d)[M][N][4]) {
+// Row and column of element [m][n][i] of a result.
+DEVICE int row_of(int m, int i) { return m * 16 + i / 2 * 8 + int(threadIdx.x) % 32 / 4; }
+DEVICE int column_of(int n, int i) { return n * 8 + int(threadIdx.x) % 4 * 2 + i % 2; }
+
+// Does something for every [m][n][i].
+template <int M, int N, class F> DEVICE void each(F f) {
 #pragma unroll
     for (int m = 0; m < M; m++) {
 #pragma unroll
         for (int n = 0; n < N; n++) {
-            d[m][n][0] = d[m][n][1] = d[m][n][2] = d[m][n][3] = 0.0f;
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                f(m, n, i);
+            }
         }
     }
+}
+
+template <int M, int N> DEVICE void clear(float (&d)[M][N][4]) {
+    each<M, N>([&](int m, int n, int i) { d[m][n][i] = 0.0f; });
 }
 
 // d += a b^T over the features of one sixteenth, of 16 M rows a and 8 N rows b.
@@ -74,9 +88,8 @@ template <int N> DEVICE void multiply_kept_rows(float (&d)[1][N][4], const u32 (
     }
 }
 
-// d += a b over the 8 N rows of b, where a is a result of this warp, rounded to bf16.
-template <int M, int N>
-DEVICE void multiply_weights(float (&d)[M][HEAD_DIM / 8][4], const float (&a)[M][N][4], Shared b) {
+// d += a b over the 8 N rows of b and 8 F of their features, where a is a result of this warp, rounded to bf16.
+template <int M, int N, int F> DEVICE void multiply_weights(float (&d)[M][F][4], const float (&a)[M][N][4], Shared b) {
 #pragma unroll
     for (int step = 0; step < N / 2; step++) {
         u32 left[M][4];
@@ -88,7 +101,7 @@ DEVICE void multiply_weights(float (&d)[M][HEAD_DIM / 8][4], const float (&a)[M]
             left[m][3] = pack_bf16(a[m][2 * step + 1][2], a[m][2 * step + 1][3]);
         }
 #pragma unroll
-        for (int f = 0; f < HEAD_DIM / 8; f += 2) {
+        for (int f = 0; f < F; f += 2) {
             u32 right[4];
             load_matrices_transposed(right, b + step * 16 * ROW_BYTES + f * 16);
 #pragma unroll

@@ -31,6 +31,7 @@ KERNEL __launch_bounds__(THREADS) attention(bf16* out, float* log_sum, float* me
     Shared keys = queries + QUERIES * ROW_BYTES;
     Shared values = keys + KEYS * ROW_BYTES;
     int of_warp = threadIdx.x / 32 * 16 * TILES; // the warp's first query in the block
+    int first = q0 + of_warp;
     int lane = threadIdx.x % 32;
 
     float sums[TILES][HEAD_DIM / 8][4];
@@ -54,30 +55,27 @@ KERNEL __launch_bounds__(THREADS) attention(bf16* out, float* log_sum, float* me
         __syncthreads(); // the keys are there, and nobody reads the values before
         send_rows<KEYS>(values, v, kv_stride, k0, ctx);
         float scores[TILES][KEYS / 8][4];
-        multiply_rows(scores, queries + of_warp * ROW_BYTES + left_lane(), keys + right_lane());
-        if (cap > 0.0f) {
-            float turn = scale / cap;
-#pragma unroll
-            for (int i = 0; i < TILES * KEYS / 2; i++) {
-                float& score = scores[i / (KEYS / 2)][i / 4 % (KEYS / 8)][i % 4];
-                score = tanh_near(score * turn);
+        bool seen = first < ctx && k0 < first + 16 * TILES && first - k0 - (KEYS - 1) < width; // by a query of the warp
+        if (seen) {
+            multiply_rows(scores, queries + of_warp * ROW_BYTES + left_lane(), keys + right_lane());
+            if (cap > 0.0f) {
+                float turn = scale / cap;
+                each<TILES, KEYS / 8>([&](int m, int n, int i) { scores[m][n][i] = tanh_near(scores[m][n][i] * turn); });
             }
-        }
-        int first = q0 + of_warp;
-        if (k0 + KEYS - 1 > first || first + 16 * TILES - 1 - k0 >= width) {
-#pragma unroll
-            for (int i = 0; i < TILES * KEYS / 2; i++) {
-                int at = first + i / (KEYS / 2) * 16 + i % 4 / 2 * 8 + lane / 4;
-                int key = k0 + i / 4 % (KEYS / 8) * 8 + lane % 4 * 2 + i % 2;
-                if (key > at || at - key >= width) {
-                    scores[i / (KEYS / 2)][i / 4 % (KEYS / 8)][i % 4] = -infinity();
-                }
+            if (k0 + KEYS - 1 > first || first + 16 * TILES - 1 - k0 >= width) {
+                each<TILES, KEYS / 8>([&](int m, int n, int i) {
+                    int back = first + row_of(m, i) - k0 - column_of(n, i);
+                    scores[m][n][i] = back >= 0 && back < width ? scores[m][n][i] : -infinity();
+                });
             }
         }
         wait_for_sent();
         __syncthreads(); // the values are there, and nobody reads the keys any more
         if (k0 + KEYS < end) {
             send_rows<KEYS>(keys, k, kv_stride, k0 + KEYS, ctx);
+        }
+        if (!seen) {
+            continue;
         }
 #pragma unroll
         for (int row = 0; row < TILES * 2; row++) {
@@ -114,7 +112,7 @@ KERNEL __launch_bounds__(THREADS) attention(bf16* out, float* log_sum, float* me
     for (int row = 0; row < TILES * 2; row++) {
         int m = row / 2;
         int r = row % 2;
-        int query = q0 + of_warp + m * 16 + r * 8 + lane / 4;
+        int query = first + m * 16 + r * 8 + lane / 4;
         float sum = row_reduce(total[m][r], Sum());
         i64 at = q_start + i64(query) * q_stride;
         if (d_out == nullptr) {

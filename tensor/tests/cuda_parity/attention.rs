@@ -39,9 +39,9 @@ const FAST: [(usize, Attention); 15] = [
     (3, Attention { heads: 2, kv_heads: 1, head_dim: 32, ctx: 1, ..PLAIN }),
     (1, Attention { heads: 8, kv_heads: 1, head_dim: 32, ctx: 131, ..PLAIN }),
     (2, Attention { heads: 8, kv_heads: 2, head_dim: 32, ctx: 97, sliding_window: Some(50), ..PLAIN }),
-    (1, Attention { heads: 1, kv_heads: 1, head_dim: 64, ctx: 300, sliding_window: Some(100), ..PLAIN }),
-    (1, Attention { heads: 2, kv_heads: 1, head_dim: 128, ctx: 270, soft_cap: Some(5.0), ..PLAIN }),
-    (1, Attention { heads: 1, kv_heads: 1, head_dim: 64, ctx: 257, sliding_window: Some(1), ..PLAIN }),
+    (1, Attention { heads: 1, kv_heads: 1, head_dim: 64, ctx: 190, sliding_window: Some(100), ..PLAIN }),
+    (1, Attention { heads: 2, kv_heads: 1, head_dim: 128, ctx: 150, soft_cap: Some(5.0), ..PLAIN }),
+    (1, Attention { heads: 1, kv_heads: 1, head_dim: 64, ctx: 140, sliding_window: Some(1), ..PLAIN }),
 ];
 
 /// `(out, [d_q, d_k, d_v])` in f64.
