@@ -72,6 +72,34 @@ pub struct Sink {
     _made: NewFolders,               // goes last, when nothing temporary is in them any more
 }
 
+/// Whether the output reorders the rows of q and k.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// It does, within each head.
+    OfHeads,
+    /// It does not.
+    AsTheyAre,
+}
+
+impl Rows {
+    fn order(self, tensor: &PlannedTensor) -> RowOrder {
+        match self {
+            Self::OfHeads => tensor.spec.row_order,
+            Self::AsTheyAre => RowOrder::AsIs,
+        }
+    }
+
+    /// The runs of rows a tensor must be written in, about `weights` long.
+    pub fn step(self, tensor: &PlannedTensor, weights: usize) -> usize {
+        let [rows, cols] = rows_and_cols(&tensor.spec);
+        let unit = match self.order(tensor) {
+            RowOrder::AsIs => 32, // zero points of 32 rows fill whole words whatever their bits
+            RowOrder::RopeInterleaved { heads } => (rows / heads.max(1)).max(1), // heads are reordered as a whole
+        };
+        (weights / cols.max(1)).max(unit) / unit * unit
+    }
+}
+
 enum Container {
     Gguf(gguf::Writer),
     Folder { folder: AtomicFolder, writer: safetensors::Writer },
@@ -356,22 +384,16 @@ fn unheld(tensor: &PlannedTensor) -> Failure {
 }
 
 impl Sink {
-    /// Whether the output reorders the rows of q and k.
-    fn row_order(&self, tensor: &PlannedTensor) -> RowOrder {
+    /// In which order and runs rows must come.
+    pub fn rows(&self) -> Rows {
         match self.container {
-            Container::Gguf(_) => tensor.spec.row_order,
-            Container::Folder { .. } => RowOrder::AsIs,
+            Container::Gguf(_) => Rows::OfHeads,
+            Container::Folder { .. } => Rows::AsTheyAre,
         }
     }
 
-    /// The runs of rows a tensor must be written in, about `weights` long.
-    pub fn row_step(&self, tensor: &PlannedTensor, weights: usize) -> usize {
-        let [rows, cols] = rows_and_cols(&tensor.spec);
-        let unit = match self.row_order(tensor) {
-            RowOrder::AsIs => 32, // zero points of 32 rows fill whole words whatever their bits
-            RowOrder::RopeInterleaved { heads } => (rows / heads.max(1)).max(1), // heads are reordered as a whole
-        };
-        (weights / cols.max(1)).max(unit) / unit * unit
+    fn row_order(&self, tensor: &PlannedTensor) -> RowOrder {
+        self.rows().order(tensor)
     }
 
     /// The name that a float tensor has in the output.
