@@ -24,7 +24,7 @@ pub(super) enum Outlet<'a> {
 
 /// Rows of a tensor that are to be written.
 pub(super) enum Piece {
-    Codes { tensor: PlannedTensor, encoding: Named, grid: Grid, codes: Array2<u8>, facts: Facts },
+    Codes { tensor: PlannedTensor, encoding: Named, grid: Box<Grid>, codes: Array2<u8>, facts: Facts },
     Floats { tensor: PlannedTensor, dtype: Dtype, values: Vec<f32> },
 }
 
@@ -33,7 +33,7 @@ impl Piece {
         match self {
             Self::Codes { tensor, encoding, grid, codes, facts } => {
                 let decoded = grid.decode_all(codes.view());
-                sink.codes(&tensor, &encoding, &Solution { grid, codes, decoded, facts })
+                sink.codes(&tensor, &encoding, &Solution { grid: *grid, codes, decoded, facts })
             }
             Self::Floats { tensor, dtype, values } => sink.floats(&tensor, dtype, values),
         }
@@ -74,7 +74,8 @@ impl Outlet<'_> {
         (grid, codes): (Grid, Array2<u8>),
         facts: Facts,
     ) -> Result<()> {
-        self.put(Piece::Codes { tensor: tensor.clone(), encoding: *encoding, grid, codes, facts })
+        let (tensor, grid) = (tensor.clone(), Box::new(grid));
+        self.put(Piece::Codes { tensor, encoding: *encoding, grid, codes, facts })
     }
 
     /// Writes the next rows of a float tensor.

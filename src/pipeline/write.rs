@@ -10,6 +10,7 @@ use attar_checkpoint::{Dtype, GgmlType, TensorInfo, decode_floats, encode_floats
 use attar_model::{ModelConfig, RowOrder};
 use attar_quant::{IntEncoding, Named, Solution};
 use ndarray::Axis;
+use ndarray::parallel::prelude::*;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -430,7 +431,7 @@ impl Sink {
     /// Weights so large that their scales are infinite; a disk that refuses.
     pub fn codes(&mut self, tensor: &PlannedTensor, encoding: &Named, solution: &Solution) -> Result<()> {
         let (here, cols) = solution.codes.dim();
-        if solution.decoded.iter().any(|x| !x.is_finite()) {
+        if solution.decoded.par_iter().any(|x| !x.is_finite()) {
             return Err(Failure::new(format!("its values are too large for the scales of {}", encoding.name()))
                 .hint("no format with scales in f16 holds this matrix: keep it as it is, with --tensor REGEX=bf16 in a \
                        GGUF file or REGEX=float in a folder"));

@@ -155,7 +155,7 @@ impl DeviceGptq {
     /// # Errors
     /// As [`Solver::solve`](super::Solver::solve); if the device fails or its memory is short, and those of `done`.
     pub fn solve<T: Element>(
-        &self,
+        self,
         w: Rows<'_, f32>,
         factor: &DeviceFactor<'_>,
         encoding: &dyn GridEncoding,
@@ -205,13 +205,14 @@ impl DeviceGptq {
         let decoded = cuda.decode(codes.view(), &there)?;
         let codes = cuda.download_items(codes.view())?;
         done(Step::Codes)?;
-        let codes = Array2::from_shape_vec(w.dim(), codes).expect("one code per weight");
+        let codes =
+            Array2::from_shape_vec(w.dim(), codes).unwrap_or_else(|_| unreachable!("one code per weight"));
         Ok(DeviceSolution { grid, codes, decoded, facts })
     }
 
     /// The pass and the descent, on a grid of their own where some input is next to nothing.
     fn fed_back(
-        &self,
+        self,
         w: Rows<'_, f32>,
         (factor, feedback): (&DeviceFactor<'_>, &Feedback<Matrix<f32>>),
         (encoding, rtn): (&dyn GridEncoding, &DeviceFit),
