@@ -20,7 +20,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
 use std::hint::black_box;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Instant;
 
 const CTX: usize = 2048;
@@ -124,21 +124,38 @@ fn eight(cuda: &Cuda) -> Result<(), Error> {
     let grams =
         [4096.0f64, 4096.0, 4096.0, 14_336.0].iter().map(|n| n * n).sum::<f64>() * tokens as f64 * 1e-12;
     let amount = block_teraflops(&config, tokens) + grams;
-    for (layer, width) in [Width::F64, Width::F32, Width::F64, Width::F32].into_iter().enumerate() {
-        let spent = coded(&mut stream, &config, (&weights, layer), width)?;
-        if layer < 2 {
-            continue;
+    std::thread::scope(|scope| {
+        let (to, solved) = sync_channel(1);
+        scope.spawn(move || write_nowhere(solved));
+        for (layer, width) in [Width::F64, Width::F32, Width::F64, Width::F32].into_iter().enumerate() {
+            let spent = coded(&mut stream, &config, (&weights, layer), width, &to)?;
+            if layer < 2 {
+                continue;
+            }
+            for name in PARTS {
+                share(&format!("8B block, factored in {width:?}: {name}"), spent.part(name), 25.0 / 32.0);
+            }
+            let observed = spent.part(OBSERVE) + spent.part(FINISH);
+            line("8B block, forward and Gram matrices, 128 windows", observed, amount, "TFLOP/s", BEST);
+            share(&format!("8B block, factored in {width:?}: all of it"), spent.total(), 25.0 / 32.0);
+            share(&format!("32 such blocks, factored in {width:?}"), 32.0 * spent.total(), 25.0);
         }
-        for name in PARTS {
-            share(&format!("8B block, factored in {width:?}: {name}"), spent.part(name), 25.0 / 32.0);
-        }
-        let observed = spent.part(OBSERVE) + spent.part(FINISH);
-        line("8B block, forward and Gram matrices, 128 windows", observed, amount, "TFLOP/s", BEST);
-        share(&format!("8B block, factored in {width:?}: all of it"), spent.total(), 25.0 / 32.0);
-        share(&format!("32 such blocks, factored in {width:?}"), 32.0 * spent.total(), 25.0);
-    }
-    Ok(())
+        Ok(())
+    })
 }
+
+/// Packs and hashes what would be written, as the pipeline does beside the device's work.
+fn write_nowhere(solved: Receiver<Solved>) {
+    let encoding = IntEncoding::symmetric(4, 128);
+    for (grid, codes) in solved {
+        let mut hash = Sha256::new();
+        hash_floats(&mut hash, grid.decode_all(codes.view()).as_slice().unwrap_or_default());
+        black_box((hash.finalize(), encoding.pack(&grid, codes.view())));
+    }
+}
+
+/// What comes back of a matrix.
+type Solved = (attar_quant::Grid, Array2<u8>);
 
 #[expect(clippy::print_stdout, reason = "a benchmark's output")]
 fn share(name: &str, seconds: f64, of: f64) {
@@ -181,42 +198,15 @@ impl Spent {
     }
 }
 
-/// All of one block but the disk: what would be written is packed and hashed by a thread beside it, as in the pipeline.
+/// All of one block but the disk.
 fn coded(
     stream: &mut DeviceStream<bf16>,
     config: &ModelConfig,
     (weights, layer): (&Random, usize),
     width: Width,
+    to: &SyncSender<Solved>,
 ) -> Result<Spent, Error> {
-    let cuda = stream.on().cuda.clone();
-    let encoding = IntEncoding::symmetric(4, 128);
-    cuda.wait()?;
-    let mut spent = Spent(Vec::new(), Instant::now());
-    std::thread::scope(|scope| {
-        let (to, solved) = sync_channel::<(attar_quant::Grid, Array2<u8>)>(1);
-        scope.spawn(move || {
-            for (grid, codes) in solved {
-                let mut hash = Sha256::new();
-                hash_floats(&mut hash, grid.decode_all(codes.view()).as_slice().unwrap_or_default());
-                black_box((hash.finalize(), encoding.pack(&grid, codes.view())));
-            }
-        });
-        stages(stream, config, (weights, layer), (&encoding, width), &mut spent, to)
-    })?;
-    spent.mark(&cuda, BEHIND)?;
-    Ok(spent)
-}
-
-/// The stages of one block.
-fn stages(
-    stream: &mut DeviceStream<bf16>,
-    config: &ModelConfig,
-    (weights, layer): (&Random, usize),
-    (encoding, width): (&IntEncoding, Width),
-    spent: &mut Spent,
-    to: SyncSender<(attar_quant::Grid, Array2<u8>)>,
-) -> Result<(), Error> {
-    let cuda = stream.on().cuda.clone();
+    let (cuda, encoding) = (stream.on().cuda.clone(), IntEncoding::symmetric(4, 128));
     let Some(solver) = Gptq::DEFAULT.on_device() else { unreachable!("gptq has a twin there") };
     let stages: [(Tap, &[Role]); 4] = [
         (Tap::AttnIn, &[Role::Q, Role::K, Role::V]),
@@ -224,6 +214,8 @@ fn stages(
         (Tap::MlpIn, &[Role::Gate, Role::Up]),
         (Tap::MlpMid, &[Role::Down]),
     ];
+    cuda.wait()?;
+    let mut spent = Spent(Vec::new(), Instant::now());
     stream.enter_next(weights)?;
     for (tap, roles) in stages {
         let Some(seen) = stream.observe(tap, Some(config.tap_features(tap)))? else { continue };
@@ -244,7 +236,7 @@ fn stages(
                 };
                 spent.mark(&cuda, name)
             };
-            let solution = solver.solve(w.view(), &factor, encoding, &mut done);
+            let solution = solver.solve(w.view(), &factor, &encoding, &mut done);
             let DeviceSolution { grid, codes, decoded, .. } = solution.map_err(|error| match error {
                 attar_quant::Error::Device(error) => error,
                 other => unreachable!("random weights: {other}"),
@@ -254,9 +246,9 @@ fn stages(
             spent.mark(&cuda, BEHIND)?;
         }
     }
-    drop(to);
     stream.finish()?;
-    Ok(spent.mark(&cuda, FINISH)?)
+    spent.mark(&cuda, FINISH)?;
+    Ok(spent)
 }
 
 /// Four 70B blocks streamed from memory while 16 windows pass through them, within `limit` bytes of the device.
