@@ -43,7 +43,7 @@ fn solve(
     statistics: &DeviceStatistics,
     name: &str,
 ) -> Result<DeviceSolution<f32>, Error> {
-    let factor = DeviceFactor::new(cuda, statistics, Settings::default(), Width::F64);
+    let factor = DeviceFactor::new(cuda, statistics, Settings::default(), Width::F64)?;
     let (w, encoding) = (cuda.upload(w.view()).unwrap(), encoding(name).unwrap());
     let solver = Gptq::DEFAULT.on_device().unwrap();
     solver.solve(w.view(), &factor, encoding.grid().unwrap(), &mut |_| Ok(()))

@@ -3,7 +3,7 @@
 
 use attar_model::device::{Cuda, OnCuda, stored_matrix};
 use attar_model::{Norm, while_reading_ahead};
-use attar_quant::{DeviceFactor, DeviceGptq, Named, Settings};
+use attar_quant::{DeviceFactor, DeviceGptq, DeviceSolution, Named, Settings};
 use attar_tensor::cuda::{Element, Matrix};
 
 use super::compress::{Done, Merged, Pass, STAGES, grid_of};
@@ -27,8 +27,10 @@ impl Pass<'_> {
             let coded = tensors.iter().any(|t| matches!(t.treatment, Treatment::Codes(_)));
             let wanted = coded.then(|| self.source.config.tap_features(tap));
             let seen = done.calibrating(|| stream.observe(tap, wanted))?;
-            let factor =
-                seen.as_ref().map(|seen| DeviceFactor::new(&cuda, seen, Settings::default(), plan.width));
+            let factor = seen
+                .as_ref()
+                .map(|seen| DeviceFactor::new(&cuda, seen, Settings::default(), plan.width))
+                .transpose()?;
             for tensor in tensors {
                 let matrix = match (&tensor.treatment, &factor) {
                     (Treatment::Codes(encoding), Some(factor)) => {
@@ -58,12 +60,10 @@ impl Pass<'_> {
         let w = stored_matrix(cuda, &tensor.spec, self.source)?;
         let solution = solver.solve(w.view(), factor, grid_of(encoding)?, &mut |_| Ok(()))?;
         drop(w);
-        let (solution, there) = solution.into_parts();
-        done.sink.codes(tensor, encoding, &solution)?;
-        let mut facts = Merged::default();
-        facts.add(solution.facts);
-        done.note(tensor, Some(&facts));
-        Ok(there)
+        let DeviceSolution { grid, codes, decoded, facts } = solution;
+        done.sink.grid_and_codes(tensor, encoding, (grid, codes), facts.clone())?;
+        done.note(tensor, Some(&Merged::from(facts)));
+        Ok(decoded)
     }
 
     /// A matrix of the running block that is kept in floats.
@@ -93,13 +93,13 @@ impl Pass<'_> {
     ) -> Result<()> {
         let OnCuda { cuda, plan } = stream.on().clone();
         let seen = done.calibrating(|| stream.head(norm))?;
-        let factor = DeviceFactor::new(&cuda, &seen, Settings::default(), plan.width);
+        let factor = DeviceFactor::new(&cuda, &seen, Settings::default(), plan.width)?;
         let mut facts = Merged::default();
         self.each_rows(tensor, done, |_, w, done| {
             let there = cuda.upload(w.view())?;
             let solution = solver.solve::<T>(there.view(), &factor, grid_of(&encoding)?, &mut |_| Ok(()))?;
-            let (solution, _) = solution.into_parts();
-            done.sink.codes(tensor, &encoding, &solution)?;
+            let codes = (solution.grid, solution.codes);
+            done.sink.grid_and_codes(tensor, &encoding, codes, solution.facts.clone())?;
             facts.add(solution.facts);
             Ok(())
         })?;

@@ -15,6 +15,7 @@ use attar_model::{
 use attar_quant::{Factor, Facts, Named, Rtn, Settings, Solver, Statistics};
 use ndarray::{Array2, ArrayViewMut2, s};
 
+use super::outlet::{Outlet, writing_behind};
 use super::passage::Passage;
 use super::write::Sink;
 use crate::diagnostic::{Explain, Failure, Result};
@@ -58,22 +59,27 @@ impl Pass<'_> {
     /// A tensor that cannot be read, is not finite, or cannot be written.
     pub fn run(&self, sink: &mut Sink) -> Result<Outcome> {
         let stage = self.talk.stage("quantizing", self.plan.weights(), "weights");
-        let mut done = Done {
-            sink,
-            stage: &stage,
-            reports: Vec::new(),
-            routing: Vec::new(),
-            calibrating: Duration::ZERO,
+        let work = |sink: Outlet<'_>| {
+            let mut done = Done {
+                sink,
+                stage: &stage,
+                reports: Vec::new(),
+                routing: Vec::new(),
+                calibrating: Duration::ZERO,
+            };
+            match self.windows {
+                Some(windows) => self.with_data(windows, &mut done)?,
+                None => self
+                    .plan
+                    .tensors
+                    .iter()
+                    .try_for_each(|tensor| self.without_data(tensor, &mut done, |_, _| Ok(())))?,
+            }
+            let Done { reports, routing, calibrating, .. } = done;
+            Ok((reports, routing, calibrating))
         };
-        match self.windows {
-            Some(windows) => self.with_data(windows, &mut done)?,
-            None => self
-                .plan
-                .tensors
-                .iter()
-                .try_for_each(|tensor| self.without_data(tensor, &mut done, |_, _| Ok(())))?,
-        }
-        let Done { reports: mut tensors, routing, calibrating, .. } = done;
+        let (mut tensors, routing, calibrating) =
+            if self.plan.solves_there { writing_behind(sink, work)? } else { work(Outlet::Here(sink))? };
         let names = self.plan.tensors.iter().map(|t| t.spec.name.as_str());
         let positions: HashMap<_, _> = names.enumerate().map(|(position, name)| (name, position)).collect();
         tensors.sort_by_key(|report| positions.get(report.name.as_str()));
@@ -82,17 +88,21 @@ impl Pass<'_> {
     }
 
     fn with_data(&self, windows: &Windows, done: &mut Done) -> Result<()> {
-        let config = &self.source.config;
         let embedded = self.embed(windows, done)?;
         let mut stream = Passage::new(self.plan, self.source, embedded, windows.ctx(), self.precision)?;
+        self.each_block(&mut stream, done)
+    }
+
+    fn each_block(&self, stream: &mut Passage, done: &mut Done) -> Result<()> {
+        let config = &self.source.config;
         for layer in 0..config.num_hidden_layers {
-            self.block(layer, &mut stream, done).doing(|| format!("while quantizing layer {layer}"))?;
+            self.block(layer, stream, done).doing(|| format!("while quantizing layer {layer}"))?;
         }
         let reads_head_input =
             |t: &&PlannedTensor| t.spec.role != Role::Embedding || config.tie_word_embeddings;
         for tensor in self.plan.outside_blocks().filter(reads_head_input) {
             match tensor.treatment {
-                Treatment::Codes(encoding) => self.head(tensor, encoding, &mut stream, done)?,
+                Treatment::Codes(encoding) => self.head(tensor, encoding, stream, done)?,
                 Treatment::Float(_) => self.without_data(tensor, done, |_, _| Ok(()))?,
             }
         }
@@ -341,6 +351,14 @@ pub(super) struct Merged {
     fallbacks: Vec<String>,
 }
 
+impl From<Facts> for Merged {
+    fn from(facts: Facts) -> Self {
+        let mut merged = Self::default();
+        merged.add(facts);
+        merged
+    }
+}
+
 impl Merged {
     pub(super) fn add(&mut self, facts: Facts) {
         self.error += facts.relative_error * facts.energy;
@@ -358,7 +376,7 @@ impl Merged {
 
 /// Where finished tensors go.
 pub(super) struct Done<'a> {
-    pub(super) sink: &'a mut Sink,
+    pub(super) sink: Outlet<'a>,
     stage: &'a Stage,
     reports: Vec<report::Tensor>,
     pub(super) routing: Vec<report::Routing>,

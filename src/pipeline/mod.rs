@@ -4,6 +4,7 @@ mod coded_there;
 pub mod compress;
 mod experts;
 pub mod on_device;
+mod outlet;
 pub mod passage;
 pub mod prune;
 pub mod score;

@@ -2,10 +2,10 @@
 
 use std::sync::OnceLock;
 
-use attar_tensor::cuda::{self, Cuda, CudaError, Damping, Element, Matrix, Rows, Width};
+use attar_tensor::cuda::{self, Cuda, CudaError, Damping, Element, Matrix, Rows, Split, Width};
 use ndarray::{Array1, Array2};
 
-use super::{Facts, Solution, check};
+use super::{Facts, check};
 use crate::factor::{Damped, Feedback, Refusal};
 use crate::{DeviceFit, Error, Factor, Grid, GridEncoding, Settings, Statistics, Sums};
 
@@ -48,6 +48,7 @@ impl DeviceStatistics {
 pub struct DeviceFactor<'a> {
     cuda: &'a Cuda,
     gram: Rows<'a, f32>,
+    split: Split,     // of the Gram matrix
     here: Factor<'a>, // of the diagonal
     width: Width,
     feedback: OnceLock<Result<Feedback<Matrix<f32>>, Refusal>>,
@@ -55,10 +56,17 @@ pub struct DeviceFactor<'a> {
 
 impl<'a> DeviceFactor<'a> {
     /// Prepares the statistics of one input; their Hessian will be factored in `width`.
-    #[must_use]
-    pub fn new(cuda: &'a Cuda, statistics: &'a DeviceStatistics, settings: Settings, width: Width) -> Self {
-        let here = Factor::new(&statistics.here, settings);
-        Self { cuda, gram: statistics.gram.view(), here, width, feedback: OnceLock::new() }
+    ///
+    /// # Errors
+    /// If the device's memory is short.
+    pub fn new(
+        cuda: &'a Cuda,
+        statistics: &'a DeviceStatistics,
+        settings: Settings,
+        width: Width,
+    ) -> Result<Self, CudaError> {
+        let (gram, here) = (statistics.gram.view(), Factor::new(&statistics.here, settings));
+        Ok(Self { cuda, gram, split: cuda.split(gram)?, here, width, feedback: OnceLock::new() })
     }
 
     /// Order and triangle, made on the first call.
@@ -88,7 +96,7 @@ impl<'a> DeviceFactor<'a> {
     /// `tr(X H Xᵀ)` with the Gram matrix for H, the identity where nothing was seen.
     fn energy(&self, x: Rows<'_, f32>) -> Result<f64, CudaError> {
         match self.here.importance() {
-            Some(_) => self.cuda.energy(x, self.gram),
+            Some(_) => self.cuda.energy(x, &self.split),
             None => self.cuda.sum_of_squares([x]),
         }
     }
@@ -128,16 +136,6 @@ pub struct DeviceSolution<T> {
     pub facts: Facts,
 }
 
-impl<T> DeviceSolution<T> {
-    /// The solution on the host, and what it decodes to on the device.
-    #[must_use]
-    pub fn into_parts(self) -> (Solution, Matrix<T>) {
-        let Self { grid, codes, decoded: there, facts } = self;
-        let decoded = grid.decode_all(codes.view());
-        (Solution { grid, codes, decoded, facts }, there)
-    }
-}
-
 /// [`Gptq`](super::Gptq) on a device: its codes but for ties, where sums of another order decide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceGptq {
@@ -157,7 +155,7 @@ impl DeviceGptq {
     /// # Errors
     /// As [`Solver::solve`](super::Solver::solve); if the device fails or its memory is short, and those of `done`.
     pub fn solve<T: Element>(
-        &self,
+        self,
         w: Rows<'_, f32>,
         factor: &DeviceFactor<'_>,
         encoding: &dyn GridEncoding,
@@ -207,13 +205,14 @@ impl DeviceGptq {
         let decoded = cuda.decode(codes.view(), &there)?;
         let codes = cuda.download_items(codes.view())?;
         done(Step::Codes)?;
-        let codes = Array2::from_shape_vec(w.dim(), codes).expect("one code per weight");
+        let codes =
+            Array2::from_shape_vec(w.dim(), codes).unwrap_or_else(|_| unreachable!("one code per weight"));
         Ok(DeviceSolution { grid, codes, decoded, facts })
     }
 
     /// The pass and the descent, on a grid of their own where some input is next to nothing.
     fn fed_back(
-        &self,
+        self,
         w: Rows<'_, f32>,
         (factor, feedback): (&DeviceFactor<'_>, &Feedback<Matrix<f32>>),
         (encoding, rtn): (&dyn GridEncoding, &DeviceFit),
@@ -233,7 +232,8 @@ impl DeviceGptq {
         let mut codes = pass.codes;
         let (scale, diagonal) = factor.here.scale_and_diagonal(feedback);
         let diagonal = cuda.vector(&diagonal.to_vec())?;
-        let metric = cuda::Metric { gram: factor.gram, scale, diagonal: diagonal.view() };
+        let metric =
+            cuda::Metric { gram: factor.gram, split: &factor.split, scale, diagonal: diagonal.view() };
         cuda.descend(w, &mut codes, metric, &there, self.sweeps)?;
         done(Step::Descent)?;
         Ok(DeviceFit { grid, there, codes })

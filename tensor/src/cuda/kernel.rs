@@ -80,7 +80,7 @@ pub(crate) const ATTENTION_PLAIN: Source = Source {
 pub(crate) const CAST: Source = Source {
     name: "cast",
     text: include_str!("../op/cast.cu"),
-    kernels: &["narrow", "widen"],
+    kernels: &["narrow", "widen", "split"],
     variants: PLAIN,
 };
 pub(crate) const DESCENT: Source = Source {

@@ -46,6 +46,7 @@ mod memory;
 pub mod plan;
 mod product;
 mod reduce;
+mod split;
 mod staging;
 mod stream;
 mod training;
@@ -62,6 +63,7 @@ pub use layers::{Direction, Gate, Norm, Turns};
 pub use losses::{NO_TARGET, TokenFigures};
 pub use memory::{Element, Item, Matrix, Rows, RowsMut, bytes};
 pub use product::Keep;
+pub use split::Split;
 pub use stream::{BlockStream, Loaded, slot_bytes};
 pub use training::Trained;
 

@@ -177,15 +177,18 @@ fn solve_bytes(out_features: u64, in_features: u64, width: Width) -> u64 {
     };
     let square = in_features * in_features;
     let weight = out_features * in_features;
-    // Two grids, of which the finest formats have a triple for 16 columns, and two sets of codes.
-    let standing =
-        F32 * square + F32 * weight + 2 * (3 * F32 * out_features * in_features.div_ceil(16) + weight);
+    // The Gram matrix and its two halves; two grids, of which the finest formats have a triple for 16 columns, and two sets of codes.
+    let grids = 2 * (3 * F32 * out_features * in_features.div_ceil(16) + weight);
+    let standing = 2 * F32 * square + F32 * weight + grids;
     // A sixteenth of the matrix: room for the libraries to work in.
     let factor = (wide + F32) * square + wide * square / 16;
-    // The factor, and of the weight what is left of it; or its errors and what pulls at it.
-    let pass = F32 * square + F32 * weight + F32 * 128 * out_features;
-    let descent = F32 * square + 2 * F32 * weight + F32 * 128 * out_features;
-    let energy = F32 * weight + F32 * 1024 * out_features;
+    // A span of columns of the weight, and its two halves.
+    let span = 2 * F32 * 1024 * out_features;
+    // The factor and its two halves, and of the weight what is left of it.
+    let pass = 2 * F32 * square + F32 * weight + span;
+    // The factor, the weight's errors and what pulls at it.
+    let descent = F32 * square + 2 * F32 * weight + span;
+    let energy = F32 * square + 2 * F32 * weight + span;
     standing + factor.max(pass).max(descent).max(energy)
 }
 

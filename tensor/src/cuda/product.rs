@@ -81,7 +81,7 @@ impl Cuda {
     }
 
     /// `c = alpha * turn(a) turn(b) (+ c)`, row-major: `[m, k] x [k, n] -> [m, n]` once turned.
-    pub(super) fn multiply<T: Element, O: Element>(
+    fn multiply<T: Element, O: Element>(
         &self,
         (out, keep): (RowsMut<'_, O>, Keep),
         a: (Rows<'_, T>, Turn),
@@ -107,50 +107,6 @@ impl Cuda {
             alpha,
             beta: keep.factor(),
         })
-    }
-
-    /// `to += alpha * errors @ couplings` for columns `from..` of a row-major matrix: errors `[rows, 128]`, of which the first `width`
-    /// count; couplings rows `top..top + width` of `square`, columns `from..`.
-    pub(super) fn add_couplings(
-        &self,
-        to: &mut Matrix<f32>,
-        (alpha, errors): (f64, &Matrix<f32>),
-        square: Rows<'_, f32>,
-        [top, width, from]: [usize; 3],
-    ) -> Result<(), CudaError> {
-        let (rows, cols) = to.dim();
-        if rows == 0 || from == cols {
-            return Ok(());
-        }
-        self.machine.multiply(&Multiply {
-            left: (square.rows(top, top + width).columns(from, cols), Turn::Straight),
-            right: (errors.view().columns(0, width), Turn::Straight),
-            out: to.view().columns(from, cols),
-            alpha,
-            beta: 1.0,
-        })
-    }
-
-    /// `out = x @ h` for columns `from..to` of a symmetric h, those left of them counted twice and those right of them not at all:
-    /// the sum of `out * x[.., from..to]` over all such ranges is `tr(x h xᵀ)`. x `[rows, n]`; out has room for `[rows, to - from]`.
-    pub(super) fn half_times(
-        &self,
-        out: &Matrix<f32>,
-        x: Rows<'_, f32>,
-        h: Rows<'_, f32>,
-        [from, to]: [usize; 2],
-    ) -> Result<(), CudaError> {
-        let product = |[top, bottom]: [usize; 2], alpha, beta| {
-            self.machine.multiply(&Multiply {
-                left: (h.rows(top, bottom).columns(from, to), Turn::Straight),
-                right: (x.columns(top, bottom), Turn::Straight),
-                out: Rows::<f32>::at(out.address(), (x.dim().0, to - from)).columns(0, to - from),
-                alpha,
-                beta,
-            })
-        };
-        product([from, to], 1.0, 0.0)?;
-        if from > 0 { product([0, from], 2.0, 1.0) } else { Ok(()) }
     }
 
     /// `gram += x.T @ x` on and above the diagonal, for activations `[tokens, features]`; below it nothing is touched until

@@ -6,6 +6,7 @@
 use super::launch::{Layout, arguments, int};
 use super::layers::SUM_ROWS;
 use super::memory::{Element, Matrix, Rows, RowsMut};
+use super::split::Split;
 use super::{Cuda, CudaError};
 
 /// Columns of a product on the way to an energy: few of them skip more of the matrix, many multiply faster.
@@ -99,28 +100,31 @@ impl Cuda {
         Ok(self.sum_of_squares([x])?.is_finite()) // no square of an f32 is too large for f64
     }
 
-    /// `tr(x h xᵀ)`: the sum over the rows of x `[rows, n]` of their squares in the symmetric metric h `[n, n]`. Products are f32, their
-    /// sums f64.
+    /// `tr(x h xᵀ)`: the sum over the rows of x `[rows, n]` of their squares in the symmetric metric h `[n, n]`. Each product is that of
+    /// [split](Self::split) matrices, their sum f64.
+    ///
+    /// By blocks on the diagonal of h and twice those above it.
     ///
     /// # Errors
     /// If memory is short, a launch fails or the library refuses.
     ///
     /// # Panics
     /// If the shapes do not fit.
-    pub fn energy(&self, x: Rows<'_, f32>, h: Rows<'_, f32>) -> Result<f64, CudaError> {
+    pub fn energy(&self, x: Rows<'_, f32>, h: &Split) -> Result<f64, CudaError> {
         let (rows, n) = x.dim();
         assert_eq!(h.dim(), (n, n), "the metric is square in the columns");
-        if rows == 0 {
-            return Ok(0.0);
-        }
         let out = self.room::<f32>((rows, ENERGY_COLUMNS.min(n)))?;
+        let parts = self.split(x)?;
         let shares = self.room::<f64>((n.div_ceil(ENERGY_COLUMNS), rows.div_ceil(16)))?;
         let layout = Layout { grid: [shares.dim().1, 1, 1], block: [256, 1, 1], shared_bytes: 0 };
         for (i, from) in (0..n).step_by(ENERGY_COLUMNS).enumerate() {
             let to = n.min(from + ENERGY_COLUMNS);
-            self.half_times(&out, x, h, [from, to])?;
+            let here = Rows::<f32>::at(out.address(), (rows, to - from));
+            let columns = here.columns(0, to - from);
+            self.add_split_product(columns, (1.0, 0.0), (&parts, from..to), (h, from..to, from..to))?;
+            self.add_split_product(columns, (2.0, 1.0), (&parts, 0..from), (h, 0..from, from..to))?;
             let share = shares.view().rows(i, i + 1);
-            let arguments = arguments![share, x, &out, int(rows), int(n), int(from), int(to - from)];
+            let arguments = arguments![share, x, here, int(rows), int(n), int(from), int(to - from)];
             self.run(("descent", None), "row_products", layout, arguments)?;
         }
         self.total(&shares)

@@ -30,11 +30,13 @@ KERNEL row_products(double* out, const float* x, const float* y, int rows, int n
 
 // Columns start .. start + width of 16 rows a block of 8 warps, as `round_block` takes them: pull is E H of the errors E as they
 // are; a column's code becomes that nearest to its best value, and what that changes goes to the columns after it in the block.
-// `change` `[rows, 128]` gets the change of E, which other columns still have to take; pull here takes the diagonal's share of it.
+// `change` `[rows, width]`, rows `stride` apart, gets the change of E, which other columns still have to take; pull here takes the
+// diagonal's share of it.
 // Shared: the block of H, 128 x 128 floats.
 KERNEL __launch_bounds__(256) descend_block(float* change, u8* codes, float* pull, const float* gram, const float* diagonal,
                                             const float* scale, const float* zero, const float* min, int rows, int n, int start,
-                                            int width, int group_size, int groups, float max_code, float h_scale) {
+                                            int width, int stride, int group_size, int groups, float max_code,
+                                            float h_scale) {
     DYNAMIC_SHARED(shared);
     float* triangle = (float*)shared; // [BLOCK, BLOCK]
     for (int at = threadIdx.x; at < BLOCK * BLOCK; at += blockDim.x) {
@@ -48,19 +50,21 @@ KERNEL __launch_bounds__(256) descend_block(float* change, u8* codes, float* pul
 
     int lane = threadIdx.x % 32;
     int first = (blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32) * ROWS;
-    float x[ROWS][PARTS], s[ROWS][PARTS], z[ROWS][PARTS], m[ROWS][PARTS], before[ROWS][PARTS], moved[ROWS][PARTS];
-    float curvature[PARTS];
+    float x[ROWS][PARTS], s[ROWS][PARTS], per_s[ROWS][PARTS], z[ROWS][PARTS], m[ROWS][PARTS];
+    float before[ROWS][PARTS], moved[ROWS][PARTS], curvature[PARTS], per_curvature[PARTS];
     int code[ROWS][PARTS];
     for (int i = 0; i < PARTS; i++) {
         int col = lane + 32 * i;
         bool inside = col < width;
         curvature[i] = inside ? triangle[col * BLOCK + col] : 1.0f;
+        per_curvature[i] = reciprocal_of(curvature[i]);
         for (int r = 0; r < ROWS; r++) {
             bool real = inside && first + r < rows;
             i64 group = i64(first + r) * groups + (start + col) / group_size;
             i64 at = i64(first + r) * n + start + col;
             x[r][i] = real ? pull[at] : 0.0f;
             s[r][i] = real ? scale[group] : 0.0f;
+            per_s[r][i] = reciprocal_of(s[r][i]);
             z[r][i] = real ? zero[group] : 0.0f;
             m[r][i] = real ? min[group] : 0.0f;
             code[r][i] = real ? codes[at] : 0;
@@ -75,8 +79,9 @@ KERNEL __launch_bounds__(256) descend_block(float* change, u8* codes, float* pul
 #pragma unroll
             for (int r = 0; r < ROWS; r++) {
                 // Every lane moves its own column of this part; the owner's is the one that counts.
-                float best = __fadd_rn(before[r][part], __fdiv_rn(x[r][part], curvature[part]));
-                float steps = s[r][part] == 0.0f ? 0.0f : __fdiv_rn(__fadd_rn(best, m[r][part]), s[r][part]);
+                float by_pull = quotient(x[r][part], curvature[part], per_curvature[part]);
+                float best = __fadd_rn(before[r][part], by_pull);
+                float steps = quotient(__fadd_rn(best, m[r][part]), s[r][part], per_s[r][part]);
                 steps = fminf(fmaxf(steps, -z[r][part]), max_code - z[r][part]);
                 int found = __float2int_rn(steps) + __float2int_rn(z[r][part]);
                 float value = __fsub_rn(__fmul_rn(s[r][part], __fsub_rn(float(found), z[r][part])), m[r][part]);
@@ -99,8 +104,8 @@ KERNEL __launch_bounds__(256) descend_block(float* change, u8* codes, float* pul
     for (int r = 0; r < ROWS; r++) {
         for (int i = 0; first + r < rows && i < PARTS; i++) {
             int col = lane + 32 * i;
-            change[i64(first + r) * BLOCK + col] = moved[r][i];
             if (col < width) {
+                change[i64(first + r) * stride + col] = moved[r][i];
                 i64 at = i64(first + r) * n + start + col;
                 codes[at] = u8(code[r][i]);
                 pull[at] = __fadd_rn(pull[at], __fmul_rn(moved[r][i], diagonal[start + col]));

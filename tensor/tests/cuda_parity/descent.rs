@@ -30,7 +30,7 @@ fn one_by_one(w: &Array2<f32>, codes: &mut Array2<u8>, h: &Array2<f64>, scale: &
 #[test]
 fn descent_chooses_the_codes_of_its_definition() {
     on_every_machine(|cuda| {
-        for (rows, n) in [(3, 20), (19, 150)] {
+        for (rows, n) in [(3, 20), (19, 150), (2, 1100)] {
             let (gram, diagonal) = hessian(n);
             let w = random((rows, n), 23);
             let scale = random((rows, 1), 29).mapv(|x| 0.14 + 0.03 * x);
@@ -49,7 +49,9 @@ fn descent_chooses_the_codes_of_its_definition() {
             };
             let (there, on_gram) = (upload(&w), upload(&gram));
             let diagonal = cuda.vector(&diagonal).unwrap();
-            let metric = Metric { gram: on_gram.view(), scale: h_scale, diagonal: diagonal.view() };
+            let split = cuda.split(on_gram.view()).unwrap();
+            let metric =
+                Metric { gram: on_gram.view(), split: &split, scale: h_scale, diagonal: diagonal.view() };
             let mut codes = cuda.nearest_codes(there.view(), &grid).unwrap();
             let host = |codes: Rows<'_, u8>| {
                 Array2::from_shape_vec((rows, n), cuda.download_items(codes).unwrap()).unwrap()
@@ -73,7 +75,7 @@ fn an_energy_is_the_squares_in_the_metric() {
             let truth: f64 = (&wide(&x) * &wide(&x).dot(&wide(&h))).sum();
             let upload = |x: &Array2<f32>| cuda.upload::<f32>(x.view()).unwrap();
             let (on_x, on_h) = (upload(&x), upload(&h));
-            let found = cuda.energy(on_x.view(), on_h.view()).unwrap();
+            let found = cuda.energy(on_x.view(), &cuda.split(on_h.view()).unwrap()).unwrap();
             assert!((found / truth - 1.0).abs() <= 1e-5, "{rows} x {n}: {found} for {truth}");
             let diagonal = cuda.diagonal(on_h.view()).unwrap();
             assert_eq!(diagonal, h.diag().to_vec());

@@ -145,10 +145,10 @@ fn codes_on_a_grid_are_the_nearest_and_decode_to_its_values() {
             let steps = if scale[at] == 0.0 { 0.0 } else { (x + min[at]) / scale[at] };
             let code = level(steps, zero[at], 15.0) + zero[at];
             let value = scale[at] * (code - zero[at]) - min[at];
-            assert_eq!(f32::from(found[[row, col]]), code, "{row}, {col}");
-            assert_eq!(decoded[[row, col]], value);
-            assert_eq!(narrow[[row, col]], bf16::from_f32(value).to_f32());
-            assert_eq!(errors[[row, col]], x - value);
+            let at = [row, col];
+            let found = [f32::from(found[at]), decoded[at], narrow[at], errors[at]];
+            let truth = [code, value, bf16::from_f32(value).to_f32(), x - value];
+            assert_eq!(found.map(f32::to_bits), truth.map(f32::to_bits), "{row}, {col}");
         }
     });
 }

@@ -117,6 +117,7 @@ DEVICE float __fadd_rn(float a, float b) { return a + b; }
 DEVICE float __fsub_rn(float a, float b) { return a - b; }
 DEVICE float __fmul_rn(float a, float b) { return a * b; }
 DEVICE float __fdiv_rn(float a, float b) { return a / b; }
+DEVICE float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 DEVICE u32 __float_as_uint(float x) { return bits_as<u32>(x); }
 DEVICE float __uint_as_float(u32 x) { return bits_as<float>(x); }
 DEVICE int __float2int_rn(float x) { return int(rintf(x)); }
