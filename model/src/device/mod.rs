@@ -7,19 +7,26 @@
 //!
 //! Token embeddings are looked up on the host: of a large table a text needs few rows.
 
+mod backward;
 mod block;
 mod forward;
 mod head;
 mod hidden;
+mod teacher;
+mod train;
 mod weights;
 
-pub use attar_tensor::cuda::plan::{Aim, DevicePlan, Place as DevicePlace, Work};
-pub use attar_tensor::cuda::{Cuda, CudaError, TokenFigures};
+pub use attar_tensor::cuda::plan::{
+    Aim, Course, DevicePlan, Place as DevicePlace, Teaching, TrainingPlan, WholeModel, Work,
+};
+pub use attar_tensor::cuda::{Cuda, CudaError, Element, TokenFigures, bf16};
 pub use block::{AllTurns, DeviceBlock, Input};
 pub(crate) use forward::hidden_states;
 pub use head::{DeviceHead, DeviceLogits};
 pub use hidden::DeviceHidden;
-pub use weights::OwnParts;
+pub use teacher::DeviceTeacher;
+pub use train::{AtOnce, DeviceLesson, DeviceModel, FillParameters, KeptHead, Phase};
+pub use weights::{Blank, Fill, OwnParts};
 
 use crate::{Error, ModelConfig};
 use attar_tensor::cuda::plan::ModelShape;
