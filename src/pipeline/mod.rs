@@ -5,6 +5,7 @@ mod experts;
 pub mod on_device;
 pub mod passage;
 pub mod prune;
+pub mod pupil;
 pub mod score;
 pub mod stream;
 pub mod teacher;
