@@ -6,6 +6,10 @@
 //! [`BlockStream`](attar_tensor::cuda::BlockStream), hidden states some windows at a time where a [plan](DevicePlan) says so.
 //!
 //! Token embeddings are looked up on the host: of a large table a text needs few rows.
+//!
+//! A [`DeviceModel`] is the twin of [`Model`](crate::Model): all weights there, with gradients and what an optimizer remembers of them.
+//! A [`DeviceLesson`] is what it is to learn of some windows, from their own tokens, a [`DeviceTeacher`] or a [`KeptHead`]. Nothing is
+//! waited for between the upload of a lesson and the two numbers that a step reads.
 
 mod backward;
 mod block;
