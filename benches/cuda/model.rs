@@ -292,7 +292,7 @@ pub fn run(ordinal: usize, cuda: &Cuda) -> Result<(), CudaError> {
 }
 
 #[expect(clippy::print_stdout, reason = "a benchmark's output")]
-fn said(name: &str, result: &Result<(), Error>) -> Result<(), CudaError> {
+pub fn said(name: &str, result: &Result<(), Error>) -> Result<(), CudaError> {
     let why: &dyn std::error::Error = match result {
         Ok(()) => return Ok(()),
         Err(Error::Device(error @ CudaError::TooLittleMemory { .. })) => error,

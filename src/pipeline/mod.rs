@@ -7,6 +7,7 @@ pub mod on_device;
 mod outlet;
 pub mod passage;
 pub mod prune;
+pub mod pupil;
 pub mod score;
 pub mod stream;
 pub mod teacher;

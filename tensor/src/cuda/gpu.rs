@@ -298,6 +298,16 @@ impl Machine for Gpu {
         self.compute.synchronize().map_err(driver("cuStreamSynchronize"))
     }
 
+    fn copy(&self, to: Address, from: Address, bytes: u64) -> Result<(), CudaError> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: both of the caller's buffers have that many bytes, on this device.
+        unsafe { result::memcpy_dtod_async(to, from, bytes as usize, self.compute.cu_stream()) }
+            .map_err(driver("cuMemcpyDtoD"))
+    }
+
     fn clear(&self, at: Address, bytes: u64) -> Result<(), CudaError> {
         if bytes == 0 {
             return Ok(());

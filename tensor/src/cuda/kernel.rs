@@ -56,7 +56,7 @@ pub(crate) const ADAMW: Source =
 pub(crate) const ADD: Source = Source {
     name: "add",
     text: include_str!("../op/add.cu"),
-    kernels: &["add", "add_row", "column_sum", "sum_of_squares"],
+    kernels: &["add", "add_row", "column_sum", "sum_of_squares", "total"],
     variants: ELEMENTS,
 };
 pub(crate) const ATTENTION: Source = Source {
@@ -122,8 +122,8 @@ pub(crate) const GRID: Source = Source {
 pub(crate) const LOG_LOSS: Source = Source {
     name: "log_loss",
     text: include_str!("../op/log_loss.cu"),
-    kernels: &["token_losses", "token_divergences", "cross_entropy_backward", "forward_kl_backward"],
-    variants: PLAIN,
+    kernels: &["token_losses", "token_divergences", "lesson_backward"],
+    variants: ELEMENTS,
 };
 pub(crate) const RMS_NORM: Source = Source {
     name: "rms_norm",

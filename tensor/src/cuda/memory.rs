@@ -259,6 +259,17 @@ impl<T: Item> RowsMut<'_, T> {
         Self { rows: self.rows.reshaped(cols), ..self }
     }
 
+    /// The rows before row `at` and those from there on.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    #[must_use]
+    pub fn split_at(self, at: usize) -> (Self, Self) {
+        let (rows, owner) = (self.rows, PhantomData);
+        let part = |from, to| Self { rows: rows.rows(from, to), owner };
+        (part(0, at), part(at, rows.dim.0))
+    }
+
     pub(crate) fn address(&self) -> Address {
         self.rows.address
     }
@@ -289,14 +300,51 @@ impl Cuda {
     /// # Errors
     /// [`CudaError::TooLittleMemory`].
     pub fn zeros<T: Item>(&self, dim: (usize, usize)) -> Result<Matrix<T>, CudaError> {
-        let matrix = self.room(dim)?;
-        self.clear(&matrix)?;
+        let mut matrix = self.room(dim)?;
+        self.clear(&mut matrix)?;
         Ok(matrix)
     }
 
     /// Sets all of a matrix to 0.
-    fn clear<T: Item>(&self, matrix: &Matrix<T>) -> Result<(), CudaError> {
+    ///
+    /// # Errors
+    /// If the device refuses.
+    pub fn clear<T: Item>(&self, matrix: &mut Matrix<T>) -> Result<(), CudaError> {
         self.machine.clear(matrix.address(), matrix.block.bytes)
+    }
+
+    /// Copies rows to others on the device.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    ///
+    /// # Panics
+    /// If the shapes differ.
+    pub fn copy<T: Item>(&self, to: RowsMut<'_, T>, from: Rows<'_, T>) -> Result<(), CudaError> {
+        assert_eq!(to.dim(), from.dim(), "a copy keeps its shape");
+        self.machine.copy(to.address(), from.address(), (from.count() * size_of::<T>()) as u64)
+    }
+
+    /// A second copy of rows on the device.
+    ///
+    /// # Errors
+    /// [`CudaError::TooLittleMemory`].
+    pub fn copied<T: Item>(&self, rows: Rows<'_, T>) -> Result<Matrix<T>, CudaError> {
+        let mut matrix = self.room(rows.dim())?;
+        self.copy(matrix.view_mut(), rows)?;
+        Ok(matrix)
+    }
+
+    /// Copies the bytes of rows of numbers, as they stand in memory, to rows that are on the device already.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    ///
+    /// # Panics
+    /// If there are not as many bytes as the rows have.
+    pub fn write_bytes<T: Item>(&self, to: RowsMut<'_, T>, from: &[u8]) -> Result<(), CudaError> {
+        assert_eq!(to.view().count() * size_of::<T>(), from.len(), "bytes of rows of {}", to.dim().1);
+        self.machine.upload(to.address(), from)
     }
 
     /// A copy on the device, rounded to its elements.

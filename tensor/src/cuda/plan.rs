@@ -2,6 +2,10 @@
 //!
 //! Pure arithmetic, in bytes; nothing is asked of a device.
 
+mod training;
+
+pub use training::{Course, Teaching, TrainingPlan, WholeModel};
+
 use super::{CudaError, Width};
 use crate::Precision;
 

@@ -41,27 +41,31 @@ impl Cuda {
         self.add_shares(total, shares.view())
     }
 
-    /// The sum of all squares of several arrays, in f64 in their order.
+    /// `total += the sum of all squares of x`, in f64; total is one number.
     ///
     /// # Errors
     /// If memory is short or the launch fails.
-    pub fn sum_of_squares<'a>(
-        &self,
-        arrays: impl IntoIterator<Item = Rows<'a, f32>>,
-    ) -> Result<f64, CudaError> {
-        let mut total = 0.0;
-        for x in arrays {
-            let shares = self.room::<f64>((1, x.count().div_ceil(32_768)))?;
-            let layout = Layout { grid: [shares.dim().1, 1, 1], block: [256, 1, 1], shared_bytes: 0 };
-            self.run_for::<f32>("add", "sum_of_squares", layout, arguments![&shares, x, x.count() as i64])?;
-            total += self.total(&shares)?;
-        }
-        Ok(total)
+    ///
+    /// # Panics
+    /// If total is not one number.
+    pub fn add_squares(&self, total: RowsMut<'_, f64>, x: Rows<'_, f32>) -> Result<(), CudaError> {
+        let shares = self.room::<f64>((1, x.count().div_ceil(32_768)))?;
+        let layout = Layout { grid: [shares.dim().1, 1, 1], block: [256, 1, 1], shared_bytes: 0 };
+        self.run_for::<f32>("add", "sum_of_squares", layout, arguments![&shares, x, x.count() as i64])?;
+        self.add_total(total, shares.view())
     }
 
-    /// The sum of numbers on the device, first to last.
-    pub(super) fn total(&self, shares: &Matrix<f64>) -> Result<f64, CudaError> {
-        Ok(self.download_items(shares.view())?.iter().sum())
+    /// `total += the sum of all shares`; total is one number.
+    ///
+    /// # Errors
+    /// If the launch fails.
+    ///
+    /// # Panics
+    /// If total is not one number.
+    pub fn add_total(&self, total: RowsMut<'_, f64>, shares: Rows<'_, f64>) -> Result<(), CudaError> {
+        assert_eq!(total.dim(), (1, 1), "a total is one number");
+        let layout = Layout { grid: [1, 1, 1], block: [256, 1, 1], shared_bytes: 0 };
+        self.run_for::<f32>("add", "total", layout, arguments![&total, shares, shares.count() as i64])
     }
 
     /// Copies the upper triangle of a Gram matrix onto the lower one: what ends its summation.

@@ -224,6 +224,12 @@ impl Machine for Emulator {
         Ok(())
     }
 
+    fn copy(&self, to: Address, from: Address, bytes: u64) -> Result<(), CudaError> {
+        // SAFETY: the caller's memory is as large, in both places.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes as usize) };
+        Ok(())
+    }
+
     fn clear(&self, at: Address, bytes: u64) -> Result<(), CudaError> {
         // SAFETY: the caller's memory is as large.
         unsafe { std::ptr::write_bytes(at as *mut u8, 0, bytes as usize) };
