@@ -97,7 +97,7 @@ impl<'a> DeviceFactor<'a> {
     fn energy(&self, x: Rows<'_, f32>) -> Result<f64, CudaError> {
         match self.here.importance() {
             Some(_) => self.cuda.energy(x, &self.split),
-            None => self.cuda.sum_of_squares([x]),
+            None => self.cuda.sum_of_squares(x),
         }
     }
 }

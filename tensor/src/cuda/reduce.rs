@@ -101,7 +101,15 @@ impl Cuda {
     /// # Errors
     /// If memory is short or the launch fails.
     pub fn is_finite(&self, x: Rows<'_, f32>) -> Result<bool, CudaError> {
-        Ok(self.sum_of_squares([x])?.is_finite()) // no square of an f32 is too large for f64
+        Ok(self.sum_of_squares(x)?.is_finite()) // no square of an f32 is too large for f64
+    }
+
+    /// The sum of all squares of x, on the host.
+    ///
+    /// # Errors
+    /// If memory is short or the launch fails.
+    pub fn sum_of_squares(&self, x: Rows<'_, f32>) -> Result<f64, CudaError> {
+        self.summed(|total| self.add_squares(total, x))
     }
 
     /// `tr(x h xᵀ)`: the sum over the rows of x `[rows, n]` of their squares in the symmetric metric h `[n, n]`. Each product is that of
@@ -131,6 +139,16 @@ impl Cuda {
             let arguments = arguments![share, x, here, int(rows), int(n), int(from), int(to - from)];
             self.run(("descent", None), "row_products", layout, arguments)?;
         }
-        self.total(&shares)
+        self.summed(|total| self.add_total(total, shares.view()))
+    }
+
+    /// One number that starts at 0, on the host.
+    fn summed(
+        &self,
+        add: impl FnOnce(RowsMut<'_, f64>) -> Result<(), CudaError>,
+    ) -> Result<f64, CudaError> {
+        let mut total = self.zeros::<f64>((1, 1))?;
+        add(total.view_mut())?;
+        Ok(self.download_items(total.view())?.iter().sum())
     }
 }
