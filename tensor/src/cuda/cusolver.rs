@@ -1,4 +1,4 @@
-//! Cholesky factors and inverses of triangles by cuSOLVER.
+//! Cholesky factors by cuSOLVER.
 
 use super::CudaError;
 use super::error::refused;
@@ -115,52 +115,6 @@ impl Triangles {
         check(status, "cusolverDnXpotrf", triangle)?;
         // Waits for the call, so that the host workspace outlives it.
         failed_column(machine, &info, "cusolverDnXpotrf")
-    }
-
-    /// [`Machine::invert`].
-    pub fn invert(&self, machine: &dyn Machine, triangle: &Triangle) -> Result<Option<u64>, CudaError> {
-        let handles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (size, number) = (triangle.size.cast_signed(), data_type(triangle.number));
-        let diagonal = sys::cublasDiagType_t::CUBLAS_DIAG_NON_UNIT;
-        let matrix = triangle.address as *mut c_void;
-        let (mut device_bytes, mut host_bytes) = (0, 0);
-        // SAFETY: as in `factor`.
-        let status = unsafe {
-            sys::cusolverDnXtrtri_bufferSize(
-                handles.handle,
-                LOWER,
-                diagonal,
-                size,
-                number,
-                matrix,
-                size,
-                &raw mut device_bytes,
-                &raw mut host_bytes,
-            )
-        };
-        check(status, "cusolverDnXtrtri_bufferSize", triangle)?;
-        let room = Room::new(machine, device_bytes)?;
-        let info = Room::new(machine, 4)?;
-        let mut host = vec![0u8; host_bytes.max(1)];
-        // SAFETY: as in `factor`.
-        let status = unsafe {
-            sys::cusolverDnXtrtri(
-                handles.handle,
-                LOWER,
-                diagonal,
-                size,
-                number,
-                matrix,
-                size,
-                room.address as *mut c_void,
-                device_bytes,
-                host.as_mut_ptr().cast(),
-                host_bytes,
-                info.address as *mut i32,
-            )
-        };
-        check(status, "cusolverDnXtrtri", triangle)?;
-        failed_column(machine, &info, "cusolverDnXtrtri")
     }
 }
 

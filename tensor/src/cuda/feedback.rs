@@ -84,13 +84,10 @@ impl Cuda {
             Layout { grid: [size.div_ceil(32), size.div_ceil(8), 1], block: [32, 8, 1], shared_bytes: 0 };
         self.run(module, "reversed_hessian", layout, arguments)?;
         let triangle = Triangle { address: wide.address(), number, size: size as u64 };
-        let failed = match self.machine.factor(&triangle)? {
-            None => self.machine.invert(&triangle)?,
-            failed => failed,
-        };
-        if let Some(column) = failed {
+        if let Some(column) = self.machine.factor(&triangle)? {
             return Err(CudaError::NotPositiveDefinite { column: size - 1 - column as usize, size });
         }
+        self.invert::<W>(triangle, definition)?;
         let upper = self.room((size, size))?;
         let arguments = arguments![&upper, &wide, int(size)];
         self.run(module, "reversed_inverse", Layout::squares(size, size), arguments)?;

@@ -363,11 +363,6 @@ impl Machine for Gpu {
         self.triangles()?.factor(self, triangle)
     }
 
-    fn invert(&self, triangle: &Triangle) -> Result<Option<u64>, CudaError> {
-        self.bind()?;
-        self.triangles()?.invert(self, triangle)
-    }
-
     fn wait(&self) -> Result<(), CudaError> {
         self.compute.synchronize().map_err(driver("cuStreamSynchronize"))?;
         self.copy.synchronize().map_err(driver("cuStreamSynchronize"))

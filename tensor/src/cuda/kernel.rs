@@ -98,7 +98,14 @@ pub(crate) const EMBEDDING: Source = Source {
 pub(crate) const FEEDBACK: Source = Source {
     name: "feedback",
     text: include_str!("../op/feedback.cu"),
-    kernels: &["reversed_hessian", "reversed_inverse", "gather_columns", "round_block"],
+    kernels: &[
+        "reversed_hessian",
+        "clear_above",
+        "invert_corners",
+        "reversed_inverse",
+        "gather_columns",
+        "round_block",
+    ],
     variants: &[&["WIDE=float"], &["WIDE=double"]],
 };
 pub(crate) const GATE: Source = Source {

@@ -224,12 +224,6 @@ pub trait Machine: Debug + Send + Sync {
     /// If the library is missing or refuses.
     fn factor(&self, triangle: &Triangle) -> Result<Option<u64>, CudaError>;
 
-    /// Overwrites a lower triangle with its inverse; the column where that failed, if it did.
-    ///
-    /// # Errors
-    /// If the library is missing or refuses.
-    fn invert(&self, triangle: &Triangle) -> Result<Option<u64>, CudaError>;
-
     /// Waits for all that was asked for in both lanes.
     ///
     /// # Errors

@@ -36,6 +36,7 @@ mod error;
 mod feedback;
 mod gpu;
 mod grid;
+mod inverse;
 mod kernel;
 mod launch;
 mod layers;

@@ -15,6 +15,51 @@ KERNEL reversed_hessian(WIDE* out, const float* gram, const u32* order, int n, f
     out[i64(row) * n + col] = row == col ? float(double(value) / mean + damping) : value * off_diagonal;
 }
 
+// Zeros above the diagonal of a matrix stored by columns. 32 x 8 threads.
+KERNEL clear_above(WIDE* triangle, int n) {
+    int row = blockIdx.x * 32 + threadIdx.x;
+    int col = blockIdx.y * 8 + threadIdx.y;
+    if (row < col && col < n) {
+        triangle[i64(col) * n + row] = 0;
+    }
+}
+
+#define CORNER 64
+#define CORNER_STRIDE (CORNER + 1)
+
+// The inverses of the 64 x 64 lower triangles on the diagonal of one stored by columns, in place; a block for each, a thread for each
+// column of its inverse. Shared: the triangle and its inverse, 64 x 65 numbers each.
+KERNEL __launch_bounds__(64) invert_corners(WIDE* triangle, int n) {
+    DYNAMIC_SHARED(shared);
+    WIDE* a = (WIDE*)shared;
+    WIDE* inverse = a + CORNER * CORNER_STRIDE;
+    int first = blockIdx.x * CORNER;
+    int size = n - first < CORNER ? n - first : CORNER;
+    int mine = threadIdx.x;
+    for (int col = 0; col < size; col++) {
+        if (mine < size) {
+            a[mine * CORNER_STRIDE + col] = triangle[i64(first + col) * n + first + mine];
+        }
+    }
+    __syncthreads();
+    if (mine < size) {
+        inverse[mine * CORNER_STRIDE + mine] = WIDE(1) / a[mine * CORNER_STRIDE + mine];
+        for (int row = mine + 1; row < size; row++) {
+            WIDE sum = 0;
+            for (int k = mine; k < row; k++) {
+                sum += a[row * CORNER_STRIDE + k] * inverse[k * CORNER_STRIDE + mine];
+            }
+            inverse[row * CORNER_STRIDE + mine] = -sum / a[row * CORNER_STRIDE + row];
+        }
+    }
+    __syncthreads();
+    for (int col = 0; col < size; col++) {
+        if (mine >= col && mine < size) {
+            triangle[i64(first + col) * n + first + mine] = inverse[mine * CORNER_STRIDE + col];
+        }
+    }
+}
+
 // upper = J L^-1 J for the lower triangular L^-1 stored by columns; zero below the diagonal. 32 x 8 threads, squares of 32 turned
 // in shared memory so that both sides move along rows.
 KERNEL reversed_inverse(float* upper, const WIDE* inverse, int n) {

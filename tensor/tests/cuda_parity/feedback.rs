@@ -38,7 +38,7 @@ fn hessian(gram: &Array2<f32>, order: &[u32], damping: Damping) -> Array2<f32> {
 #[test]
 fn the_factor_equals_the_cpus() {
     on_every_machine(|cuda| {
-        for n in [1, 7, 40, 131] {
+        for n in [1, 7, 40, 64, 131, 300] {
             let gram = gram(n);
             let (order, damping) = (order(&gram), damping(&gram));
             let truth = cholesky_of_inverse(&hessian(&gram, &order, damping)).unwrap();

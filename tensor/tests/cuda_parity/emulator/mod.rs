@@ -301,19 +301,6 @@ impl Machine for Emulator {
         Ok(None)
     }
 
-    fn invert(&self, triangle: &Triangle) -> Result<Option<u64>, CudaError> {
-        let a = square(triangle);
-        for row in 0..a.rows {
-            let scale = 1.0 / read(a, row, row);
-            for col in 0..row {
-                let dot: f64 = (col..row).map(|k| read(a, row, k) * read(a, k, col)).sum();
-                write(a, row, col, -dot * scale);
-            }
-            write(a, row, row, scale);
-        }
-        Ok(None)
-    }
-
     fn wait(&self) -> Result<(), CudaError> {
         self.copy_while(|_| true);
         Ok(())
