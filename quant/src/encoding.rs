@@ -97,6 +97,9 @@ pub trait GridEncoding: Encoding {
     /// Where `cols` is not a multiple of [`block_len`](Encoding::block_len) or `importance` is not `cols` long.
     fn search(&self, w: ArrayView2<'_, f32>, importance: Option<&[f32]>) -> Fit;
 
+    /// Whether 0 is among the values of every grid, so that weights set to 0 stay 0.
+    fn has_zero(&self) -> bool;
+
     /// The bytes of `codes`, `[rows, cols]`, on `grid`.
     ///
     /// # Panics

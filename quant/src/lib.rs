@@ -42,6 +42,7 @@ mod grid;
 mod lanes;
 mod loss;
 pub mod solver;
+mod sparsity;
 mod statistics;
 
 pub use encoding::{
@@ -51,5 +52,6 @@ pub use error::Error;
 pub use factor::{Factor, Feedback, Refusal, Settings, shrinkage_for};
 pub use grid::Grid;
 pub use loss::{energy_by_column, weighted_energy};
-pub use solver::{Facts, Gptq, Rtn, SOLVERS, Solution, Solver, solver};
+pub use solver::{Facts, FloatSolution, Gptq, Rtn, SOLVERS, Solution, Solver, SparseGpt, Wanda, solver};
+pub use sparsity::{NoSparsity, Sparsity};
 pub use statistics::{Detail, Statistics, Sums};

@@ -256,6 +256,10 @@ impl GridEncoding for IntEncoding {
         Fit { grid, codes }
     }
 
+    fn has_zero(&self) -> bool {
+        true
+    }
+
     fn pack(&self, grid: &Grid, codes: ArrayView2<'_, u8>) -> Vec<u8> {
         let (rows, cols) = codes.dim();
         assert_eq!(
