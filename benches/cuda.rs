@@ -1,11 +1,14 @@
 //! What a CUDA device does of what it could: products, Gram matrices, attention, the pass of error feedback, norms and streaming, each
 //! beside the rate that this same device reaches in the best product or copy measured here; then whole blocks of models, see
-//! [`model`]. Without a device it says so and ends.
+//! [`model`], and steps of a student, see [`train`]. Without a device it says so and ends.
 //!
-//! `cargo bench --bench cuda`. Sizes are those of an 8B model's block; `ATTAR_CUDA_DEVICE=N` names another device.
+//! `cargo bench --bench cuda`. Sizes are those of an 8B model's block; `ATTAR_CUDA_DEVICE=N` names another device. With the
+//! argument `train` it measures steps of a student alone.
 
 #[path = "cuda/model.rs"]
 mod model;
+#[path = "cuda/train.rs"]
+mod train;
 
 use attar_tensor::cuda::{
     BlockStream, Cuda, CudaError, Damping, Gate, Grid, Keep, Matrix, Norm, Width, bf16, slot_bytes,
@@ -131,7 +134,7 @@ fn attention(cuda: &Cuda, peak: &Peak) -> Result<(), CudaError> {
     line("attention plain bf16, half counted", taken, amount, "TFLOP/s", peak.f32);
     let d_out = random::<bf16>(cuda, q.dim())?;
     let taken = seconds(cuda, || cuda.attention_backward(qkv, d_out.view(), shape).map(drop))?;
-    line("attention backward bf16, half counted", taken, 2.5 * amount, "TFLOP/s", peak.f32);
+    line("attention backward bf16, half counted", taken, 2.5 * amount, "TFLOP/s", peak.bf16);
     Ok(())
 }
 
@@ -219,6 +222,9 @@ fn run() -> Result<(), CudaError> {
         }
         Err(error) => return Err(error),
     };
+    if std::env::args().any(|argument| argument == "train") {
+        return train::run(&cuda);
+    }
     let peak = peak(&cuda)?;
     let facts = cuda.facts();
     println!(
@@ -233,7 +239,8 @@ fn run() -> Result<(), CudaError> {
     attention(&cuda, &peak)?;
     feedback(&cuda, &peak)?;
     memory(&cuda, &peak)?;
-    model::run(ordinal, &cuda)
+    model::run(ordinal, &cuda)?;
+    train::run(&cuda)
 }
 
 #[expect(clippy::print_stderr, reason = "why there is no output")]

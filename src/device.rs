@@ -3,10 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use attar_model::device::{self, Cuda, DevicePlace, OnCuda, Work};
+use attar_model::device::{self, Course, Cuda, DevicePlace, OnCuda, TrainingPlan, Work};
 use attar_model::{Device, ModelConfig};
 
-use crate::diagnostic::{Explain, Result};
+use crate::diagnostic::{Explain, Failure, Result};
+use crate::pipeline::pupil::Desk;
 use crate::talk::{Talk, human_bytes};
 
 /// What was asked for with `--device`.
@@ -112,6 +113,43 @@ impl Computer {
         }
     }
 
+    /// The processor, for a reason that speaks against a device.
+    ///
+    /// # Errors
+    /// The reason, where a device was named.
+    pub fn without_device(self, reason: Failure) -> Result<Self> {
+        if self.cuda.is_none() {
+            return Ok(self);
+        }
+        Ok(Self { cuda: self.refused(reason)?, ..self })
+    }
+
+    /// No device, which is told; where one was named, the reason is an error.
+    fn refused<T>(&self, reason: Failure) -> Result<Option<T>> {
+        if self.otherwise == Otherwise::Refuse {
+            return Err(reason);
+        }
+        if let Some(talk) = self.talk {
+            talk.detail(&format!("device: cpu, since {}", reason.cause()));
+        }
+        Ok(None)
+    }
+
+    /// Where a student learns: on the device if it fits there, or none.
+    ///
+    /// # Errors
+    /// A device that was named and has too little memory.
+    pub fn desk(&self, course: Course) -> Result<Option<Desk>> {
+        let Some(cuda) = &self.cuda else { return Ok(None) };
+        match TrainingPlan::within(cuda.limit_bytes(), course) {
+            Ok(plan) => Ok(Some(Desk { cuda: cuda.clone(), plan })),
+            Err(error) => {
+                let reason = Err(error).doing(|| format!("while planning for {}", cuda.facts().name));
+                reason.or_else(|reason| self.refused(reason))
+            }
+        }
+    }
+
     /// Where the work of one model is done.
     ///
     /// # Errors
@@ -124,21 +162,22 @@ impl Computer {
                 Err(error).doing(|| format!("while planning for {}", cuda.facts().name))
             }
             (Err(error), Otherwise::Processor) => {
-                let why = crate::diagnostic::Failure::from(error);
-                if let Some(talk) = self.talk {
-                    talk.detail(&format!("device: cpu, since {}", why.cause()));
-                }
-                Ok(Device::Cpu)
+                self.refused::<Device>(error.into()).map(|device| device.unwrap_or(Device::Cpu))
             }
         }
     }
+}
+
+/// What a report calls a CUDA device.
+pub fn name_of(cuda: &Cuda) -> String {
+    format!("cuda, {}", cuda.facts().name)
 }
 
 /// What a report says computed.
 pub fn name<'a>(devices: impl IntoIterator<Item = &'a Device>) -> String {
     let cuda = devices.into_iter().find_map(|device| match device {
         Device::Cpu => None,
-        Device::Cuda(on) => Some(format!("cuda, {}", on.cuda.facts().name)),
+        Device::Cuda(on) => Some(name_of(&on.cuda)),
     });
     cuda.unwrap_or_else(|| "cpu".to_owned())
 }

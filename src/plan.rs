@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 use attar_checkpoint::{Dtype, GgmlType};
 use attar_model::device::{Aim, Work};
 use attar_model::{Device, ExpertNumbers, Precision, Role, TensorSpec};
-use attar_quant::{IntEncoding, Named, ScaleDtype, encoding};
+use attar_quant::{IntEncoding, Named, ScaleDtype, Solver, encoding};
 use regex::Regex;
 
 use crate::device::{self, Computer};
@@ -104,6 +104,8 @@ pub struct Plan {
     pub memory: Memory,
     /// What computes it.
     pub device: Device,
+    /// Whether codes are chosen on a device too.
+    pub solves_there: bool,
     /// The experts some layers' MLPs are made of.
     pub experts: Option<ExpertNumbers>,
 }
@@ -154,6 +156,8 @@ pub struct Request<'a> {
     pub precision: Precision,
     /// What computes.
     pub computer: &'a Computer,
+    /// How codes are chosen where there are statistics.
+    pub solver: &'a dyn Solver,
 }
 
 impl Plan {
@@ -179,20 +183,17 @@ impl Plan {
         let has_codes = tensors.iter().any(|t| matches!(t.treatment, Treatment::Codes(_)));
         let calibration = request.calibration.filter(|_| has_codes);
         let memory = memory::estimate(&request.source.config, &tensors, calibration, request.max_memory)?;
+        let aim = if request.solver.on_device().is_some() { Aim::Quantize } else { Aim::Observe };
         let device = match calibration {
             Some(CalibrationSize { tokens, ctx }) => request.computer.plan(
                 &request.source.config,
-                Work {
-                    tokens: tokens as u64,
-                    ctx: ctx as u64,
-                    aim: Aim::Observe,
-                    precision: request.precision,
-                },
+                Work { tokens: tokens as u64, ctx: ctx as u64, aim, precision: request.precision },
             )?,
             None => Device::Cpu,
         };
         let experts = request.source.config.experts.clone();
-        Ok(Self { output, tensors, calibration, memory, device, experts })
+        let solves_there = aim == Aim::Quantize && matches!(device, Device::Cuda(_));
+        Ok(Self { output, tensors, calibration, memory, device, solves_there, experts })
     }
 
     /// The tensors of one layer.
@@ -478,7 +479,8 @@ impl std::fmt::Display for Plan {
         if self.calibration.is_some() {
             write!(f, "{}", device::Lines(&self.device))?;
             if let Device::Cuda(_) = self.device {
-                writeln!(f, "codes are chosen on the processor")?;
+                let place = if self.solves_there { "there too" } else { "on the processor" };
+                writeln!(f, "codes are chosen {place}")?;
             }
         }
         write!(f, "{}", self.memory)

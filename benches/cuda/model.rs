@@ -3,15 +3,24 @@
 
 use super::{line, random, seconds};
 use attar::pipeline::on_device::DeviceStream;
-use attar_model::device::{Aim, AllTurns, Cuda, CudaError, DeviceBlock, OnCuda, OwnParts, Work};
+use attar::source::hash_floats;
+use attar_model::device::{
+    Aim, AllTurns, Cuda, CudaError, DeviceBlock, OnCuda, OwnParts, Work, stored_matrix,
+};
 use attar_model::{
     Block, Device, Error, HiddenStates, Keeping, KeptFloat, LoadError, ModelConfig, Precision, Role,
     Streaming, Tap, Weights, Windows, streamed_hidden_states,
 };
-use attar_tensor::cuda::{Damping, Grid, Matrix, Width, bf16};
+use attar_quant::{
+    DeviceFactor, DeviceSolution, Gptq, GridEncoding as _, IntEncoding, Settings, Solver as _, Step,
+};
+use attar_tensor::cuda::{Matrix, Width, bf16};
 use ndarray::{Array2, ArrayD, IxDyn};
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
+use std::hint::black_box;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Instant;
 
 const CTX: usize = 2048;
@@ -90,13 +99,13 @@ fn work(tokens: usize, aim: Aim) -> Work {
     Work { tokens: tokens as u64, ctx: CTX as u64, aim, precision: Precision::Bf16 }
 }
 
-/// One 8B block: its forward, and all of it a GPTQ at 128 windows does on the device.
+/// 8B blocks: the forward, then all of a GPTQ at 128 windows in w4a16-g128, as the pipeline does it but for the files; the first two warm up.
 fn eight(cuda: &Cuda) -> Result<(), Error> {
-    let config = config(4096, 14_336, 32, 1)?;
+    let config = config(4096, 14_336, 32, 4)?;
     let weights = Random::of(&config);
-    let block = Block::load(&config, 0, &weights)?;
     let turns = AllTurns::new(cuda, &config, CTX)?;
     {
+        let block = Block::load(&config, 0, &weights)?;
         let own = OwnParts::<bf16>::of(cuda, &block)?;
         let there = DeviceBlock::of(cuda, &config, 0, &turns, &own);
         let mut hidden: Matrix<bf16> = random(cuda, (8 * CTX, 4096))?;
@@ -112,63 +121,134 @@ fn eight(cuda: &Cuda) -> Result<(), Error> {
     let hidden =
         Array2::from_shape_fn((tokens, 4096), |(row, col)| ((row * 31 + col * 7) % 97) as f32 / 97.0 - 0.5);
     let mut stream = DeviceStream::<bf16>::new(&on, &config, HiddenStates::from(hidden), CTX)?;
-    let start = Instant::now();
-    let stages: [(Tap, usize, &[Role]); 4] = [
-        (Tap::AttnIn, 4096, &[Role::Q, Role::K, Role::V]),
-        (Tap::AttnOut, 4096, &[Role::O]),
-        (Tap::MlpIn, 4096, &[Role::Gate, Role::Up]),
-        (Tap::MlpMid, 14_336, &[Role::Down]),
-    ];
-    for (tap, features, roles) in stages {
-        stream.observe(&block, tap, Some(features))?;
-        roles.iter().try_for_each(|&role| stream.settle(&block, role))?;
-    }
-    stream.finish()?;
-    cuda.wait()?;
-    let observed = start.elapsed().as_secs_f64();
     let grams =
         [4096.0f64, 4096.0, 4096.0, 14_336.0].iter().map(|n| n * n).sum::<f64>() * tokens as f64 * 1e-12;
     let amount = block_teraflops(&config, tokens) + grams;
-    line("8B block, forward and Gram matrices, 128 windows", observed, amount, "TFLOP/s", BEST);
-    drop(stream);
-
-    let solved = solve(cuda)?;
-    line("8B block, factors and passes of its matrices", solved, 0.0, "", 1.0);
-    line("32 such blocks, of 25 s", 32.0 * (observed + solved), 25.0, "s of the aim", 25.0);
-    Ok(())
+    std::thread::scope(|scope| {
+        let (to, solved) = sync_channel(1);
+        scope.spawn(move || write_nowhere(solved));
+        for (layer, width) in [Width::F64, Width::F32, Width::F64, Width::F32].into_iter().enumerate() {
+            let spent = coded(&mut stream, &config, (&weights, layer), width, &to)?;
+            if layer < 2 {
+                continue;
+            }
+            for name in PARTS {
+                share(&format!("8B block, factored in {width:?}: {name}"), spent.part(name), 25.0 / 32.0);
+            }
+            let observed = spent.part(OBSERVE) + spent.part(FINISH);
+            line("8B block, forward and Gram matrices, 128 windows", observed, amount, "TFLOP/s", BEST);
+            share(&format!("8B block, factored in {width:?}: all of it"), spent.total(), 25.0 / 32.0);
+            share(&format!("32 such blocks, factored in {width:?}"), 32.0 * spent.total(), 25.0);
+        }
+        Ok(())
+    })
 }
 
-/// Seconds of four factorisations and seven passes in a block's shapes.
-fn solve(cuda: &Cuda) -> Result<f64, CudaError> {
-    let mut total = 0.0;
-    for (cols, outs) in
-        [(4096, &[4096, 1024, 1024][..]), (4096, &[4096]), (4096, &[14_336, 14_336]), (14_336, &[4096])]
-    {
-        let x = random::<bf16>(cuda, (2 * cols, cols))?;
-        let mut gram = cuda.zeros::<f32>((cols, cols))?;
-        cuda.gram_add(&mut gram, x.view())?;
-        cuda.mirror(&mut gram)?;
-        drop(x);
-        let order: Vec<u32> = (0..cols as u32).collect();
-        let damping = Damping { mean: 2.0 * cols as f64 / 3.0, shrinkage: 0.1, damping: 0.01 };
+/// Packs and hashes what would be written, as the pipeline does beside the device's work.
+fn write_nowhere(solved: Receiver<Solved>) {
+    let encoding = IntEncoding::symmetric(4, 128);
+    for (grid, codes) in solved {
+        let mut hash = Sha256::new();
+        hash_floats(&mut hash, grid.decode_all(codes.view()).as_slice().unwrap_or_default());
+        black_box((hash.finalize(), encoding.pack(&grid, codes.view())));
+    }
+}
+
+/// What comes back of a matrix.
+type Solved = (attar_quant::Grid, Array2<u8>);
+
+#[expect(clippy::print_stdout, reason = "a benchmark's output")]
+fn share(name: &str, seconds: f64, of: f64) {
+    println!("{name:<58} {:>9.1} ms {:>5.1} % of {of:.2} s", seconds * 1e3, 100.0 * seconds / of);
+}
+
+const OBSERVE: &str = "observe";
+const FINISH: &str = "finish";
+const BEHIND: &str = "waiting for what is written";
+const PARTS: [&str; 10] = [
+    OBSERVE,
+    "weights to the device",
+    "factor",
+    "search",
+    "pass",
+    "descent",
+    "facts",
+    "codes to the host",
+    FINISH,
+    BEHIND,
+];
+
+/// Where the time goes, by the name of the part.
+struct Spent(Vec<(&'static str, f64)>, Instant);
+
+impl Spent {
+    fn mark(&mut self, cuda: &Cuda, name: &'static str) -> Result<(), CudaError> {
         cuda.wait()?;
-        let start = Instant::now();
-        let upper = cuda.cholesky_of_inverse(gram.view(), &order, damping, Width::F32)?;
-        cuda.wait()?;
-        total += start.elapsed().as_secs_f64();
-        for &rows in outs {
-            let w = random::<f32>(cuda, (rows, cols))?;
-            let constant = |x: f32| cuda.upload::<f32>(Array2::from_elem((rows, cols / 128), x).view());
-            let (scale, zero, min) = (constant(0.14)?, constant(8.0)?, constant(0.0)?);
-            let grid = Grid { scale, zero, min, group_size: 128, max_code: 15 };
-            cuda.wait()?;
-            let start = Instant::now();
-            cuda.round_with_feedback(w.view(), &order, upper.view(), &grid)?;
-            cuda.wait()?;
-            total += start.elapsed().as_secs_f64();
+        self.0.push((name, self.1.elapsed().as_secs_f64()));
+        self.1 = Instant::now();
+        Ok(())
+    }
+
+    fn part(&self, name: &str) -> f64 {
+        self.0.iter().filter(|(part, _)| *part == name).map(|(_, taken)| taken).sum()
+    }
+
+    fn total(&self) -> f64 {
+        self.0.iter().map(|(_, taken)| taken).sum()
+    }
+}
+
+/// All of one block but the disk.
+fn coded(
+    stream: &mut DeviceStream<bf16>,
+    config: &ModelConfig,
+    (weights, layer): (&Random, usize),
+    width: Width,
+    to: &SyncSender<Solved>,
+) -> Result<Spent, Error> {
+    let (cuda, encoding) = (stream.on().cuda.clone(), IntEncoding::symmetric(4, 128));
+    let Some(solver) = Gptq::DEFAULT.on_device() else { unreachable!("gptq has a twin there") };
+    let stages: [(Tap, &[Role]); 4] = [
+        (Tap::AttnIn, &[Role::Q, Role::K, Role::V]),
+        (Tap::AttnOut, &[Role::O]),
+        (Tap::MlpIn, &[Role::Gate, Role::Up]),
+        (Tap::MlpMid, &[Role::Down]),
+    ];
+    cuda.wait()?;
+    let mut spent = Spent(Vec::new(), Instant::now());
+    stream.enter_next(weights)?;
+    for (tap, roles) in stages {
+        let Some(seen) = stream.observe(tap, Some(config.tap_features(tap)))? else { continue };
+        spent.mark(&cuda, OBSERVE)?;
+        let factor = DeviceFactor::new(&cuda, &seen, Settings::default(), width)?;
+        for &role in roles {
+            let Some(spec) = config.tensor(role, Some(layer)) else { continue };
+            let w = stored_matrix(&cuda, &spec, weights)?;
+            spent.mark(&cuda, "weights to the device")?;
+            let mut done = |step| {
+                let name = match step {
+                    Step::Factor => "factor",
+                    Step::Search => "search",
+                    Step::Pass => "pass",
+                    Step::Descent => "descent",
+                    Step::Facts => "facts",
+                    Step::Codes => "codes to the host",
+                };
+                spent.mark(&cuda, name)
+            };
+            let solution = solver.solve(w.view(), &factor, &encoding, &mut done);
+            let DeviceSolution { grid, codes, decoded, .. } = solution.map_err(|error| match error {
+                attar_quant::Error::Device(error) => error,
+                other => unreachable!("random weights: {other}"),
+            })?;
+            stream.take(role, decoded);
+            let _ = to.send((grid, codes));
+            spent.mark(&cuda, BEHIND)?;
         }
     }
-    Ok(total)
+    stream.finish()?;
+    spent.mark(&cuda, FINISH)?;
+    Ok(spent)
 }
 
 /// Seconds in which 16 windows pass through so many 70B blocks streamed from memory, within `limit` bytes of the device.
@@ -212,7 +292,7 @@ pub fn run(ordinal: usize, cuda: &Cuda) -> Result<(), CudaError> {
 }
 
 #[expect(clippy::print_stdout, reason = "a benchmark's output")]
-fn said(name: &str, result: &Result<(), Error>) -> Result<(), CudaError> {
+pub fn said(name: &str, result: &Result<(), Error>) -> Result<(), CudaError> {
     let why: &dyn std::error::Error = match result {
         Ok(()) => return Ok(()),
         Err(Error::Device(error @ CudaError::TooLittleMemory { .. })) => error,

@@ -29,6 +29,9 @@ pub enum Error {
         /// Of the student.
         student: usize,
     },
+    /// A teacher that a device does not learn from.
+    #[error("from a cache of the likeliest tokens a student does not learn on a CUDA device")]
+    LikeliestOnDevice,
     /// What was kept of the optimizer does not fit the student.
     #[error("the state has no moments of shape {shape:?} for `{name}`")]
     State {

@@ -127,7 +127,7 @@ impl<'a> Teacher<'a> {
 }
 
 /// What was kept of some windows' scored positions where they stand among all tokens; zeros elsewhere, which are not read.
-fn placed<'a, T: Clone + Default + 'a, D: Dimension + RemoveAxis>(
+pub(crate) fn placed<'a, T: Clone + Default + 'a, D: Dimension + RemoveAxis>(
     windows: impl ExactSizeIterator<Item = ArrayView<'a, T, D>>,
     ctx: usize,
     positions: &Range<usize>,

@@ -8,12 +8,14 @@
 //! Which windows a step sees, and all that becomes of them, follows from the seed and the number of the step alone: a run that
 //! is taken up again from its weights, its [`Progress`] and its [moments](Training::moments) is, bit for bit, the run that was never interrupted. Files are not known here.
 
+mod device;
 mod error;
 mod lesson;
 mod order;
 mod schedule;
 mod training;
 
+pub use device::{DeviceTraining, TeacherThere};
 pub use error::Error;
 pub use lesson::{Aim, Signal, Teacher, token_weights};
 pub use order::Order;

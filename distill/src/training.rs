@@ -45,6 +45,48 @@ pub struct Done {
 /// Steps in a row without a finite gradient after which there is no hope.
 const MOST_SKIPPED: u32 = 10;
 
+/// How gradients are used.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Update {
+    /// With the step's learning rate.
+    pub adamw: AdamW,
+    /// Updates so far, this one among them.
+    pub number: u32,
+    /// What gradients are multiplied by.
+    pub scale: f32,
+}
+
+impl Optimizer {
+    /// Counts a step of this loss and norm of gradients; what becomes of the gradients, if they are finite.
+    pub(crate) fn judge(
+        &self,
+        progress: &mut Progress,
+        loss: f64,
+        gradient_norm: f64,
+    ) -> Result<(Done, Option<Update>), Error> {
+        progress.steps += 1;
+        let step = progress.steps;
+        let rate = self.schedule.rate(step);
+        let done = Done { step, loss, gradient_norm, rate, skipped: false };
+        if !(loss.is_finite() && gradient_norm.is_finite()) {
+            progress.skipped_in_a_row += 1;
+            if progress.skipped_in_a_row >= MOST_SKIPPED {
+                let what = if loss.is_finite() { "gradient" } else { "loss" };
+                return Err(Error::Diverged { steps: MOST_SKIPPED, step, what });
+            }
+            return Ok((Done { skipped: true, ..done }, None));
+        }
+        progress.skipped_in_a_row = 0;
+        progress.updates += 1;
+        let scale = match self.clip {
+            Some(most) if gradient_norm > f64::from(most) => (f64::from(most) / gradient_norm) as f32,
+            _ => 1.0,
+        };
+        let adamw = AdamW { learning_rate: rate, ..self.adamw };
+        Ok((done, Some(Update { adamw, number: progress.updates, scale })))
+    }
+}
+
 /// What the file will make of a weight. A student that is trained so sees the weights it will have when it is stored; its
 /// gradients pass through as if nothing had been done.
 ///
@@ -142,27 +184,11 @@ impl<'a> Training<'a> {
         self.take_off(masters);
         let (loss, gradients) = learned?;
         let gradient_norm = global_norm(gradients.values().flat_map(Gradients::iter).map(|(_, g)| g.view()));
-        self.progress.steps += 1;
-        let step = self.progress.steps;
-        let rate = self.optimizer.schedule.rate(step);
-        let done = Done { step, loss, gradient_norm, rate, skipped: false };
-        if !(loss.is_finite() && gradient_norm.is_finite()) {
-            self.progress.skipped_in_a_row += 1;
-            if self.progress.skipped_in_a_row >= MOST_SKIPPED {
-                let what = if loss.is_finite() { "gradient" } else { "loss" };
-                return Err(Error::Diverged { steps: MOST_SKIPPED, step, what });
-            }
-            return Ok(Done { skipped: true, ..done });
-        }
-        self.progress.skipped_in_a_row = 0;
-        self.progress.updates += 1;
-        let scale = match self.optimizer.clip {
-            Some(most) if gradient_norm > f64::from(most) => (f64::from(most) / gradient_norm) as f32,
-            _ => 1.0,
-        };
+        let (done, update) = self.optimizer.judge(&mut self.progress, loss, gradient_norm)?;
+        let Some(update) = update else { return Ok(done) };
         for (layer, gradients) in &gradients {
             for (role, gradient) in gradients.iter() {
-                self.update((*layer, role), gradient, rate, scale);
+                self.update((*layer, role), gradient, update);
             }
         }
         Ok(done)
@@ -192,18 +218,18 @@ impl<'a> Training<'a> {
         Ok((total, all))
     }
 
-    fn update(&mut self, place: Place, gradient: &ArrayD<f32>, rate: f32, scale: f32) {
+    fn update(&mut self, place: Place, gradient: &ArrayD<f32>, update: Update) {
         let (layer, role) = place;
         let (Some(weight), Some(moments)) =
             (self.model.parameter_mut(role, layer), self.moments.get_mut(&place))
         else {
             unreachable!("what has a gradient is a parameter")
         };
-        let mut adamw = AdamW { learning_rate: rate, ..self.optimizer.adamw };
+        let Update { mut adamw, number, scale } = update;
         if gradient.ndim() < 2 {
             adamw.weight_decay = 0.0;
         }
-        adamw.step(self.progress.updates, weight, gradient.view(), scale, moments);
+        adamw.step(number, weight, gradient.view(), scale, moments);
     }
 
     /// The loss of some windows as they stand now.
@@ -241,7 +267,7 @@ impl<'a> Training<'a> {
 }
 
 /// What a parameter is called where the optimizer's memory is kept.
-fn name_of((layer, role): Place) -> String {
+pub(crate) fn name_of((layer, role): Place) -> String {
     match layer {
         Some(layer) => format!("layers.{layer}.{}", role.as_str()),
         None => role.as_str().to_owned(),

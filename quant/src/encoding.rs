@@ -22,6 +22,7 @@ use std::fmt;
 use std::ops::Deref;
 
 use attar_checkpoint::GgmlType;
+use attar_tensor::cuda::{self, Cuda, CudaError, Matrix, Rows};
 use ndarray::{Array2, ArrayView2};
 
 pub use self::integer::{IntEncoding, IntParts, ScaleDtype};
@@ -100,6 +101,25 @@ pub trait GridEncoding: Encoding {
     /// Whether 0 is among the values of every grid, so that weights set to 0 stay 0.
     fn has_zero(&self) -> bool;
 
+    /// The same for a `[rows, cols]` matrix on a device, by way of the host unless the format has a search there.
+    ///
+    /// # Errors
+    /// If the device fails or its memory is short.
+    ///
+    /// # Panics
+    /// As [`search`](Self::search).
+    fn search_there(
+        &self,
+        cuda: &Cuda,
+        w: Rows<'_, f32>,
+        importance: Option<&[f32]>,
+    ) -> Result<DeviceFit, CudaError> {
+        let fit = self.search(cuda.download(w)?.view(), importance);
+        let codes = fit.codes.as_standard_layout();
+        let codes = cuda.upload_items(codes.as_slice().expect("standard layout"), w.dim())?;
+        Ok(DeviceFit { there: fit.grid.upload(cuda)?, grid: fit.grid, codes })
+    }
+
     /// The bytes of `codes`, `[rows, cols]`, on `grid`.
     ///
     /// # Panics
@@ -120,6 +140,17 @@ pub struct Fit {
     pub grid: Grid,
     /// The choice, `[rows, cols]`.
     pub codes: Array2<u8>,
+}
+
+/// A [`Fit`] to a matrix on a device.
+#[derive(Debug)]
+pub struct DeviceFit {
+    /// The values to choose from.
+    pub grid: Grid,
+    /// The same on the device.
+    pub there: cuda::Grid,
+    /// The choice, `[rows, cols]`.
+    pub codes: Matrix<u8>,
 }
 
 impl Fit {

@@ -69,4 +69,7 @@ pub enum Error {
         /// The encoding's name.
         encoding: Cow<'static, str>,
     },
+    /// A device that fails, or whose memory is short.
+    #[error("the device")]
+    Device(#[from] attar_tensor::cuda::CudaError),
 }

@@ -1,8 +1,9 @@
+use std::convert::Infallible;
 use std::sync::OnceLock;
 
 use attar_tensor::{NotPositiveDefinite, UpperTriangle, cholesky_of_inverse_by_rows};
 use ndarray::parallel::prelude::*;
-use ndarray::{Array1, Array2, Axis};
+use ndarray::{Array1, Array2, ArrayView1, Axis};
 
 use crate::Statistics;
 
@@ -50,13 +51,13 @@ pub struct Factor<'a> {
     feedback: OnceLock<Result<Feedback, Refusal>>,
 }
 
-/// What error feedback needs: the order of columns and the triangle that spreads errors.
+/// What error feedback needs: the order of columns and the triangle that spreads errors, here or on a device.
 #[derive(Debug)]
-pub struct Feedback {
+pub struct Feedback<U = UpperTriangle> {
     /// Columns, or groups of them, by falling diagonal of the Hessian; equal ones as they stand.
     pub order: Vec<usize>,
     /// U, upper triangular, with `U^T U` the inverse of the Hessian in that order, `[in_features, in_features]`.
-    pub upper: UpperTriangle,
+    pub upper: U,
     /// The damping that made it positive definite.
     pub damping: f64,
     /// The shrinkage applied.
@@ -111,10 +112,8 @@ impl<'a> Factor<'a> {
     /// The Hessian that `feedback` was made from, columns as in the weight.
     pub(crate) fn metric(&self, feedback: &Feedback) -> Metric<'_> {
         let Some(gram) = self.statistics.gram() else { unreachable!("feedback is made from a Gram matrix") };
-        let mean = mean_diagonal(gram);
-        let diagonal =
-            gram.diag().mapv(|h| (feedback.shrinkage * f64::from(h) / mean + feedback.damping) as f32);
-        Metric { gram, scale: ((1.0 - feedback.shrinkage) / mean) as f32, diagonal }
+        let (scale, diagonal) = self.scale_and_diagonal(feedback);
+        Metric { gram, scale, diagonal }
     }
 
     /// Columns whose input was always 0.
@@ -133,42 +132,85 @@ impl<'a> Factor<'a> {
 
     fn factorise(&self) -> Result<Feedback, Refusal> {
         let refuse = |reason: &str| Err(Refusal { reason: reason.to_owned(), retries: 0 });
-        if self.statistics.tokens == 0 {
-            return refuse("no token reached this input");
-        }
         let Some(gram) = self.statistics.gram() else {
-            return refuse("only the squares of the inputs were summed");
+            return refuse(if self.statistics.tokens == 0 {
+                NO_TOKEN
+            } else {
+                "only the squares of the inputs were summed"
+            });
         };
-        if !gram.axis_iter(Axis(0)).into_par_iter().all(|row| row.iter().all(|x| x.is_finite())) {
+        let is_finite =
+            || gram.axis_iter(Axis(0)).into_par_iter().all(|row| row.iter().all(|x| x.is_finite()));
+        let found = self.factorise_by(
+            || Ok::<_, Infallible>(is_finite()),
+            |order, Damped { mean, shrinkage, damping }| {
+                // A factor of inputs that hardly vary can overflow without a bad pivot.
+                let upper = factor_of(gram, order, mean, shrinkage, damping).ok();
+                Ok(upper.filter(UpperTriangle::is_finite))
+            },
+        );
+        found.unwrap_or_else(|never| match never {})
+    }
+
+    /// Order and triangle by way of `factor`, which gives none where the damped matrix is not positive definite; it and
+    /// `is_finite`, of the Gram matrix, may fail for reasons of their own.
+    pub(crate) fn factorise_by<U, E>(
+        &self,
+        is_finite: impl FnOnce() -> Result<bool, E>,
+        mut factor: impl FnMut(&[usize], Damped) -> Result<Option<U>, E>,
+    ) -> Result<Result<Feedback<U>, Refusal>, E> {
+        let refuse = |reason: &str| Ok(Err(Refusal { reason: reason.to_owned(), retries: 0 }));
+        if self.statistics.tokens == 0 {
+            return refuse(NO_TOKEN);
+        }
+        if !is_finite()? {
             return refuse("the Gram matrix is not finite");
         }
-        let mean = mean_diagonal(gram);
+        let squares = self.statistics.sums.squares();
+        let mean = mean_of(squares);
         if mean <= 0.0 {
             return refuse("every input was 0");
         }
-        let order = falling(gram, self.settings.together);
+        let order = falling(squares, self.settings.together);
         let shrinkage =
             self.settings.shrinkage.unwrap_or_else(|| shrinkage_for(self.statistics.tokens_per_column()));
         let mut damping = self.settings.damping;
         for retries in 0..=RETRIES {
-            // A factor of inputs that hardly vary can overflow without a bad pivot.
-            match factor_of(gram, &order, mean, shrinkage, damping) {
-                Ok(upper) if upper.is_finite() => {
-                    return Ok(Feedback { order, upper, damping, shrinkage, retries });
-                }
-                _ => damping *= 10.0,
+            match factor(&order, Damped { mean, shrinkage, damping })? {
+                Some(upper) => return Ok(Ok(Feedback { order, upper, damping, shrinkage, retries })),
+                None => damping *= 10.0,
             }
         }
         let reason = format!("the Hessian is not positive definite even with damping {}", damping / 10.0);
-        Err(Refusal { reason, retries: RETRIES })
+        Ok(Err(Refusal { reason, retries: RETRIES }))
+    }
+
+    /// What the Hessian of a feedback adds to the Gram matrix, and the factor of that: `(scale, diagonal)`.
+    pub(crate) fn scale_and_diagonal<U>(&self, feedback: &Feedback<U>) -> (f32, Array1<f32>) {
+        let squares = self.statistics.sums.squares();
+        let mean = mean_of(squares);
+        let diagonal = squares.mapv(|h| (feedback.shrinkage * f64::from(h) / mean + feedback.damping) as f32);
+        (((1.0 - feedback.shrinkage) / mean) as f32, diagonal)
     }
 }
 
+/// Why there is no feedback without text.
+const NO_TOKEN: &str = "no token reached this input";
+
+/// How a Gram matrix becomes the Hessian that is factored.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Damped {
+    /// The mean of the diagonal, the unit of all else.
+    pub mean: f64,
+    pub shrinkage: f64,
+    pub damping: f64,
+}
+
 /// Columns by falling diagonal, so many at a time by the sum of theirs.
-fn falling(gram: &Array2<f32>, together: usize) -> Vec<usize> {
-    let columns: Vec<usize> = (0..gram.nrows()).collect();
+fn falling(diagonal: ArrayView1<'_, f32>, together: usize) -> Vec<usize> {
+    let columns: Vec<usize> = (0..diagonal.len()).collect();
     let mut groups: Vec<&[usize]> = columns.chunks(together).collect();
-    let sum = |group: &[usize]| group.iter().map(|&col| gram[[col, col]]).sum::<f32>();
+    let sum = |group: &[usize]| group.iter().map(|&col| diagonal[col]).sum::<f32>();
     groups.sort_by(|a, b| sum(b).total_cmp(&sum(a)));
     groups.concat()
 }
@@ -196,8 +238,8 @@ pub(crate) struct Metric<'a> {
     pub diagonal: Array1<f32>, // [in_features]
 }
 
-fn mean_diagonal(gram: &Array2<f32>) -> f64 {
-    gram.diag().iter().map(|&h| f64::from(h)).sum::<f64>() / gram.nrows().max(1) as f64
+fn mean_of(squares: ArrayView1<'_, f32>) -> f64 {
+    squares.iter().map(|&h| f64::from(h)).sum::<f64>() / squares.len().max(1) as f64
 }
 
 #[cfg(test)]

@@ -1,3 +1,4 @@
+use attar_tensor::cuda::{self, Cuda, CudaError};
 use ndarray::{Array2, ArrayView1, ArrayView2, Zip};
 
 use crate::lanes::nearest;
@@ -61,6 +62,20 @@ impl Grid {
         let mut decoded = Array2::zeros(codes.dim());
         self.each_row(codes, &mut decoded, decode_one);
         decoded
+    }
+
+    /// A copy on a device.
+    ///
+    /// # Errors
+    /// If its memory is short.
+    pub fn upload(&self, cuda: &Cuda) -> Result<cuda::Grid, CudaError> {
+        Ok(cuda::Grid {
+            scale: cuda.upload(self.scale.view())?,
+            zero: cuda.upload(self.zero.view())?,
+            min: cuda.upload(self.min.view())?,
+            group_size: self.group_size,
+            max_code: self.max_code,
+        })
     }
 
     fn each_row<A: Copy + Sync, B: Send>(

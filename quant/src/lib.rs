@@ -46,12 +46,16 @@ mod sparsity;
 mod statistics;
 
 pub use encoding::{
-    ENCODINGS, Encoding, Fit, GridEncoding, IntEncoding, IntParts, Named, ScaleDtype, encoding, encoding_of,
+    DeviceFit, ENCODINGS, Encoding, Fit, GridEncoding, IntEncoding, IntParts, Named, ScaleDtype, encoding,
+    encoding_of,
 };
 pub use error::Error;
 pub use factor::{Factor, Feedback, Refusal, Settings, shrinkage_for};
 pub use grid::Grid;
 pub use loss::{energy_by_column, weighted_energy};
-pub use solver::{Facts, FloatSolution, Gptq, Rtn, SOLVERS, Solution, Solver, SparseGpt, Wanda, solver};
+pub use solver::{
+    DeviceFactor, DeviceGptq, DeviceSolution, DeviceStatistics, Facts, FloatSolution, Gptq, Rtn, SOLVERS, Solution,
+    Solver, SparseGpt, Step, Wanda, solver,
+};
 pub use sparsity::{NoSparsity, Sparsity};
 pub use statistics::{Detail, Statistics, Sums};

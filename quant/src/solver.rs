@@ -3,6 +3,7 @@
 //! To add a solver, write one file beside the others and add one line to [`SOLVERS`].
 
 mod descent;
+mod device;
 mod feedback;
 mod gptq;
 mod panel;
@@ -14,6 +15,7 @@ use std::fmt;
 
 use ndarray::{Array2, ArrayView2};
 
+pub use self::device::{DeviceFactor, DeviceGptq, DeviceSolution, DeviceStatistics, Step};
 pub use self::gptq::Gptq;
 pub use self::rtn::Rtn;
 pub use self::sparse_gpt::SparseGpt;
@@ -42,6 +44,11 @@ pub trait Solver: Send + Sync + fmt::Debug {
 
     /// How many weights it sets to 0.
     fn sparsity(&self) -> Option<Sparsity> {
+        None
+    }
+
+    /// The same on a device, where there is such a thing.
+    fn on_device(&self) -> Option<DeviceGptq> {
         None
     }
 
@@ -203,7 +210,7 @@ impl<'a> Judge<'a> {
     }
 }
 
-impl Feedback {
+impl<U> Feedback<U> {
     /// Facts with what the factor took.
     fn noted(&self, facts: Facts) -> Facts {
         Facts { retries: self.retries, damping: Some(self.damping), shrinkage: Some(self.shrinkage), ..facts }

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use attar_checkpoint::atomic::Overwrite;
 use attar_checkpoint::tokenizer::Tokenizer;
-use attar_distill::{Aim, Decay, Disguise, Optimizer, Progress, Schedule, Teacher, Training};
+use attar_distill::{Aim, Decay, DeviceTraining, Disguise, Optimizer, Progress, Schedule, Teacher, Training};
 use attar_eval::{Convention, report};
+use attar_model::device::{Element, bf16};
 use attar_model::teacher::tokens_sha256;
 use attar_model::{AdamW, Device, Divergence, Keep, Likeness, Precision, Role, Step};
 use attar_quant::Named;
@@ -18,8 +19,9 @@ use crate::cli::{DecayArg, DistillArgs, Global, LossArg, Method};
 use crate::commands::quantize::check_weights;
 use crate::commands::{ScoringRequest, prepare};
 use crate::data;
-use crate::device::{Computer, DeviceArg};
+use crate::device::{self, Computer};
 use crate::diagnostic::{Explain, Failure, Result};
+use crate::pipeline::pupil::{self, Desk, OnDevice, OnProcessor};
 use crate::pipeline::teacher::Original;
 use crate::pipeline::training::{self, Data, Kept, Record, Run};
 use crate::pipeline::{Clock, Job, describe, refuse_quantized};
@@ -38,9 +40,6 @@ const CTX: usize = 512;
 pub fn run(args: &DistillArgs, global: &Global) -> Result<()> {
     let talk = global.talk();
     let delivery = global.delivery();
-    if let DeviceArg::Cuda(_) = global.device {
-        return Err(Failure::new("attar distill computes on the processor only").hint("leave --device out"));
-    }
     let student = Source::open(&args.student)?;
     refuse_quantized(&student)?;
     let original = Original::open(&args.teacher)?;
@@ -54,6 +53,7 @@ pub fn run(args: &DistillArgs, global: &Global) -> Result<()> {
         None => student.matrix_dtype().to_string().parse()?,
     };
     let cpu = Computer::cpu();
+    let (computer, desk) = args.desk(&original, &student, &data, global)?;
     let job = |source| Job {
         source,
         tokenizer: Some(&tokenizer),
@@ -70,16 +70,17 @@ pub fn run(args: &DistillArgs, global: &Global) -> Result<()> {
         talk,
     };
     if global.dry_run {
-        return say(&format!("{}\n{}\n", lesson.plan(args, &student, &data), job(&student).plan()?));
+        let lesson = lesson.plan(args, &student, &data, desk.as_ref());
+        return say(&format!("{lesson}\n{}\n", job(&student).plan()?));
     }
     let Some(plan) = prepare(&job(&student), &delivery, global)? else { return Ok(()) };
     let scoring = if args.no_eval {
         None
     } else {
-        Some(args.scoring(&original, &cpu, global).read(&student, &tokenizer)?)
+        Some(args.scoring(&original, &computer, global).read(&student, &tokenizer)?)
     };
     let state = state_of(&args.output);
-    let fingerprint = lesson.fingerprint(args, &student, &data);
+    let fingerprint = lesson.fingerprint(args, &student, &data, desk.as_ref());
     let kept = args.taken_up(&state, &fingerprint, global)?;
 
     let mut clock = Clock::default();
@@ -87,8 +88,11 @@ pub fn run(args: &DistillArgs, global: &Global) -> Result<()> {
     training::end_on_signal()?;
     let disguise = args.scheme.map(|_| Stored::new(&plan));
     let school = School { args, student: &student, original: &original, data: &data, lesson: &lesson, talk };
-    let (record, progress) =
-        clock.time("distill", || school.teach(&state, fingerprint, kept, disguise.as_ref()))?;
+    let (record, progress) = clock.time("distill", || match (&desk, args.precision.into()) {
+        (None, _) => school.teach(&state, fingerprint, kept, disguise.as_ref()),
+        (Some(desk), Precision::F32) => school.teach_there::<f32>(desk, &state, fingerprint, kept),
+        (Some(desk), Precision::Bf16) => school.teach_there::<bf16>(desk, &state, fingerprint, kept),
+    })?;
 
     let taught = Source::open(&state)?;
     let job = job(&taught);
@@ -103,7 +107,11 @@ pub fn run(args: &DistillArgs, global: &Global) -> Result<()> {
         report.evaluation =
             Some(clock.time("evaluate", || scoring.score(&written, reference.as_ref(), talk))?);
     }
-    report.run = Some(clock.run(Some(job.precision), [&Device::Cpu]));
+    let mut run = clock.run(Some(job.precision), [&Device::Cpu]);
+    if let Some(desk) = &desk {
+        run.device = device::name_of(&desk.cuda);
+    }
+    report.run = Some(run);
     delivery.one(&report)?;
     drop(taught);
     std::fs::remove_dir_all(&state).doing(|| format!("while removing `{}`", state.display()))
@@ -128,14 +136,14 @@ impl School<'_> {
         kept: Option<Kept>,
         disguise: Option<&Stored>,
     ) -> Result<(Record, Progress)> {
-        let Self { args, student, original, data, lesson, talk } = *self;
+        let Self { args, student, original, lesson, .. } = *self;
         let model = training::load(kept.as_ref().map_or(student, |kept| &kept.student))?;
         let mut training = Training::new(model, lesson.optimizer, lesson.step);
         if let Some(disguise) = disguise {
             training = training.disguised(disguise);
         }
         let (training, record) = match kept {
-            Some(kept) => kept.resumed(training)?,
+            Some(kept) => kept.resumed(|progress, remembered| training.after(progress, remembered))?,
             None => (training, Record::default()),
         };
         let loaded;
@@ -148,10 +156,35 @@ impl School<'_> {
             }
             Original::Cache(cache) => Teacher::kept(cache)?,
         };
-        let run = Run {
+        let mut pupil = OnProcessor { training, teacher: &teacher, aim: lesson.aim };
+        self.course(state, fingerprint).train(&mut pupil, record)
+    }
+
+    /// [`teach`](Self::teach) on a CUDA device.
+    fn teach_there<T: Element>(
+        &self,
+        desk: &Desk,
+        state: &Path,
+        fingerprint: String,
+        kept: Option<Kept>,
+    ) -> Result<(Record, Progress)> {
+        let (lesson, ctx) = (self.lesson, self.data.windows.ctx());
+        let student = desk.student::<T>(kept.as_ref().map_or(self.student, |kept| &kept.student), ctx)?;
+        let training = DeviceTraining::new(student, lesson.optimizer);
+        let (training, record) = match kept {
+            Some(kept) => kept.resumed(|progress, remembered| training.after(progress, remembered))?,
+            None => (training, Record::default()),
+        };
+        let teacher = desk.teacher(self.original, ctx)?;
+        let at_once = desk.plan.windows_at_once as usize;
+        let mut pupil = OnDevice { training, teacher, aim: lesson.aim, at_once };
+        self.course(state, fingerprint).train(&mut pupil, record)
+    }
+
+    fn course<'s>(&'s self, state: &'s Path, fingerprint: String) -> Run<'s> {
+        let Self { args, student, data, lesson, talk, .. } = *self;
+        Run {
             source: student,
-            teacher: &teacher,
-            aim: lesson.aim,
             data,
             batch: args.batch.into(),
             steps: lesson.optimizer.schedule.steps,
@@ -161,8 +194,7 @@ impl School<'_> {
             fingerprint,
             log: args.log.as_deref(),
             talk,
-        };
-        run.train(training, record)
+        }
     }
 }
 
@@ -213,14 +245,24 @@ impl Lesson {
     }
 
     /// What will happen, for a person.
-    fn plan(&self, args: &DistillArgs, student: &Source, data: &Data) -> String {
+    fn plan(&self, args: &DistillArgs, student: &Source, data: &Data, desk: Option<&Desk>) -> String {
         let (steps, step_tokens) =
             (self.optimizer.schedule.steps, usize::from(args.batch) * data.windows.ctx());
         // Weights, gradients and two moments, in f32.
         let memory = 16 * student.parameters();
+        let device = desk.map_or(String::new(), |Desk { cuda, plan }| {
+            let kept = if plan.keeps_activations { "nothing is" } else { "blocks are" };
+            format!(
+                "device: {}, {} of {} to be used; {} windows at once, {kept} computed twice\n",
+                cuda.facts().name,
+                human_bytes(plan.peak_bytes()),
+                human_bytes(cuda.limit_bytes()),
+                plan.windows_at_once
+            )
+        });
         format!(
             "teacher: {}\nstudent: {}, {} parameters\ndata: {} windows of {} to learn from, {} held out\n\
-             {} steps of {} tokens, {} tokens in all\nmemory of the student and its optimizer: {}\n",
+             {} steps of {} tokens, {} tokens in all\nmemory of the student and its optimizer: {}\n{device}",
             args.teacher.display(),
             args.student.display(),
             thousands(student.parameters()),
@@ -235,7 +277,7 @@ impl Lesson {
     }
 
     /// All that decides the result but the number of threads, in one line.
-    fn fingerprint(&self, args: &DistillArgs, student: &Source, data: &Data) -> String {
+    fn fingerprint(&self, args: &DistillArgs, student: &Source, data: &Data, desk: Option<&Desk>) -> String {
         let mut hash = Sha256::new();
         for part in [
             format!("{:?} {:?} {:?}", self.aim, self.optimizer, self.step.precision),
@@ -246,6 +288,9 @@ impl Lesson {
         ] {
             hash.update(part.as_bytes());
             hash.update([0]);
+        }
+        if let Some(desk) = desk {
+            hash.update(format!("{} {:?}", desk.cuda.facts().name, desk.plan));
         }
         hex(&hash.finalize())
     }
@@ -332,6 +377,36 @@ impl DistillArgs {
             models: 1 + usize::from(matches!(original, Original::Model(_))),
             max_memory: global.max_memory,
             computer,
+        }
+    }
+
+    /// What computes, and where on it the student learns if that is a CUDA device.
+    fn desk(
+        &self,
+        original: &Original,
+        student: &Source,
+        data: &Data,
+        global: &Global,
+    ) -> Result<(Computer, Option<Desk>)> {
+        let mut models = vec![&student.config];
+        if let Original::Model(teacher) = original {
+            models.push(&teacher.config);
+        }
+        let computer = global.computer(&models)?;
+        let sizes = (usize::from(self.batch), data.windows.ctx());
+        let course = match self.scheme {
+            None => pupil::course(student, original, sizes, self.precision.into()),
+            Some(_) => {
+                Err(Failure::new("a student sees its weights as they are stored on the processor only")
+                    .hint("leave --device out, or --scheme, and quantize what was taught"))
+            }
+        };
+        match course {
+            Ok(course) => {
+                let desk = computer.desk(course)?;
+                Ok((computer, desk))
+            }
+            Err(reason) => Ok((computer.without_device(reason)?, None)),
         }
     }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use attar_eval::Report;
 use attar_model::Precision;
+use attar_quant::Rtn;
 
 use crate::cli::Global;
 use crate::device::Computer;
@@ -108,6 +109,7 @@ fn schemes(source: &Source) -> String {
             max_memory: None,
             precision: Precision::F32,
             computer: &Computer::cpu(),
+            solver: &Rtn,
         };
         let Ok(plan) = Plan::new(&request) else { continue };
         let unfit = plan.tensors.iter().filter(|t| t.fallback.is_some()).count();

@@ -15,6 +15,7 @@ use attar_model::{
 use attar_quant::{Factor, Facts, Named, Rtn, Settings, Solver, Statistics};
 use ndarray::{Array2, ArrayViewMut2, s};
 
+use super::outlet::{Outlet, writing_behind};
 use super::passage::Passage;
 use super::write::Sink;
 use crate::diagnostic::{Explain, Failure, Result};
@@ -23,7 +24,7 @@ use crate::source::{CHUNK_WEIGHTS, Source, rows_and_cols};
 use crate::talk::{Stage, Talk};
 
 /// The stages of a block: at each the matrices that read what is observed there become codes.
-const STAGES: [Tap; 4] = [Tap::AttnIn, Tap::AttnOut, Tap::MlpIn, Tap::MlpMid];
+pub(super) const STAGES: [Tap; 4] = [Tap::AttnIn, Tap::AttnOut, Tap::MlpIn, Tap::MlpMid];
 
 /// Everything a pass needs.
 pub struct Pass<'a> {
@@ -58,22 +59,27 @@ impl Pass<'_> {
     /// A tensor that cannot be read, is not finite, or cannot be written.
     pub fn run(&self, sink: &mut Sink) -> Result<Outcome> {
         let stage = self.talk.stage("quantizing", self.plan.weights(), "weights");
-        let mut done = Done {
-            sink,
-            stage: &stage,
-            reports: Vec::new(),
-            routing: Vec::new(),
-            calibrating: Duration::ZERO,
+        let work = |sink: Outlet<'_>| {
+            let mut done = Done {
+                sink,
+                stage: &stage,
+                reports: Vec::new(),
+                routing: Vec::new(),
+                calibrating: Duration::ZERO,
+            };
+            match self.windows {
+                Some(windows) => self.with_data(windows, &mut done)?,
+                None => self
+                    .plan
+                    .tensors
+                    .iter()
+                    .try_for_each(|tensor| self.without_data(tensor, &mut done, |_, _| Ok(())))?,
+            }
+            let Done { reports, routing, calibrating, .. } = done;
+            Ok((reports, routing, calibrating))
         };
-        match self.windows {
-            Some(windows) => self.with_data(windows, &mut done)?,
-            None => self
-                .plan
-                .tensors
-                .iter()
-                .try_for_each(|tensor| self.without_data(tensor, &mut done, |_, _| Ok(())))?,
-        }
-        let Done { reports: mut tensors, routing, calibrating, .. } = done;
+        let (mut tensors, routing, calibrating) =
+            if self.plan.solves_there { writing_behind(sink, work)? } else { work(Outlet::Here(sink))? };
         let names = self.plan.tensors.iter().map(|t| t.spec.name.as_str());
         let positions: HashMap<_, _> = names.enumerate().map(|(position, name)| (name, position)).collect();
         tensors.sort_by_key(|report| positions.get(report.name.as_str()));
@@ -82,17 +88,21 @@ impl Pass<'_> {
     }
 
     fn with_data(&self, windows: &Windows, done: &mut Done) -> Result<()> {
-        let config = &self.source.config;
         let embedded = self.embed(windows, done)?;
         let mut stream = Passage::new(self.plan, self.source, embedded, windows.ctx(), self.precision)?;
+        self.each_block(&mut stream, done)
+    }
+
+    fn each_block(&self, stream: &mut Passage, done: &mut Done) -> Result<()> {
+        let config = &self.source.config;
         for layer in 0..config.num_hidden_layers {
-            self.block(layer, &mut stream, done).doing(|| format!("while quantizing layer {layer}"))?;
+            self.block(layer, stream, done).doing(|| format!("while quantizing layer {layer}"))?;
         }
         let reads_head_input =
             |t: &&PlannedTensor| t.spec.role != Role::Embedding || config.tie_word_embeddings;
         for tensor in self.plan.outside_blocks().filter(reads_head_input) {
             match tensor.treatment {
-                Treatment::Codes(encoding) => self.head(tensor, encoding, &mut stream, done)?,
+                Treatment::Codes(encoding) => self.head(tensor, encoding, stream, done)?,
                 Treatment::Float(_) => self.without_data(tensor, done, |_, _| Ok(()))?,
             }
         }
@@ -144,11 +154,16 @@ impl Pass<'_> {
     /// Stage by stage through one block.
     fn block(&self, layer: usize, stream: &mut Passage, done: &mut Done) -> Result<()> {
         let config = &self.source.config;
-        let mut block = Block::load_without_experts(config, layer, self.source)?;
         let is_kept = |t: &&PlannedTensor| t.spec.tap.is_none() || t.spec.role == Role::Router;
         for tensor in self.plan.of_layer(layer).filter(is_kept) {
             self.without_data(tensor, done, |_, _| Ok(()))?;
         }
+        match (&mut *stream, self.solver.on_device()) {
+            (Passage::F32(stream), Some(solver)) => return self.block_there(layer, (stream, solver), done),
+            (Passage::Bf16(stream), Some(solver)) => return self.block_there(layer, (stream, solver), done),
+            _ => {}
+        }
+        let mut block = Block::load_without_experts(config, layer, self.source)?;
         for tap in STAGES {
             if tap == Tap::MlpIn && block.experts().is_some() {
                 return self.experts(layer, &block, stream.here()?, done);
@@ -193,6 +208,15 @@ impl Pass<'_> {
     ) -> Result<()> {
         let config = &self.source.config;
         let norm = final_norm(config, self.source)?;
+        match (&mut *stream, self.solver.on_device()) {
+            (Passage::F32(stream), Some(solver)) => {
+                return self.head_there(tensor, (encoding, &norm), (stream, solver), done);
+            }
+            (Passage::Bf16(stream), Some(solver)) => {
+                return self.head_there(tensor, (encoding, &norm), (stream, solver), done);
+            }
+            _ => {}
+        }
         let wanted = Statistics::with(self.solver.reads(), config.tap_features(Tap::HeadIn));
         let statistics = done.calibrating(|| stream.head(&norm, wanted))?;
         let factor = Factor::new(&statistics, Settings::default());
@@ -266,7 +290,7 @@ impl Pass<'_> {
     }
 
     /// Reads a tensor some rows at a time; a vector is rows of one.
-    fn each_rows(
+    pub(super) fn each_rows(
         &self,
         tensor: &PlannedTensor,
         done: &mut Done,
@@ -289,7 +313,7 @@ impl Pass<'_> {
     }
 
     /// What is left of a tensor's numbers when they are stored as `dtype`.
-    fn rounded(&self, spec: &TensorSpec, w: Array2<f32>, dtype: Dtype) -> Result<Array2<f32>> {
+    pub(super) fn rounded(&self, spec: &TensorSpec, w: Array2<f32>, dtype: Dtype) -> Result<Array2<f32>> {
         if dtype == Dtype::F32 || dtype == self.source.float_dtype(spec) {
             return Ok(w);
         }
@@ -304,7 +328,7 @@ impl Pass<'_> {
         Ok(Array2::from_shape_vec(shape, kept)?)
     }
 
-    fn load(&self, spec: &TensorSpec) -> Result<ndarray::ArrayD<f32>> {
+    pub(super) fn load(&self, spec: &TensorSpec) -> Result<ndarray::ArrayD<f32>> {
         Ok(self.source.load(&spec.name).map_err(|source| load_failed(spec, source))?)
     }
 }
@@ -313,13 +337,13 @@ fn load_failed(spec: &TensorSpec, source: attar_model::LoadError) -> ModelError 
     ModelError::Load { name: spec.name.clone(), source }
 }
 
-fn grid_of(encoding: &Named) -> Result<&dyn attar_quant::GridEncoding> {
+pub(super) fn grid_of(encoding: &Named) -> Result<&dyn attar_quant::GridEncoding> {
     encoding.grid().ok_or_else(|| Failure::new(format!("{} has no codes", encoding.name())))
 }
 
 /// What was done to the parts of one matrix.
 #[derive(Default)]
-struct Merged {
+pub(super) struct Merged {
     error: f64,
     rtn_error: f64,
     energy: f64,
@@ -327,8 +351,16 @@ struct Merged {
     fallbacks: Vec<String>,
 }
 
+impl From<Facts> for Merged {
+    fn from(facts: Facts) -> Self {
+        let mut merged = Self::default();
+        merged.add(facts);
+        merged
+    }
+}
+
 impl Merged {
-    fn add(&mut self, facts: Facts) {
+    pub(super) fn add(&mut self, facts: Facts) {
         self.error += facts.relative_error * facts.energy;
         self.rtn_error += facts.rtn_relative_error * facts.energy;
         self.energy += facts.energy;
@@ -344,7 +376,7 @@ impl Merged {
 
 /// Where finished tensors go.
 pub(super) struct Done<'a> {
-    sink: &'a mut Sink,
+    pub(super) sink: Outlet<'a>,
     stage: &'a Stage,
     reports: Vec<report::Tensor>,
     pub(super) routing: Vec<report::Routing>,
@@ -365,7 +397,7 @@ impl Done<'_> {
         self.reports.last_mut()
     }
 
-    fn note(&mut self, tensor: &PlannedTensor, facts: Option<&Merged>) {
+    pub(super) fn note(&mut self, tensor: &PlannedTensor, facts: Option<&Merged>) {
         let spec = &tensor.spec;
         let fallback = facts.iter().flat_map(|facts| &facts.fallbacks).chain(&tensor.fallback);
         let fallback: Vec<_> = fallback.map(String::as_str).collect();

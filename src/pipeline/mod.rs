@@ -1,10 +1,13 @@
 //! From a plan to a file that has been reopened and scored.
 
+mod coded_there;
 pub mod compress;
 mod experts;
 pub mod on_device;
+mod outlet;
 pub mod passage;
 pub mod prune;
+pub mod pupil;
 pub mod score;
 pub mod stream;
 pub mod teacher;
@@ -97,6 +100,7 @@ impl Job<'_> {
             max_memory: self.max_memory,
             precision: self.precision,
             computer: self.computer,
+            solver: self.solver(),
         })
     }
 

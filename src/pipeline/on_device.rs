@@ -1,14 +1,13 @@
 //! The activations of all calibration windows on their way through blocks on a CUDA device.
 //!
-//! The same stages as [`Stream`](super::stream::Stream)'s, with the sums of squares and products taken there too. What solvers
-//! need of them comes back to the host, and a matrix goes there once its codes are chosen.
+//! The same stages as [`Stream`](super::stream::Stream)'s, with the sums of squares and products taken there too, where they stay.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
 use attar_model::device::{AllTurns, Cuda, DeviceBlock, DeviceHidden, OnCuda, OwnParts};
-use attar_model::{Block, Error, HiddenStates, ModelConfig, Norm, Role, Tap};
-use attar_quant::{Statistics, Sums};
+use attar_model::{Block, Error, HiddenStates, ModelConfig, Norm, Role, Tap, Weights};
+use attar_quant::DeviceStatistics;
 use attar_tensor::cuda::{Element, Matrix, Norm as DeviceNorm, Rows, RowsMut};
 
 /// Hidden states of every calibration token, the weights of the block at work, and what a stage leaves to the next one.
@@ -38,10 +37,9 @@ impl<'a> Seen<'a> {
         self.gram.as_mut().map_or(Ok(()), |gram| Ok(self.cuda.gram_add(gram, x)?))
     }
 
-    fn into_statistics(self, tokens: usize) -> Result<Option<Statistics>, Error> {
-        let Some(mut gram) = self.gram else { return Ok(None) };
-        self.cuda.mirror(&mut gram)?;
-        Ok(Some(Statistics { sums: Sums::Gram(self.cuda.download(gram.view())?), tokens: tokens as u64 }))
+    fn into_statistics(self, tokens: usize) -> Result<Option<DeviceStatistics>, Error> {
+        let Self { cuda, gram } = self;
+        Ok(gram.map(|gram| DeviceStatistics::new(cuda, gram, tokens as u64)).transpose()?)
     }
 }
 
@@ -62,21 +60,40 @@ impl<T: Element> DeviceStream<T> {
         })
     }
 
-    /// Runs the part of `block` that leads to `tap`; the statistics of the activations there, if they are `wanted`.
+    /// The device, and how much of the work is there at a time.
+    pub fn on(&self) -> &OnCuda {
+        &self.on
+    }
+
+    /// Begins a block: its norms and biases go to the device.
+    ///
+    /// # Errors
+    /// If the device's memory is short.
+    pub fn enter(&mut self, block: &Block) -> Result<(), Error> {
+        self.own = Some(OwnParts::vectors_of(&self.on.cuda, block)?);
+        Ok(())
+    }
+
+    /// Begins the next block of a model that is not loaded.
+    ///
+    /// # Errors
+    /// If the device's memory is short; a tensor that cannot be loaded.
+    pub fn enter_next(&mut self, weights: &dyn Weights) -> Result<(), Error> {
+        self.own = Some(OwnParts::vectors_from(&self.on.cuda, &self.config, self.layer, weights)?);
+        Ok(())
+    }
+
+    /// Runs the part of the block that leads to `tap`; the statistics of the activations there, if they are `wanted`, of so many
+    /// features.
     ///
     /// The taps of a block must be visited in order, each once.
     ///
     /// # Errors
     /// If the device's memory is short or it fails; hidden states on a disk that fails.
-    pub fn observe(
-        &mut self,
-        block: &Block,
-        tap: Tap,
-        wanted: Option<usize>,
-    ) -> Result<Option<Statistics>, Error> {
-        if tap == Tap::AttnIn {
-            self.own = Some(OwnParts::vectors_of(&self.on.cuda, block)?);
-        }
+    ///
+    /// # Panics
+    /// If no block was [begun](Self::enter).
+    pub fn observe(&mut self, tap: Tap, wanted: Option<usize>) -> Result<Option<DeviceStatistics>, Error> {
         let cuda = self.on.cuda.clone();
         let mut seen = Seen::new(&cuda, wanted)?;
         for rows in self.hidden.chunks() {
@@ -87,7 +104,7 @@ impl<T: Element> DeviceStream<T> {
 
     fn chunk(&mut self, rows: Range<usize>, tap: Tap, seen: &mut Seen<'_>) -> Result<(), Error> {
         let Self { on, config, turns, layer, hidden, own, carried } = self;
-        let Some(own) = own else { unreachable!("the first tap brings the block") };
+        let Some(own) = own else { panic!("no block was begun") };
         let carries = on.plan.carried_bytes > 0;
         if seen.gram.is_none() && !carries && tap != Tap::MlpIn {
             return Ok(());
@@ -121,19 +138,31 @@ impl<T: Element> DeviceStream<T> {
     /// If the device's memory is short.
     ///
     /// # Panics
-    /// If no tap of the block was visited.
+    /// If no block was begun.
     pub fn settle(&mut self, block: &Block, role: Role) -> Result<(), Error> {
-        let Some(own) = &mut self.own else { panic!("the first tap brings the block") };
+        let Some(own) = &mut self.own else { panic!("no block was begun") };
         own.put(&self.on.cuda, block, role)
+    }
+
+    /// Takes over a stored matrix of the block that is on the device already.
+    ///
+    /// # Panics
+    /// If no block was begun.
+    pub fn take(&mut self, role: Role, matrix: Matrix<T>) {
+        let Some(own) = &mut self.own else { panic!("no block was begun") };
+        own.take(role, matrix);
     }
 
     /// Adds the block's last output; the stream is then at the next block's input.
     ///
     /// # Errors
     /// As [`observe`](Self::observe).
+    ///
+    /// # Panics
+    /// If no block was begun.
     pub fn finish(&mut self) -> Result<(), Error> {
         let Self { on, config, turns, layer, hidden, own, carried } = self;
-        let Some(own) = own.take() else { unreachable!("the first tap brings the block") };
+        let Some(own) = own.take() else { panic!("no block was begun") };
         let block = DeviceBlock::of(&on.cuda, config, *layer, turns, &own);
         for rows in hidden.chunks() {
             let mid = carried.pop_front();
@@ -153,7 +182,7 @@ impl<T: Element> DeviceStream<T> {
     ///
     /// # Errors
     /// As [`observe`](Self::observe).
-    pub fn head(&mut self, norm: &Norm) -> Result<Statistics, Error> {
+    pub fn head(&mut self, norm: &Norm) -> Result<DeviceStatistics, Error> {
         let cuda = &self.on.cuda;
         let weight = cuda.vector(&norm.weight().to_vec())?;
         let norm = DeviceNorm { eps: self.config.rms_norm_eps, offset: 0.0 };

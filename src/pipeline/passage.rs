@@ -1,8 +1,9 @@
 //! The way of the calibration windows through the blocks, on whatever computes it.
 
+use attar_model::device::OnCuda;
 use attar_model::{Block, Device, Error as ModelError, HiddenStates, Norm, Precision, Role, Tap};
-use attar_quant::{Statistics, Sums};
-use attar_tensor::cuda::bf16;
+use attar_quant::{DeviceStatistics, Statistics, Sums};
+use attar_tensor::cuda::{Element, bf16};
 
 use super::on_device::DeviceStream;
 use super::stream::Stream;
@@ -63,8 +64,7 @@ impl Passage {
         tap: Tap,
         wanted: Option<Statistics>,
     ) -> Result<Option<Statistics>> {
-        let features = wanted.as_ref().map(Statistics::in_features);
-        let seen = match self {
+        match self {
             Self::Here(stream, precision) => {
                 let mut statistics = wanted;
                 stream.advance(block, tap, |x| {
@@ -72,12 +72,11 @@ impl Passage {
                         statistics.observe_in(x, *precision);
                     }
                 })?;
-                return Ok(statistics);
+                Ok(statistics)
             }
-            Self::F32(stream) => stream.observe(block, tap, features)?,
-            Self::Bf16(stream) => stream.observe(block, tap, features)?,
-        };
-        Ok(seen.zip(wanted).map(|(seen, wanted)| as_wanted(seen, &wanted)))
+            Self::F32(stream) => observe_there(stream, block, tap, wanted),
+            Self::Bf16(stream) => observe_there(stream, block, tap, wanted),
+        }
     }
 
     /// A matrix of the block is as it will be: from here on it is only multiplied by.
@@ -111,18 +110,17 @@ impl Passage {
     /// # Errors
     /// As [`observe`](Self::observe).
     pub fn head(&mut self, norm: &Norm, wanted: Statistics) -> Result<Statistics> {
-        let seen = match self {
+        match self {
             Self::Here(stream, precision) => {
                 let mut statistics = wanted;
                 stream.each_chunk(|hidden| {
                     statistics.observe_in(norm.apply(hidden).view(), *precision);
                 })?;
-                return Ok(statistics);
+                Ok(statistics)
             }
-            Self::F32(stream) => stream.head(norm)?,
-            Self::Bf16(stream) => stream.head(norm)?,
-        };
-        Ok(as_wanted(seen, &wanted))
+            Self::F32(stream) => as_wanted(&stream.head(norm)?, stream.on(), &wanted),
+            Self::Bf16(stream) => as_wanted(&stream.head(norm)?, stream.on(), &wanted),
+        }
     }
 
     /// The way on the processor, for what is done there only.
@@ -139,10 +137,23 @@ impl Passage {
     }
 }
 
+fn observe_there<T: Element>(
+    stream: &mut DeviceStream<T>,
+    block: &Block,
+    tap: Tap,
+    wanted: Option<Statistics>,
+) -> Result<Option<Statistics>> {
+    if tap == Tap::AttnIn {
+        stream.enter(block)?;
+    }
+    let seen = stream.observe(tap, wanted.as_ref().map(Statistics::in_features))?;
+    seen.zip(wanted).map(|(seen, wanted)| as_wanted(&seen, stream.on(), &wanted)).transpose()
+}
+
 /// What a device saw, in as much detail as was wanted.
-fn as_wanted(seen: Statistics, wanted: &Statistics) -> Statistics {
+fn as_wanted(seen: &DeviceStatistics, on: &OnCuda, wanted: &Statistics) -> Result<Statistics> {
     match wanted.sums {
-        Sums::Squares(_) => Statistics { sums: Sums::Squares(seen.sums.squares().to_owned()), ..seen },
-        Sums::Gram(_) => seen,
+        Sums::Squares(_) => Ok(seen.squares().clone()),
+        Sums::Gram(_) => Ok(seen.download(&on.cuda)?),
     }
 }

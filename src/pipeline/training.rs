@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 
 use attar_checkpoint::atomic::Overwrite;
 use attar_checkpoint::{Container, Dtype, TensorInfo, decode_floats, encode_floats, hf, safetensors};
-use attar_distill::{Aim, Done, Order, Progress, Teacher, Training};
+use attar_distill::{Done, Order, Progress};
 use attar_eval::report::CurvePoint;
-use attar_model::{Model, Moments, NextToken, Precision, Weights, Windows};
+use attar_model::{Model, Moments, Precision, Windows};
+use attar_quant::Rtn;
 use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::pupil::Pupil;
 use super::write::Target;
 use crate::device::Computer;
 use crate::diagnostic::{Explain, Failure, Result};
@@ -31,9 +33,6 @@ const FACTS: &str = "training.json";
 
 /// The folder of the optimizer's memory, beside the student.
 const OPTIMIZER: &str = "optimizer";
-
-/// Tokens that go through the student together, at most, unless one window is longer.
-const PART_TOKENS: usize = 4096;
 
 /// Set by a signal: the run ends after the step under way.
 static STOP: AtomicBool = AtomicBool::new(false);
@@ -75,7 +74,7 @@ pub struct LearnedText {
 
 impl Data {
     /// Some windows, one after the other.
-    fn of(&self, which: &[usize]) -> Windows {
+    pub fn of(&self, which: &[usize]) -> Windows {
         let ctx = self.windows.ctx();
         let tokens = which.iter().flat_map(|window| &self.windows.tokens()[window * ctx..][..ctx]);
         Windows::new(ctx, tokens.copied().collect())
@@ -110,10 +109,6 @@ impl Data {
 pub struct Run<'a> {
     /// The student as it was read: its configuration, names and tokenizer.
     pub source: &'a Source,
-    /// What is taught.
-    pub teacher: &'a Teacher<'a>,
-    /// How it is learned.
-    pub aim: Aim,
     /// What it is learned from.
     pub data: &'a Data,
     /// Windows of a step.
@@ -184,22 +179,22 @@ impl Run<'_> {
     /// # Errors
     /// Data or teacher that cannot be read, ten steps in a row without a finite gradient, an interruption: what was kept last
     /// stays. At the end also a disk that refuses.
-    pub fn train(&self, mut training: Training<'_>, mut record: Record) -> Result<(Record, Progress)> {
+    pub fn train(&self, pupil: &mut dyn Pupil, mut record: Record) -> Result<(Record, Progress)> {
         let started = Instant::now();
         let before = record.seconds;
-        let goes_on = training.progress().steps > 0;
+        let goes_on = pupil.progress().steps > 0;
         let mut log = Log::open(self.log, goes_on)?;
-        let mut order = self.data.order(self.batch, self.seed).after(training.progress().steps);
+        let mut order = self.data.order(self.batch, self.seed).after(pupil.progress().steps);
         let tokens = (self.batch * self.data.windows.ctx()) as u64;
         let stage = self.talk.stage("distilling", self.steps * tokens, "tokens");
-        stage.step(training.progress().steps * tokens, "");
+        stage.step(pupil.progress().steps * tokens, "");
         if !goes_on {
-            self.measure(&mut training, None, &mut record, &mut log, &stage)?;
+            self.measure(pupil, None, &mut record, &mut log, &stage)?;
         }
         let (mut saved, mut losses) = (Instant::now(), (0.0, 0u32));
-        while training.progress().steps < self.steps {
+        while pupil.progress().steps < self.steps {
             let which = self.data.learned(order.next_step());
-            let done = self.step(&mut training, &which).hint(|| {
+            let done = pupil.step(self.data, &which).hint(|| {
                 "a lower --learning-rate or a longer --warmup may help; --resume goes on from what was kept last"
             })?;
             record.seconds = before + started.elapsed().as_secs_f64();
@@ -214,11 +209,11 @@ impl Run<'_> {
             stage.step(tokens, &format!("loss {:.4}", done.loss));
             if done.step == self.steps || done.step % self.measured_every() == 0 {
                 let mean = (losses.1 > 0).then(|| losses.0 / f64::from(losses.1));
-                self.measure(&mut training, mean.map(|mean| (mean, done)), &mut record, &mut log, &stage)?;
+                self.measure(pupil, mean.map(|mean| (mean, done)), &mut record, &mut log, &stage)?;
                 losses = (0.0, 0);
             }
             if STOP.load(Ordering::SeqCst) {
-                self.save(&training, &record)?;
+                self.save(pupil, &record)?;
                 return Err(Failure::new(format!("interrupted after step {} of {}", done.step, self.steps))
                     .hint(format!(
                         "nothing is lost: the same command with --resume goes on from `{}`",
@@ -226,15 +221,15 @@ impl Run<'_> {
                     )));
             }
             if saved.elapsed() >= self.save_every && done.step < self.steps {
-                if let Err(failure) = self.save(&training, &record) {
+                if let Err(failure) = self.save(pupil, &record) {
                     stage.warn(&format!("the run could not be kept, and goes on: {}", failure.in_one_line()));
                 }
                 saved = Instant::now();
             }
         }
         stage.done();
-        self.save(&training, &record)?;
-        Ok((record, training.progress()))
+        self.save(pupil, &record)?;
+        Ok((record, pupil.progress()))
     }
 
     /// Steps from one point of the curve to the next.
@@ -242,41 +237,25 @@ impl Run<'_> {
         self.steps.div_ceil(20).max(1)
     }
 
-    fn step(&self, training: &mut Training<'_>, which: &[usize]) -> Result<Done> {
-        let at_once = (PART_TOKENS / self.data.windows.ctx()).max(1);
-        let mut parts = which.chunks(at_once).map(|part| {
-            let windows = self.data.of(part);
-            let signal = self.teacher.of(&windows, part, self.aim, which.len())?;
-            Ok((windows, signal))
-        });
-        Ok(training.step(&mut parts)?)
-    }
-
     /// Adds a point to the curve.
     fn measure(
         &self,
-        training: &mut Training<'_>,
+        pupil: &mut dyn Pupil,
         learned: Option<(f64, Done)>,
         record: &mut Record,
         log: &mut Log,
         stage: &Stage,
     ) -> Result<()> {
-        let (mut loss, mut surprise) = (0.0, 0.0);
-        let all = self.data.held_out.len();
-        for part in self.data.held_out.chunks((PART_TOKENS / self.data.windows.ctx()).max(1)) {
-            let windows = self.data.of(part);
-            let signal = self.teacher.of(&windows, part, self.aim, all)?;
-            loss += training.loss(&windows, &signal)?;
-            surprise += training.loss(&windows, &NextToken::mean(&windows))? * part.len() as f64 / all as f64;
-        }
+        let measured = !self.data.held_out.is_empty();
+        let [loss, surprise] = pupil.held_out(self.data)?;
         let point = CurvePoint {
-            step: training.progress().steps,
-            tokens: training.progress().steps * (self.batch * self.data.windows.ctx()) as u64,
+            step: pupil.progress().steps,
+            tokens: pupil.progress().steps * (self.batch * self.data.windows.ctx()) as u64,
             seconds: record.seconds,
             loss: learned.map(|(loss, _)| loss),
             rate: learned.map(|(_, done)| f64::from(done.rate)),
-            held_out_loss: (all > 0).then_some(loss),
-            held_out_perplexity: (all > 0).then(|| surprise.exp()),
+            held_out_loss: measured.then_some(loss),
+            held_out_perplexity: measured.then(|| surprise.exp()),
         };
         log.line(&serde_json::to_value(&point)?)?;
         stage.note(&in_one_line(&point));
@@ -285,12 +264,12 @@ impl Run<'_> {
     }
 
     /// Keeps the run as it stands; what was kept before is replaced once this is complete.
-    fn save(&self, training: &Training<'_>, record: &Record) -> Result<()> {
+    fn save(&self, pupil: &dyn Pupil, record: &Record) -> Result<()> {
         let at = || format!("while keeping the run in `{}`", self.state.display());
-        self.save_inner(training, record).doing(at)
+        self.save_inner(pupil, record).doing(at)
     }
 
-    fn save_inner(&self, training: &Training<'_>, record: &Record) -> Result<()> {
+    fn save_inner(&self, pupil: &dyn Pupil, record: &Record) -> Result<()> {
         let plan = Plan::new(&Request {
             source: self.source,
             scheme: Some("f32".parse()?),
@@ -300,6 +279,7 @@ impl Run<'_> {
             max_memory: None,
             precision: Precision::F32,
             computer: &Computer::cpu(),
+            solver: &Rtn,
         })?;
         let target = Target {
             plan: &plan,
@@ -313,14 +293,10 @@ impl Run<'_> {
         let mut sink = target.create()?;
         for tensor in &plan.tensors {
             let Treatment::Float(dtype) = tensor.treatment else { unreachable!("all are floats") };
-            let values = training
-                .student()
-                .load(&tensor.spec.name)
-                .map_err(|error| Failure::new(error.to_string()))?;
-            sink.floats(tensor, dtype, values.into_iter().collect())?;
+            sink.floats(tensor, dtype, pupil.stored(&tensor.spec)?)?;
         }
         let here = sink.folder().ok_or_else(|| Failure::new("a run is kept in a folder"))?;
-        let Progress { steps, updates, skipped_in_a_row } = training.progress();
+        let Progress { steps, updates, skipped_in_a_row } = pupil.progress();
         let facts = Facts {
             schema: SCHEMA.to_owned(),
             fingerprint: self.fingerprint.clone(),
@@ -332,7 +308,7 @@ impl Run<'_> {
             curve: record.curve.clone(),
         };
         std::fs::write(here.join(FACTS), serde_json::to_vec_pretty(&facts)?)?;
-        save_moments(&here.join(OPTIMIZER), training)?;
+        save_moments(&here.join(OPTIMIZER), pupil)?;
         sink.finish(&plan)?;
         Ok(())
     }
@@ -354,19 +330,21 @@ fn names_of(parameter: &str) -> [String; 2] {
     [format!("{parameter}.mean"), format!("{parameter}.mean_square")]
 }
 
-fn save_moments(folder: &Path, training: &Training<'_>) -> Result<()> {
+fn save_moments(folder: &Path, pupil: &dyn Pupil) -> Result<()> {
     std::fs::create_dir(folder)?;
-    let infos = training.moments().flat_map(|(name, moments)| {
-        names_of(&name).map(|name| TensorInfo::new(&name, Dtype::F32, moments.mean.shape()))
-    });
+    let infos = pupil
+        .parameters()
+        .into_iter()
+        .flat_map(|(name, shape)| names_of(&name).map(|name| TensorInfo::new(&name, Dtype::F32, &shape)));
     let infos: Vec<_> = infos.collect();
     let mut writer = safetensors::Writer::create(folder, Overwrite::No, &BTreeMap::new(), &infos, u64::MAX)?;
-    for (name, moments) in training.moments() {
-        for (name, values) in names_of(&name).iter().zip([&moments.mean, &moments.mean_square]) {
+    pupil.moments(&mut |name, moments| {
+        for (name, values) in names_of(name).iter().zip([&moments.mean, &moments.mean_square]) {
             let values: Vec<f32> = values.iter().copied().collect();
             writer.write(name, &encode_floats(Dtype::F32, &values)?)?;
         }
-    }
+        Ok(())
+    })?;
     Ok(writer.finish()?)
 }
 
@@ -408,11 +386,14 @@ impl Kept {
         Ok(Self { student, facts, moments })
     }
 
-    /// A training as it was then.
+    /// A training as it was then: what `after` makes of how far it had come and of what the optimizer remembered, by name.
     ///
     /// # Errors
-    /// Moments that are missing or of another shape.
-    pub fn resumed(self, training: Training<'_>) -> Result<(Training<'_>, Record)> {
+    /// Those of `after`.
+    pub fn resumed<P>(
+        self,
+        after: impl FnOnce(Progress, &mut Remembered<'_>) -> std::result::Result<P, attar_distill::Error>,
+    ) -> Result<(P, Record)> {
         let Facts { steps, updates, skipped_in_a_row, skipped, seconds, curve, .. } = self.facts;
         let progress = Progress { steps, updates, skipped_in_a_row };
         let read = |name: &str| -> Option<ArrayD<f32>> {
@@ -420,13 +401,16 @@ impl Kept {
             let values = decode_floats(Dtype::F32, self.moments.bytes(name).ok()?).ok()?;
             ArrayD::from_shape_vec(info.shape.as_slice(), values).ok()
         };
-        let training = training.after(progress, &mut |parameter| {
+        let training = after(progress, &mut |parameter| {
             let [mean, mean_square] = names_of(parameter).map(|name| read(&name));
             Some(Moments { mean: mean?, mean_square: mean_square? })
         })?;
         Ok((training, Record { curve, skipped, seconds }))
     }
 }
+
+/// What an optimizer remembered of a parameter, by its name.
+pub type Remembered<'a> = dyn FnMut(&str) -> Option<Moments> + 'a;
 
 /// The model at `source`, whole in memory.
 ///

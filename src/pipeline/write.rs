@@ -10,6 +10,7 @@ use attar_checkpoint::{Dtype, GgmlType, TensorInfo, decode_floats, encode_floats
 use attar_model::{ModelConfig, RowOrder};
 use attar_quant::{IntEncoding, Named, Solution};
 use ndarray::Axis;
+use ndarray::parallel::prelude::*;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -70,6 +71,34 @@ pub struct Sink {
     path: PathBuf,
     hashes: HashMap<String, Sha256>, // of the numbers a reader gets, by Hugging Face name
     _made: NewFolders,               // goes last, when nothing temporary is in them any more
+}
+
+/// Whether the output reorders the rows of q and k.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// It does, within each head.
+    OfHeads,
+    /// It does not.
+    AsTheyAre,
+}
+
+impl Rows {
+    fn order(self, tensor: &PlannedTensor) -> RowOrder {
+        match self {
+            Self::OfHeads => tensor.spec.row_order,
+            Self::AsTheyAre => RowOrder::AsIs,
+        }
+    }
+
+    /// The runs of rows a tensor must be written in, about `weights` long.
+    pub fn step(self, tensor: &PlannedTensor, weights: usize) -> usize {
+        let [rows, cols] = rows_and_cols(&tensor.spec);
+        let unit = match self.order(tensor) {
+            RowOrder::AsIs => 32, // zero points of 32 rows fill whole words whatever their bits
+            RowOrder::RopeInterleaved { heads } => (rows / heads.max(1)).max(1), // heads are reordered as a whole
+        };
+        (weights / cols.max(1)).max(unit) / unit * unit
+    }
 }
 
 enum Container {
@@ -356,22 +385,16 @@ fn unheld(tensor: &PlannedTensor) -> Failure {
 }
 
 impl Sink {
-    /// Whether the output reorders the rows of q and k.
-    fn row_order(&self, tensor: &PlannedTensor) -> RowOrder {
+    /// In which order and runs rows must come.
+    pub fn rows(&self) -> Rows {
         match self.container {
-            Container::Gguf(_) => tensor.spec.row_order,
-            Container::Folder { .. } => RowOrder::AsIs,
+            Container::Gguf(_) => Rows::OfHeads,
+            Container::Folder { .. } => Rows::AsTheyAre,
         }
     }
 
-    /// The runs of rows a tensor must be written in, about `weights` long.
-    pub fn row_step(&self, tensor: &PlannedTensor, weights: usize) -> usize {
-        let [rows, cols] = rows_and_cols(&tensor.spec);
-        let unit = match self.row_order(tensor) {
-            RowOrder::AsIs => 32, // zero points of 32 rows fill whole words whatever their bits
-            RowOrder::RopeInterleaved { heads } => (rows / heads.max(1)).max(1), // heads are reordered as a whole
-        };
-        (weights / cols.max(1)).max(unit) / unit * unit
+    fn row_order(&self, tensor: &PlannedTensor) -> RowOrder {
+        self.rows().order(tensor)
     }
 
     /// The name that a float tensor has in the output.
@@ -408,7 +431,7 @@ impl Sink {
     /// Weights so large that their scales are infinite; a disk that refuses.
     pub fn codes(&mut self, tensor: &PlannedTensor, encoding: &Named, solution: &Solution) -> Result<()> {
         let (here, cols) = solution.codes.dim();
-        if solution.decoded.iter().any(|x| !x.is_finite()) {
+        if solution.decoded.par_iter().any(|x| !x.is_finite()) {
             return Err(Failure::new(format!("its values are too large for the scales of {}", encoding.name()))
                 .hint("no format with scales in f16 holds this matrix: keep it as it is, with --tensor REGEX=bf16 in a \
                        GGUF file or REGEX=float in a folder"));

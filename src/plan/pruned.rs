@@ -46,6 +46,7 @@ impl Plan {
             calibration,
             memory,
             device: Device::Cpu,
+            solves_there: false,
             experts: config.experts.clone(),
         })
     }

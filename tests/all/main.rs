@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod device;
+mod device_distill;
 mod end_to_end;
 mod forge;
 mod house;

@@ -7,10 +7,16 @@ use attar_tensor::cuda::{
     Cuda, CudaError, Direction, Element, Gate, Keep, Loaded, Matrix, Norm, Rows, RowsMut, Turns,
 };
 
+/// How a model's norms are stored.
+pub(super) fn norm_of(config: &ModelConfig) -> Norm {
+    let offset = if config.family.norms_add_one { 1.0 } else { 0.0 };
+    Norm { eps: config.rms_norm_eps, offset }
+}
+
 /// The turns of a model's layers in windows of one length, each kind once.
 #[derive(Debug)]
 pub struct AllTurns {
-    ctx: usize,
+    pub(super) ctx: usize,
     kinds: Vec<(Vec<f32>, Turns)>, // by radians per position
 }
 
@@ -33,7 +39,7 @@ impl AllTurns {
         Ok(Self { ctx, kinds })
     }
 
-    fn of(&self, config: &ModelConfig, layer: usize) -> Option<&Turns> {
+    pub(super) fn of(&self, config: &ModelConfig, layer: usize) -> Option<&Turns> {
         let frequencies = config.rope_frequencies(layer, self.ctx)?;
         self.kinds.iter().find(|(kind, _)| *kind == frequencies).map(|(_, turns)| turns)
     }
@@ -61,11 +67,11 @@ impl<T: Element> Input<'_, T> {
 /// One decoder block on the device. Activations are `[tokens, features]`, tokens in whole windows.
 #[derive(Debug)]
 pub struct DeviceBlock<'a, T> {
-    cuda: &'a Cuda,
-    config: &'a ModelConfig,
-    layer: usize,
-    turns: &'a AllTurns,
-    parts: Parts<'a, T>,
+    pub(super) cuda: &'a Cuda,
+    pub(super) config: &'a ModelConfig,
+    pub(super) layer: usize,
+    pub(super) turns: &'a AllTurns,
+    pub(super) parts: Parts<'a, T>,
 }
 
 impl<'a, T: Element> DeviceBlock<'a, T> {
@@ -87,15 +93,14 @@ impl<'a, T: Element> DeviceBlock<'a, T> {
         turns: &'a AllTurns,
         own: &'a OwnParts<T>,
     ) -> Self {
-        Self { cuda, config, layer, turns, parts: own.parts() }
+        Self { cuda, config, layer, turns, parts: own.parts(config) }
     }
 
-    fn norm_of(&self) -> Norm {
-        let offset = if self.config.family.norms_add_one { 1.0 } else { 0.0 };
-        Norm { eps: self.config.rms_norm_eps, offset }
+    pub(super) fn norm_of(&self) -> Norm {
+        norm_of(self.config)
     }
 
-    fn normed<'x>(&self, role: Role, x: Rows<'x, T>) -> Result<Input<'x, T>, CudaError> {
+    pub(super) fn normed<'x>(&self, role: Role, x: Rows<'x, T>) -> Result<Input<'x, T>, CudaError> {
         let Some(&weight) = self.parts.vectors.get(&role) else { return Ok(Input::Stream(x)) };
         let mut out = self.cuda.room(x.dim())?;
         self.cuda.rms_norm(out.view_mut(), x, weight, self.norm_of())?;
@@ -108,7 +113,7 @@ impl<'a, T: Element> DeviceBlock<'a, T> {
         self.cuda.rms_norm_in_place(x.reshaped(weight.dim().1), weight, self.norm_of())
     }
 
-    fn matrix(&self, role: Role) -> Rows<'_, T> {
+    pub(super) fn matrix(&self, role: Role) -> Rows<'_, T> {
         let found = self.parts.matrices.get(&role);
         *found.unwrap_or_else(|| panic!("{role:?} of layer {} is not on the device", self.layer))
     }
@@ -119,7 +124,7 @@ impl<'a, T: Element> DeviceBlock<'a, T> {
     }
 
     /// `x @ weight.T + bias`.
-    fn linear(&self, role: Role, x: Rows<'_, T>) -> Result<Matrix<T>, CudaError> {
+    pub(super) fn linear(&self, role: Role, x: Rows<'_, T>) -> Result<Matrix<T>, CudaError> {
         let weight = self.matrix(role);
         let mut out = self.cuda.room((x.dim().0, weight.dim().0))?;
         self.cuda.linear(out.view_mut(), x, weight, Keep::Nothing)?;
@@ -143,15 +148,26 @@ impl<'a, T: Element> DeviceBlock<'a, T> {
     /// # Panics
     /// If the rows are not whole windows.
     pub fn attn_out(&self, attn_in: Rows<'_, T>) -> Result<Matrix<T>, Error> {
-        let mut q = self.linear(Role::Q, attn_in)?;
-        let mut k = self.linear(Role::K, attn_in)?;
-        let v = self.linear(Role::V, attn_in)?;
+        let [mut q, mut k, v] = self.projected(attn_in)?;
+        self.norm_and_turn([&mut q, &mut k])?;
+        Ok(self.attend([&q, &k, &v])?)
+    }
+
+    pub(super) fn projected(&self, attn_in: Rows<'_, T>) -> Result<[Matrix<T>; 3], CudaError> {
+        Ok([self.linear(Role::Q, attn_in)?, self.linear(Role::K, attn_in)?, self.linear(Role::V, attn_in)?])
+    }
+
+    pub(super) fn norm_and_turn(&self, [q, k]: [&mut Matrix<T>; 2]) -> Result<(), CudaError> {
         self.norm_heads(Role::QNorm, q.view_mut())?;
         self.norm_heads(Role::KNorm, k.view_mut())?;
         if let Some(turns) = self.turns.of(self.config, self.layer) {
             self.cuda.rope(q.view_mut(), turns, Direction::There)?;
             self.cuda.rope(k.view_mut(), turns, Direction::There)?;
         }
+        Ok(())
+    }
+
+    pub(super) fn attend(&self, [q, k, v]: [&Matrix<T>; 3]) -> Result<Matrix<T>, CudaError> {
         let mut out = self.cuda.room(q.dim())?;
         let shape = self.config.attention(self.layer, self.turns.ctx);
         self.cuda.attention(out.view_mut(), [q.view(), k.view(), v.view()], shape)?;
@@ -179,14 +195,18 @@ impl<'a, T: Element> DeviceBlock<'a, T> {
     /// # Errors
     /// If memory is short, a launch fails or a library refuses.
     pub fn mlp_mid(&self, mlp_in: Rows<'_, T>) -> Result<Matrix<T>, Error> {
-        let kind = match self.config.family.activation {
-            Activation::Silu => Gate::Silu,
-            Activation::GeluTanh => Gate::Gelu,
-        };
         let mut gate = self.linear(Role::Gate, mlp_in)?;
         let up = self.linear(Role::Up, mlp_in)?;
-        self.cuda.gate(gate.view_mut(), up.view(), kind)?;
+        self.cuda.gate(gate.view_mut(), up.view(), self.curve())?;
         Ok(gate)
+    }
+
+    /// The curve of the gate.
+    pub(super) fn curve(&self) -> Gate {
+        match self.config.family.activation {
+            Activation::Silu => Gate::Silu,
+            Activation::GeluTanh => Gate::Gelu,
+        }
     }
 
     /// `hidden += down(mlp_mid)`, what is added normed and scaled as the family has it.
@@ -198,7 +218,7 @@ impl<'a, T: Element> DeviceBlock<'a, T> {
     }
 
     #[expect(clippy::float_cmp, reason = "it is one or it is not")]
-    fn add(
+    pub(super) fn add(
         &self,
         role: Role,
         post_norm: Role,

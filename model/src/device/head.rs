@@ -3,11 +3,34 @@
 use crate::forward::LogitShape;
 use crate::{Error, HeadSource};
 use attar_tensor::Precision;
-use attar_tensor::cuda::{Cuda, Element, Keep, Matrix, TokenFigures, bf16};
+use attar_tensor::cuda::{Cuda, CudaError, Element, Keep, Matrix, Rows, TokenFigures, bf16};
 use ndarray::ArrayView2;
 
 /// Weights that go to the device at once.
 const CHUNK_WEIGHTS: usize = 1 << 24;
+
+/// The matrix that makes logits, `[vocab_size, hidden_size]`, and what becomes of its products.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HeadMatrix<'a, T> {
+    pub(super) weight: Rows<'a, T>,
+    pub(super) shape: LogitShape,
+}
+
+impl<T: Element> HeadMatrix<'_, T> {
+    /// Logits of normed hidden states, `[tokens, vocab_size]`.
+    #[expect(clippy::float_cmp, reason = "it is one or it is not")]
+    pub(super) fn logits(&self, cuda: &Cuda, normed: Rows<'_, T>) -> Result<Matrix<f32>, CudaError> {
+        let mut logits = cuda.room((normed.dim().0, self.weight.dim().0))?;
+        cuda.linear(logits.view_mut(), normed, self.weight, Keep::Nothing)?;
+        if self.shape.scaling != 1.0 {
+            cuda.scale(logits.view_mut(), 1.0 / self.shape.scaling)?;
+        }
+        if let Some(cap) = self.shape.cap {
+            cuda.soft_cap(logits.view_mut(), cap)?;
+        }
+        Ok(logits)
+    }
+}
 
 /// A head on the device, `[vocab_size, hidden_size]`.
 #[derive(Debug)]
@@ -45,30 +68,20 @@ impl DeviceHead {
     /// # Errors
     /// If memory is short, a launch fails or a library refuses.
     pub fn logits(&self, normed: ArrayView2<'_, f32>) -> Result<DeviceLogits, Error> {
-        let mut logits = match &self.weight {
-            Weight::F32(weight) => self.product(weight, normed)?,
-            Weight::Bf16(weight) => self.product(weight, normed)?,
-        };
-        self.finish(&mut logits)?;
-        Ok(DeviceLogits(logits))
+        match &self.weight {
+            Weight::F32(weight) => self.logits_of(weight, normed),
+            Weight::Bf16(weight) => self.logits_of(weight, normed),
+        }
     }
 
-    fn product<T: Element>(&self, w: &Matrix<T>, normed: ArrayView2<'_, f32>) -> Result<Matrix<f32>, Error> {
+    fn logits_of<T: Element>(
+        &self,
+        w: &Matrix<T>,
+        normed: ArrayView2<'_, f32>,
+    ) -> Result<DeviceLogits, Error> {
         let x = self.cuda.upload::<T>(normed)?;
-        let mut out = self.cuda.room((normed.nrows(), w.dim().0))?;
-        self.cuda.linear(out.view_mut(), x.view(), w.view(), Keep::Nothing)?;
-        Ok(out)
-    }
-
-    #[expect(clippy::float_cmp, reason = "it is one or it is not")]
-    fn finish(&self, products: &mut Matrix<f32>) -> Result<(), Error> {
-        if self.shape.scaling != 1.0 {
-            self.cuda.scale(products.view_mut(), 1.0 / self.shape.scaling)?;
-        }
-        if let Some(cap) = self.shape.cap {
-            self.cuda.soft_cap(products.view_mut(), cap)?;
-        }
-        Ok(())
+        let head = HeadMatrix { weight: w.view(), shape: self.shape };
+        Ok(DeviceLogits(head.logits(&self.cuda, x.view())?))
     }
 
     /// `-ln softmax(logits)[target]` of each token.
@@ -98,7 +111,7 @@ impl DeviceHead {
     }
 }
 
-fn matrix<T: Element>(cuda: &Cuda, head: &HeadSource<'_>) -> Result<Matrix<T>, Error> {
+pub(super) fn matrix<T: Element>(cuda: &Cuda, head: &HeadSource<'_>) -> Result<Matrix<T>, Error> {
     let (rows, cols) = (head.vocab_size(), head.hidden_size());
     let mut all = cuda.room((rows, cols))?;
     let step = (CHUNK_WEIGHTS / cols.max(1)).max(1);

@@ -2,7 +2,7 @@
 
 use crate::weights::{matrix, vector};
 use crate::{Block, Error, ModelConfig, Role, TensorSpec, Weights};
-use attar_tensor::cuda::{Cuda, Element, Loaded, Matrix, Rows, bf16, bytes, slot_bytes};
+use attar_tensor::cuda::{Cuda, Element, Loaded, Matrix, Rows, RowsMut, bf16, bytes, slot_bytes};
 use ndarray::Ix1;
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -60,21 +60,25 @@ pub(super) fn prepare<'a, T: Element>(
     layer: usize,
     weights: &'a dyn Weights,
 ) -> Result<Vec<Prepared<'a, T>>, Error> {
-    let is_bf16 = T::DEFINITION == bf16::DEFINITION;
-    let read = |spec: &TensorSpec| {
-        if spec.shape.len() == 1 {
-            return Ok(Prepared::Vector(vector(weights, spec)?.to_vec()));
-        }
-        let stored = weights.bf16_bytes(&spec.name).filter(|bytes| bytes.len() == 2 * spec.len());
-        if let Some(bytes) = stored.filter(|_| is_bf16) {
-            return Ok(Prepared::InFile(bytes));
-        }
-        let all = matrix(weights, spec)?;
-        let all = all.as_standard_layout();
-        let values = all.as_slice().unwrap_or_else(|| unreachable!("standard layout is one slice"));
-        Ok(Prepared::Matrix(values.par_iter().map(|&x| T::of(x)).collect()))
-    };
-    specs(config, layer).iter().map(read).collect()
+    specs(config, layer).iter().map(|spec| prepare_one(spec, weights)).collect()
+}
+
+/// Reads a tensor.
+pub(super) fn prepare_one<'a, T: Element>(
+    spec: &TensorSpec,
+    weights: &'a dyn Weights,
+) -> Result<Prepared<'a, T>, Error> {
+    if spec.shape.len() == 1 {
+        return Ok(Prepared::Vector(vector(weights, spec)?.to_vec()));
+    }
+    let stored = weights.bf16_bytes(&spec.name).filter(|bytes| bytes.len() == 2 * spec.len());
+    if let Some(bytes) = stored.filter(|_| T::DEFINITION == bf16::DEFINITION) {
+        return Ok(Prepared::InFile(bytes));
+    }
+    let all = matrix(weights, spec)?;
+    let all = all.as_standard_layout();
+    let values = all.as_slice().unwrap_or_else(|| unreachable!("standard layout is one slice"));
+    Ok(Prepared::Matrix(values.par_iter().map(|&x| T::of(x)).collect()))
 }
 
 impl<'a, T: Element> Parts<'a, T> {
@@ -96,22 +100,83 @@ impl<'a, T: Element> Parts<'a, T> {
     fn add(&mut self, config: &ModelConfig, role: Role, all: Rows<'a, T>) {
         let mut from = 0;
         for &part in role.parts() {
-            let rows = match (role, part) {
-                (Role::Qkv, Role::Q) => config.query_size(),
-                (Role::Qkv, _) => config.key_value_size(),
-                (Role::GateUp, _) => config.intermediate_size,
-                _ => all.dim().0,
-            };
+            let rows = rows_of(config, (role, all.dim().0), part);
             self.matrices.insert(part, all.rows(from, from + rows));
             from += rows;
         }
     }
 }
 
+/// Rows that a part takes of a stored matrix of so many.
+pub(super) fn rows_of(config: &ModelConfig, (stored, rows): (Role, usize), part: Role) -> usize {
+    match (stored, part) {
+        (Role::Qkv, Role::Q) => config.query_size(),
+        (Role::Qkv, _) => config.key_value_size(),
+        (Role::GateUp, _) => config.intermediate_size,
+        _ => rows,
+    }
+}
+
+/// A tensor on the device whose numbers are still to come.
+#[derive(Debug)]
+pub enum Blank<'a, T> {
+    /// A matrix as it is stored.
+    Matrix(RowsMut<'a, T>),
+    /// A norm as it is stored, or a bias, `[1, features]`.
+    Vector(RowsMut<'a, f32>),
+}
+
+/// Writes tensors to where they stand on the device, one after another.
+pub type Fill<'f, T> = dyn FnMut(&TensorSpec, Blank<'_, T>) -> Result<(), Error> + 'f;
+
+/// Tensors on the device as they are stored.
+#[derive(Debug)]
+pub(super) struct Stored<T> {
+    matrices: Vec<(Role, Matrix<T>)>,
+    vectors: Vec<(Role, Matrix<f32>)>,
+}
+
+impl<T: Element> Stored<T> {
+    /// Makes room for each tensor and lets `fill` write it.
+    pub(super) fn new(cuda: &Cuda, specs: &[TensorSpec], fill: &mut Fill<'_, T>) -> Result<Self, Error> {
+        let mut stored = Self { matrices: Vec::new(), vectors: Vec::new() };
+        for spec in specs {
+            if let [rows, cols] = spec.shape[..] {
+                let mut matrix = cuda.room((rows, cols))?;
+                fill(spec, Blank::Matrix(matrix.view_mut()))?;
+                stored.matrices.push((spec.role, matrix));
+            } else {
+                let mut vector = cuda.room((1, spec.len()))?;
+                fill(spec, Blank::Vector(vector.view_mut()))?;
+                stored.vectors.push((spec.role, vector));
+            }
+        }
+        Ok(stored)
+    }
+
+    /// Where the parts of a block stand.
+    pub(super) fn parts(&self, config: &ModelConfig) -> Parts<'_, T> {
+        let vectors = self.vectors.iter().map(|(role, vector)| (*role, vector.view())).collect();
+        let mut parts = Parts { matrices: HashMap::new(), vectors };
+        self.matrices.iter().for_each(|(role, matrix)| parts.add(config, *role, matrix.view()));
+        parts
+    }
+
+    /// A matrix as it is stored.
+    pub(super) fn matrix(&self, role: Role) -> Option<Rows<'_, T>> {
+        self.matrices.iter().find(|(found, _)| *found == role).map(|(_, matrix)| matrix.view())
+    }
+
+    /// A vector as it is stored.
+    pub(super) fn vector(&self, role: Role) -> Option<Rows<'_, f32>> {
+        self.vectors.iter().find(|(found, _)| *found == role).map(|(_, vector)| vector.view())
+    }
+}
+
 /// The weights of a block that change while it runs: vectors first, every matrix once it is as it will be.
 #[derive(Debug)]
 pub struct OwnParts<T> {
-    matrices: HashMap<Role, Matrix<T>>,
+    matrices: HashMap<Role, Matrix<T>>, // as stored, or their parts
     vectors: HashMap<Role, Matrix<f32>>,
 }
 
@@ -143,6 +208,23 @@ impl<T: Element> OwnParts<T> {
         Ok(Self { matrices: HashMap::new(), vectors })
     }
 
+    /// Puts the norms and biases of a layer on the device, from where its weights come from.
+    ///
+    /// # Errors
+    /// If memory is short; a tensor that cannot be loaded or has another shape.
+    pub fn vectors_from(
+        cuda: &Cuda,
+        config: &ModelConfig,
+        layer: usize,
+        weights: &dyn Weights,
+    ) -> Result<Self, Error> {
+        let mut vectors = HashMap::new();
+        for spec in specs(config, layer).iter().filter(|spec| spec.shape.len() == 1) {
+            vectors.insert(spec.role, cuda.vector(&vector(weights, spec)?.to_vec())?);
+        }
+        Ok(Self { matrices: HashMap::new(), vectors })
+    }
+
     /// Puts all of a block there.
     ///
     /// # Errors
@@ -170,11 +252,32 @@ impl<T: Element> OwnParts<T> {
         Ok(())
     }
 
+    /// Takes over a stored matrix that is there already.
+    pub fn take(&mut self, role: Role, matrix: Matrix<T>) {
+        self.matrices.insert(role, matrix);
+    }
+
     /// Where they stand.
-    pub(super) fn parts(&self) -> Parts<'_, T> {
-        Parts {
-            matrices: self.matrices.iter().map(|(&role, matrix)| (role, matrix.view())).collect(),
-            vectors: self.vectors.iter().map(|(&role, vector)| (role, vector.view())).collect(),
+    pub(super) fn parts(&self, config: &ModelConfig) -> Parts<'_, T> {
+        let vectors = self.vectors.iter().map(|(&role, vector)| (role, vector.view())).collect();
+        let mut parts = Parts { matrices: HashMap::new(), vectors };
+        self.matrices.iter().for_each(|(&role, matrix)| parts.add(config, role, matrix.view()));
+        parts
+    }
+}
+
+/// A stored matrix on the device in f32, `[out_features, in_features]`: from the file as it is where it is bf16.
+///
+/// # Errors
+/// If memory is short; a tensor that cannot be loaded or has another shape.
+pub fn stored_matrix(cuda: &Cuda, spec: &TensorSpec, weights: &dyn Weights) -> Result<Matrix<f32>, Error> {
+    let bytes = weights.bf16_bytes(&spec.name).filter(|bytes| bytes.len() == 2 * spec.len());
+    match (bytes, &spec.shape[..]) {
+        (Some(bytes), &[rows, cols]) => {
+            let there = cuda.upload_bytes::<bf16>(bytes, (rows, cols))?;
+            weights.let_go(&spec.name);
+            Ok(cuda.widen(there.view())?)
         }
+        _ => Ok(cuda.upload(matrix(weights, spec)?.view())?),
     }
 }

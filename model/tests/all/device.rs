@@ -16,7 +16,7 @@ use ndarray::{Array2, ArrayD};
 use std::collections::{BTreeSet, HashMap};
 
 /// Models without experts, which between them have every option.
-const NAMES: [&str; 14] = [
+pub const NAMES: [&str; 14] = [
     "llama-1",
     "llama-biased",
     "mistral-sliding",
@@ -33,9 +33,9 @@ const NAMES: [&str; 14] = [
     "granite-biased",
 ];
 
-const CTX: usize = 11;
+pub const CTX: usize = 11;
 
-fn windows(count: usize) -> Windows {
+pub fn windows(count: usize) -> Windows {
     Windows::new(CTX, (0..count * CTX).map(|i| (i * i * 7 + i * 3) as u32 % 64).collect())
 }
 
@@ -48,7 +48,7 @@ fn on(cuda: &Cuda, config: &ModelConfig, place: DevicePlace, windows_at_once: u6
 }
 
 /// The distance of two matrices in units of the second's size.
-fn distance(found: &Array2<f32>, truth: &Array2<f32>) -> f64 {
+pub fn distance(found: &Array2<f32>, truth: &Array2<f32>) -> f64 {
     assert_eq!(found.dim(), truth.dim());
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
     let off = norm(&mut found.iter().zip(truth).map(|(a, b)| f64::from(a - b)));

@@ -5,6 +5,7 @@
 mod checkpoint;
 mod config;
 mod device;
+mod device_training;
 mod experts;
 mod gguf;
 mod golden;

@@ -8,11 +8,12 @@ mod search;
 use std::borrow::Cow;
 
 use attar_checkpoint::GgmlType;
+use attar_tensor::cuda::{Cuda, CudaError, GroupSearch, Rows, Stored, Zero};
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
-use self::search::GroupSearch;
-use super::{Encoding, Fit, GridEncoding};
+use self::search::REACHES;
+use super::{DeviceFit, Encoding, Fit, GridEncoding};
 use crate::lanes::widest;
 use crate::{Error, Grid};
 
@@ -157,6 +158,12 @@ impl IntEncoding {
         Grid { scale, zero, min, group_size: self.group_size, max_code: self.max_code(), header }
     }
 
+    /// The grid of scales and zeros that a search has found.
+    fn searched(&self, scale: Array2<f32>, zero: Array2<f32>) -> Grid {
+        let header = scale.iter().flat_map(|&scale| self.scale.bytes(scale)).collect();
+        Self::grid(self, scale, zero, header)
+    }
+
     /// Zeros bit by bit down each column.
     fn pack_zeros(&self, zero: &Array2<f32>) -> Vec<u8> {
         let (rows, groups) = zero.dim();
@@ -247,17 +254,39 @@ impl GridEncoding for IntEncoding {
             .zip(scale.par_chunks_mut(task / group_size))
             .zip(zero.par_chunks_mut(task / group_size))
             .for_each(|((x, scale), zero)| {
-                widest(GroupSearch { x, cols, importance, encoding: self, scale, zero });
+                widest(search::GroupSearch { x, cols, importance, encoding: self, scale, zero });
             });
-        let header = scale.iter().flat_map(|&scale| self.scale.bytes(scale)).collect();
         let array = |values| Array2::from_shape_vec(shape, values).expect("one value per row and group");
-        let grid = Self::grid(self, array(scale), array(zero), header);
+        let grid = self.searched(array(scale), array(zero));
         let codes = grid.round(w);
         Fit { grid, codes }
     }
 
     fn has_zero(&self) -> bool {
         true
+    }
+
+    fn search_there(
+        &self,
+        cuda: &Cuda,
+        w: Rows<'_, f32>,
+        importance: Option<&[f32]>,
+    ) -> Result<DeviceFit, CudaError> {
+        let search = GroupSearch {
+            group_size: self.group_size,
+            max_code: self.max_code(),
+            zero: if self.symmetric { Zero::Middle } else { Zero::Free },
+            stored: match self.scale {
+                ScaleDtype::F16 => Stored::F16,
+                ScaleDtype::Bf16 => Stored::Bf16,
+                ScaleDtype::F32 => Stored::F32,
+            },
+            reaches: &REACHES,
+        };
+        let there = cuda.search_groups(w, importance, search)?;
+        let grid = self.searched(cuda.download(there.scale.view())?, cuda.download(there.zero.view())?);
+        let codes = cuda.nearest_codes(w, &there)?;
+        Ok(DeviceFit { grid, there, codes })
     }
 
     fn pack(&self, grid: &Grid, codes: ArrayView2<'_, u8>) -> Vec<u8> {

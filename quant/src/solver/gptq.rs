@@ -2,7 +2,7 @@ use ndarray::ArrayView2;
 
 use super::descent::descend;
 use super::feedback::round_with_feedback;
-use super::{Judge, Solution, Solver, check, round_to_nearest};
+use super::{DeviceGptq, Judge, Solution, Solver, check, round_to_nearest};
 use crate::{Error, Factor, GridEncoding};
 
 /// Error feedback: column by column, what rounding one input's weights loses is made up for by the inputs not yet rounded.
@@ -41,6 +41,10 @@ impl Solver for Gptq {
 
     fn needs_statistics(&self) -> bool {
         true
+    }
+
+    fn on_device(&self) -> Option<DeviceGptq> {
+        Some(DeviceGptq { sweeps: self.sweeps })
     }
 
     fn solve(

@@ -372,7 +372,7 @@ impl Done<'_> {
         let failed = |source| attar_model::Error::Load { name: name.clone(), source };
         if tensor.spec.layer.is_none() && tensor.spec.is_matrix() {
             let [rows, _] = rows_and_cols(&tensor.spec);
-            let step = self.sink.row_step(tensor, CHUNK_WEIGHTS);
+            let step = self.sink.rows().step(tensor, CHUNK_WEIGHTS);
             for start in (0..rows).step_by(step) {
                 let part =
                     pruned.load_range(name, start..rows.min(start + step)).map_err(failed).doing(at)?;

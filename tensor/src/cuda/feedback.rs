@@ -1,7 +1,8 @@
 //! Error feedback on the device: the factor of a Hessian, and the pass over a weight's columns. The same steps as the CPU solver's.
 
+use super::grid::Grid;
 use super::launch::{Layout, arguments, int};
-use super::machine::{Number, Triangle};
+use super::machine::{Argument, Number, Triangle};
 use super::memory::{Item, Matrix, Rows};
 use super::{Cuda, CudaError};
 
@@ -25,21 +26,6 @@ pub enum Width {
     F32,
 }
 
-/// The values a weight may take, `scale * (code - zero) - min`, one triple for each row and group of columns; `[rows, groups]`.
-#[derive(Debug)]
-pub struct Grid {
-    /// Distance of neighbouring values.
-    pub scale: Matrix<f32>,
-    /// The code that decodes to `-min`, integer valued.
-    pub zero: Matrix<f32>,
-    /// What is subtracted at the end.
-    pub min: Matrix<f32>,
-    /// Consecutive columns that share one triple.
-    pub group_size: usize,
-    /// The largest code.
-    pub max_code: u8,
-}
-
 /// What a pass gives.
 #[derive(Debug)]
 pub struct Pass {
@@ -49,10 +35,12 @@ pub struct Pass {
     pub losses: Vec<f64>,
 }
 
-/// Columns rounded before their errors are passed on in one product.
-const BLOCK: usize = 128;
+/// Columns rounded before their errors are passed on to the others of their span in one product.
+pub(super) const BLOCK: usize = 128;
+/// Columns whose errors are passed on to all later ones in one product: more of them read and write the weight less often.
+pub(super) const SPAN: usize = 1024;
 /// Rows of a block of threads: eight warps of two.
-const ROWS: usize = 16;
+pub(super) const ROWS: usize = 16;
 
 impl Cuda {
     /// The upper triangular U with `UᵀU` the inverse of the damped Hessian, rows and columns in `order`, `[n, n]`.
@@ -131,20 +119,22 @@ impl Cuda {
         assert_eq!(grid.scale.dim(), (rows, cols.div_ceil(grid.group_size)), "a grid for another shape");
         let module = ("feedback", Some("WIDE=double"));
         let ids = self.upload_items(order, (1, cols))?;
-        let mut rest = self.room::<f32>((rows, cols))?;
+        let rest = self.room::<f32>((rows, cols))?;
         let arguments = arguments![&rest, w, &ids, (rows * cols) as i64, int(cols)];
         self.run(module, "gather_columns", Layout::each(rows * cols), arguments)?;
-        let (errors, codes) = (self.room::<f32>((rows, BLOCK))?, self.room::<u8>((rows, cols))?);
+        let (errors, codes) = (self.zeros::<f32>((rows, SPAN.min(cols)))?, self.room::<u8>((rows, cols))?);
         let losses = self.zeros::<f64>((1, rows))?;
+        let parts = self.split(upper)?;
         let layout = Layout {
             grid: [rows.div_ceil(ROWS), 1, 1],
             block: [256, 1, 1],
             shared_bytes: (BLOCK * BLOCK * size_of::<f32>()) as u32,
         };
         for start in (0..cols).step_by(BLOCK) {
-            let width = BLOCK.min(cols - start);
+            let (from, end) = (start / SPAN * SPAN, cols.min(start + BLOCK));
+            let (at, to) = (start - from, cols.min(from + SPAN));
             let arguments = arguments![
-                &errors,
+                Argument::Address(errors.address() + (at * size_of::<f32>()) as u64),
                 &codes,
                 &losses,
                 &rest,
@@ -156,13 +146,26 @@ impl Cuda {
                 int(rows),
                 int(cols),
                 int(start),
-                int(width),
+                int(end - start),
+                int(errors.dim().1),
                 int(grid.group_size),
                 int(grid.scale.dim().1),
                 f32::from(grid.max_code),
             ];
             self.run(module, "round_block", layout, arguments)?;
-            self.subtract_couplings(&mut rest, &errors, upper, [start, width, start + width])?;
+            self.add_product(
+                rest.view().columns(end, to),
+                (-1.0, 1.0),
+                errors.view().columns(at, end - from),
+                upper.rows(start, end).columns(end, to),
+            )?;
+            if end == to {
+                // What later spans have to take of this one.
+                let errors = self.split(errors.view())?;
+                let couplings = (&parts, from..to, to..cols);
+                let later = rest.view().columns(to, cols);
+                self.add_split_product(later, (-1.0, 1.0), (&errors, 0..to - from), couplings)?;
+            }
         }
         let losses = self.download_items(losses.view())?;
         Ok(Pass { codes, losses })

@@ -6,6 +6,7 @@ use super::cusolver::Triangles;
 use super::error::refused;
 use super::kernel::Module;
 use super::machine::{Address, Event, Facts, Lane, Launch, Machine, Multiply, Pinned, Triangle};
+use super::staging::{self, Staging};
 use super::{CudaError, cache::Cache};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 use std::collections::HashMap;
@@ -23,6 +24,7 @@ pub(crate) struct Gpu {
     loaded: Mutex<HashMap<(&'static str, usize), Loaded>>,
     products: OnceLock<Products>,
     triangles: OnceLock<Triangles>,
+    staging: Mutex<Option<Staging>>,
 }
 
 /// A module on the device with its kernels, which live as long as it.
@@ -79,6 +81,7 @@ impl Gpu {
             loaded: Mutex::default(),
             products: OnceLock::new(),
             triangles: OnceLock::new(),
+            staging: Mutex::default(),
         })
     }
 
@@ -115,6 +118,15 @@ impl Gpu {
         self.products.get().ok_or_else(|| refused("cublasLtCreate")(&"no handle"))
     }
 
+    /// Does something with the pinned buffers, which are made on first use.
+    fn staged(&self, copy: impl FnOnce(&mut Staging) -> Result<(), CudaError>) -> Result<(), CudaError> {
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *staging {
+            Some(staging) => copy(staging),
+            none => copy(none.insert(Staging::new(self)?)),
+        }
+    }
+
     fn triangles(&self) -> Result<&Triangles, CudaError> {
         if self.triangles.get().is_none() {
             let _ = self.triangles.set(Triangles::new(self.compute.cu_stream())?);
@@ -127,6 +139,9 @@ impl Drop for Gpu {
     fn drop(&mut self) {
         if self.bind().is_err() {
             return;
+        }
+        if let Some(staging) = self.staging.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            staging.close(self);
         }
         // The libraries' handles go before the context they live in.
         drop(self.triangles.take());
@@ -254,9 +269,15 @@ impl Machine for Gpu {
             return Ok(());
         }
         self.bind()?;
-        // SAFETY: `to` has room for `from`; pageable memory has been read when the stream is done with the copy.
-        unsafe { result::memcpy_htod_async(to, from, self.compute.cu_stream()) }
-            .map_err(driver("cuMemcpyHtoD"))?;
+        let send = |at: u64, from: &[u8]| {
+            // SAFETY: `to` has room for all of them; the bytes stay as they are until the stream is done with the copy.
+            unsafe { result::memcpy_htod_async(to + at, from, self.compute.cu_stream()) }
+                .map_err(driver("cuMemcpyHtoD"))
+        };
+        if from.len() >= staging::LEAST_BYTES {
+            return self.staged(|staging| staging.upload(self, from, send));
+        }
+        send(0, from)?;
         self.compute.synchronize().map_err(driver("cuStreamSynchronize"))
     }
 
@@ -265,10 +286,26 @@ impl Machine for Gpu {
             return Ok(());
         }
         self.bind()?;
-        // SAFETY: `from` has as many bytes as `to`, which is not touched until the stream is done.
-        unsafe { result::memcpy_dtoh_async(to, from, self.compute.cu_stream()) }
-            .map_err(driver("cuMemcpyDtoH"))?;
+        let fetch = |at: u64, to: &mut [u8]| {
+            // SAFETY: `from` has as many bytes; `to` is not touched until the stream is done.
+            unsafe { result::memcpy_dtoh_async(to, from + at, self.compute.cu_stream()) }
+                .map_err(driver("cuMemcpyDtoH"))
+        };
+        if to.len() >= staging::LEAST_BYTES {
+            return self.staged(|staging| staging.download(self, to, fetch));
+        }
+        fetch(0, to)?;
         self.compute.synchronize().map_err(driver("cuStreamSynchronize"))
+    }
+
+    fn copy(&self, to: Address, from: Address, bytes: u64) -> Result<(), CudaError> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: both of the caller's buffers have that many bytes, on this device.
+        unsafe { result::memcpy_dtod_async(to, from, bytes as usize, self.compute.cu_stream()) }
+            .map_err(driver("cuMemcpyDtoD"))
     }
 
     fn clear(&self, at: Address, bytes: u64) -> Result<(), CudaError> {

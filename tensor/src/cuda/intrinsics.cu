@@ -53,24 +53,57 @@ DEVICE void multiply_16x8x16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-DEVICE u32 shared_address(const void* p) {
-    u32 address;
+// 2^x, off by two units in the last place; subnormal results are 0.
+DEVICE float exp2_near(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// 1 / x, off by one unit in the last place.
+DEVICE float reciprocal_near(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// A place in shared memory, in bytes.
+typedef u32 Shared;
+
+DEVICE Shared shared_address(const void* p) {
+    Shared address;
     asm("{ .reg .u64 wide; cvta.to.shared.u64 wide, %1; cvt.u32.u64 %0, wide; }" : "=r"(address) : "l"(p));
     return address;
 }
 
 // Four 8x8 matrices of bf16 from shared memory; lane l names row l % 8 of matrix l / 8, sixteen bytes.
-DEVICE void load_matrices(u32 (&m)[4], const bf16* row) {
+DEVICE void load_matrices(u32 (&m)[4], Shared row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
-                 : "r"(shared_address(row))
+                 : "r"(row)
                  : "memory");
 }
 
 // The same, each matrix transposed.
-DEVICE void load_matrices_transposed(u32 (&m)[4], const bf16* row) {
+DEVICE void load_matrices_transposed(u32 (&m)[4], Shared row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
-                 : "r"(shared_address(row))
+                 : "r"(row)
                  : "memory");
 }
+
+// Sixteen bytes that go to shared memory on their own, there when this thread has waited for its copies; nothing is read and the
+// bytes become 0 where they are not `there`.
+DEVICE void send_16(Shared to, const void* from, bool there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0)
+                 : "memory");
+}
+
+// Four bytes likewise.
+DEVICE void send_4(Shared to, const void* from, bool there) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(there ? 4 : 0)
+                 : "memory");
+}
+
+// Until all that this thread has sent is there; what others have sent is behind a barrier.
+DEVICE void wait_for_sent() { asm volatile("cp.async.wait_all;" ::: "memory"); }

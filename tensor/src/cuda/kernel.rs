@@ -16,6 +16,18 @@ pub struct Source {
 /// Storage of activations.
 const ELEMENTS: &[&[&str]] = &[&["ELEMENT=float"], &["ELEMENT=bf16"]];
 
+/// Features of a head on tensor cores.
+const HEADS: &[&[&str]] = &[
+    &["HEAD_DIM=32"],
+    &["HEAD_DIM=64"],
+    &["HEAD_DIM=80"],
+    &["HEAD_DIM=96"],
+    &["HEAD_DIM=112"],
+    &["HEAD_DIM=128"],
+    &["HEAD_DIM=192"],
+    &["HEAD_DIM=256"],
+];
+
 /// A text that is compiled one way.
 const PLAIN: &[&[&str]] = &[&[]];
 
@@ -24,12 +36,15 @@ pub const SOURCES: &[Source] = &[
     ADAMW,
     ADD,
     ATTENTION,
+    ATTENTION_BACKWARD,
     ATTENTION_PLAIN,
     CAST,
+    DESCENT,
     EMBEDDING,
     FEEDBACK,
     GATE,
     GRAM,
+    GRID,
     LOG_LOSS,
     RMS_NORM,
     ROPE,
@@ -41,23 +56,20 @@ pub(crate) const ADAMW: Source =
 pub(crate) const ADD: Source = Source {
     name: "add",
     text: include_str!("../op/add.cu"),
-    kernels: &["add", "add_row", "column_sum", "sum_of_squares"],
+    kernels: &["add", "add_row", "column_sum", "sum_of_squares", "total"],
     variants: ELEMENTS,
 };
 pub(crate) const ATTENTION: Source = Source {
     name: "attention",
-    text: include_str!("../op/attention.cu"),
+    text: concat!(include_str!("tiles.cu"), include_str!("../op/attention.cu")),
     kernels: &["attention"],
-    variants: &[
-        &["HEAD_DIM=32"],
-        &["HEAD_DIM=64"],
-        &["HEAD_DIM=80"],
-        &["HEAD_DIM=96"],
-        &["HEAD_DIM=112"],
-        &["HEAD_DIM=128"],
-        &["HEAD_DIM=192"],
-        &["HEAD_DIM=256"],
-    ],
+    variants: HEADS,
+};
+pub(crate) const ATTENTION_BACKWARD: Source = Source {
+    name: "attention_backward",
+    text: concat!(include_str!("tiles.cu"), include_str!("../op/attention_backward.cu")),
+    kernels: &["attention_backward_queries", "attention_backward_keys"],
+    variants: HEADS,
 };
 pub(crate) const ATTENTION_PLAIN: Source = Source {
     name: "attention_plain",
@@ -68,7 +80,13 @@ pub(crate) const ATTENTION_PLAIN: Source = Source {
 pub(crate) const CAST: Source = Source {
     name: "cast",
     text: include_str!("../op/cast.cu"),
-    kernels: &["narrow", "widen"],
+    kernels: &["narrow", "widen", "split"],
+    variants: PLAIN,
+};
+pub(crate) const DESCENT: Source = Source {
+    name: "descent",
+    text: include_str!("../op/descent.cu"),
+    kernels: &["times_diagonal", "row_products", "descend_block"],
     variants: PLAIN,
 };
 pub(crate) const EMBEDDING: Source = Source {
@@ -89,13 +107,23 @@ pub(crate) const GATE: Source = Source {
     kernels: &["gate", "gate_backward"],
     variants: ELEMENTS,
 };
-pub(crate) const GRAM: Source =
-    Source { name: "gram", text: include_str!("../op/gram.cu"), kernels: &["mirror"], variants: PLAIN };
+pub(crate) const GRAM: Source = Source {
+    name: "gram",
+    text: include_str!("../op/gram.cu"),
+    kernels: &["mirror", "diagonal"],
+    variants: PLAIN,
+};
+pub(crate) const GRID: Source = Source {
+    name: "grid",
+    text: include_str!("../op/grid.cu"),
+    kernels: &["search_groups", "nearest_codes", "decode", "rounding_errors"],
+    variants: ELEMENTS,
+};
 pub(crate) const LOG_LOSS: Source = Source {
     name: "log_loss",
     text: include_str!("../op/log_loss.cu"),
-    kernels: &["token_losses", "token_divergences", "cross_entropy_backward", "forward_kl_backward"],
-    variants: PLAIN,
+    kernels: &["token_losses", "token_divergences", "lesson_backward"],
+    variants: ELEMENTS,
 };
 pub(crate) const RMS_NORM: Source = Source {
     name: "rms_norm",

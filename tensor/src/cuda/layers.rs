@@ -2,6 +2,7 @@
 
 use super::launch::{Layout, arguments, int};
 use super::memory::{Element, Item, Matrix, Rows, RowsMut};
+use super::product::Keep;
 use super::{Cuda, CudaError};
 use crate::op::Rope;
 use half::bf16;
@@ -49,6 +50,23 @@ pub struct Turns {
     cos: Matrix<f32>, // [ctx, turning / 2]
     sin: Matrix<f32>, // [ctx, turning / 2]
     head_dim: usize,
+}
+
+/// Tokens on the device, and where each of them stands.
+#[derive(Debug)]
+pub struct Tokens {
+    ids: Matrix<u32>,      // [1, tokens]
+    distinct: Matrix<u32>, // each once
+    starts: Matrix<u32>,   // where its places begin; one more for the end
+    places: Matrix<u32>,   // token after token, each token's in order
+    vocab_size: usize,
+}
+
+impl Tokens {
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.ids.dim().1
+    }
 }
 
 /// Rows whose share of a gradient that is a sum over tokens is added up by itself, as on the CPU.
@@ -110,12 +128,39 @@ impl Cuda {
         norm: Norm,
         d_out: Rows<'_, T>,
     ) -> Result<(), CudaError> {
+        self.norm_backward((d_x.view(), d_weight), (x, weight, norm), d_out, Keep::Sum)
+    }
+
+    /// [`rms_norm_backward`](Self::rms_norm_backward) in place: the gradient of what was normed becomes that of x.
+    ///
+    /// # Errors
+    /// If memory is short or the launch fails.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn rms_norm_backward_in_place<T: Element>(
+        &self,
+        (d, d_weight): (RowsMut<'_, T>, Option<RowsMut<'_, f32>>),
+        x: Rows<'_, T>,
+        weight: Rows<'_, f32>,
+        norm: Norm,
+    ) -> Result<(), CudaError> {
+        self.norm_backward((d.view(), d_weight), (x, weight, norm), d.view(), Keep::Nothing)
+    }
+
+    fn norm_backward<T: Element>(
+        &self,
+        (d_x, d_weight): (Rows<'_, T>, Option<RowsMut<'_, f32>>),
+        (x, weight, norm): (Rows<'_, T>, Rows<'_, f32>, Norm),
+        d_out: Rows<'_, T>,
+        keep: Keep,
+    ) -> Result<(), CudaError> {
         assert!(d_x.dim() == x.dim() && d_out.dim() == x.dim(), "a norm keeps its shape");
         let (rows, features) = norm_shape(x, weight);
         let shares = self.room::<f32>((rows.div_ceil(SUM_ROWS), features))?;
         let layout = Layout::rows(rows.div_ceil(SUM_ROWS), features, 256);
         let arguments = arguments![
-            &d_x,
+            d_x,
             &shares,
             x,
             weight,
@@ -125,7 +170,7 @@ impl Cuda {
             int(SUM_ROWS),
             norm.eps,
             norm.offset,
-            1,
+            i32::from(keep == Keep::Sum),
         ];
         self.run_for::<T>("rms_norm", "rms_norm_backward", layout, arguments)?;
         d_weight.map_or(Ok(()), |d_weight| self.add_shares(d_weight, shares.view()))
@@ -190,6 +235,26 @@ impl Cuda {
         let count = up.count();
         let arguments = arguments![&gate, &gate, up, count as i64, kind.kind()];
         self.run_for::<T>("gate", "gate", Layout::each(count), arguments)
+    }
+
+    /// `activation(gate) * up`, gate and up staying as they are.
+    ///
+    /// # Errors
+    /// If memory is short or the launch fails.
+    ///
+    /// # Panics
+    /// If the shapes differ.
+    pub fn gated<T: Element>(
+        &self,
+        gate: Rows<'_, T>,
+        up: Rows<'_, T>,
+        kind: Gate,
+    ) -> Result<Matrix<T>, CudaError> {
+        assert_eq!(gate.dim(), up.dim(), "gate and up have one shape");
+        let (out, count) = (self.room(up.dim())?, up.count());
+        let arguments = arguments![&out, gate, up, count as i64, kind.kind()];
+        self.run_for::<T>("gate", "gate", Layout::each(count), arguments)?;
+        Ok(out)
     }
 
     /// Backward of [`gate`](Self::gate): gate and up become their gradients.
@@ -264,30 +329,46 @@ impl Cuda {
         self.run_for::<T>("scale", "soft_cap", Layout::each(count), arguments![&x, count as i64, cap])
     }
 
+    /// Puts tokens on the device, for a table of `vocab_size` rows.
+    ///
+    /// # Errors
+    /// If memory is short.
+    ///
+    /// # Panics
+    /// If a token is not in the table.
+    pub fn tokens(&self, tokens: &[u32], vocab_size: usize) -> Result<Tokens, CudaError> {
+        let largest = tokens.iter().max().map_or(0, |&token| token as usize + 1);
+        assert!(largest <= vocab_size, "token {} of a vocabulary of {vocab_size}", largest.saturating_sub(1));
+        let vector = |items: &[u32]| self.upload_items(items, (1, items.len()));
+        let Runs { tokens: distinct, starts, places } = runs(tokens);
+        Ok(Tokens {
+            ids: vector(tokens)?,
+            distinct: vector(&distinct)?,
+            starts: vector(&starts)?,
+            places: vector(&places)?,
+            vocab_size,
+        })
+    }
+
     /// `scale * table[token]` for each token, from a table `[vocab_size, features]`.
     ///
     /// # Errors
     /// If memory is short or the launch fails.
     ///
     /// # Panics
-    /// If a token is not in the table.
+    /// If the tokens are those of another table.
     pub fn embedding<T: Element>(
         &self,
         table: Rows<'_, T>,
-        tokens: &[u32],
+        tokens: &Tokens,
         scale: f32,
     ) -> Result<Matrix<T>, CudaError> {
         let (vocab_size, features) = table.dim();
-        assert_tokens(tokens, vocab_size);
-        let out = self.room((tokens.len(), features))?;
-        let ids = self.upload_items(tokens, (1, tokens.len()))?;
-        let layout = Layout::rows(tokens.len(), features, 256);
-        self.run_for::<T>(
-            "embedding",
-            "embedding",
-            layout,
-            arguments![&out, table, &ids, int(features), scale],
-        )?;
+        assert_eq!(vocab_size, tokens.vocab_size, "rows of the table");
+        let out = self.room((tokens.count(), features))?;
+        let layout = Layout::rows(tokens.count(), features, 256);
+        let arguments = arguments![&out, table, &tokens.ids, int(features), scale];
+        self.run_for::<T>("embedding", "embedding", layout, arguments)?;
         Ok(out)
     }
 
@@ -295,25 +376,23 @@ impl Cuda {
     /// in their order.
     ///
     /// # Errors
-    /// If memory is short or the launch fails.
+    /// If the launch fails.
     ///
     /// # Panics
-    /// If the shapes do not fit or a token is not in the table.
+    /// If the shapes do not fit or the tokens are those of another table.
     pub fn embedding_backward<T: Element>(
         &self,
         d_table: RowsMut<'_, f32>,
         d_out: Rows<'_, T>,
-        tokens: &[u32],
+        tokens: &Tokens,
         scale: f32,
     ) -> Result<(), CudaError> {
         let (vocab_size, features) = d_table.dim();
-        assert_eq!(d_out.dim(), (tokens.len(), features), "a gradient for each token");
-        assert_tokens(tokens, vocab_size);
-        let Runs { tokens, starts, places } = runs(tokens);
-        let vector = |items: &[u32]| self.upload_items(items, (1, items.len()));
-        let (ids, starts, places) = (vector(&tokens)?, vector(&starts)?, vector(&places)?);
-        let arguments = arguments![&d_table, d_out, &ids, &starts, &places, int(features), scale];
-        let layout = Layout::rows(tokens.len(), features, 256);
+        assert_eq!(vocab_size, tokens.vocab_size, "rows of the table");
+        assert_eq!(d_out.dim(), (tokens.count(), features), "a gradient for each token");
+        let Tokens { distinct, starts, places, .. } = tokens;
+        let arguments = arguments![&d_table, d_out, distinct, starts, places, int(features), scale];
+        let layout = Layout::rows(distinct.dim().1, features, 256);
         self.run_for::<T>("embedding", "embedding_backward", layout, arguments)
     }
 
@@ -355,11 +434,6 @@ fn norm_shape<T: Element>(x: Rows<'_, T>, weight: Rows<'_, f32>) -> (usize, usiz
     let features = x.dim().1;
     assert_eq!(weight.dim(), (1, features), "the norm's weight has one value per feature");
     x.dim()
-}
-
-fn assert_tokens(tokens: &[u32], vocab_size: usize) {
-    let largest = tokens.iter().max().map_or(0, |&token| token as usize + 1);
-    assert!(largest <= vocab_size, "token {} of a vocabulary of {vocab_size}", largest.saturating_sub(1));
 }
 
 /// Where each token stands.

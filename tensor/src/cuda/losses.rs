@@ -1,11 +1,27 @@
 //! Losses over chunks of logits `[tokens, vocab_size]` in f32, one figure for each token, and their gradients.
 
 use super::launch::{Layout, arguments, int};
-use super::memory::{Rows, RowsMut};
+use super::memory::{Element, Rows, RowsMut};
 use super::{Cuda, CudaError};
+use crate::op::Divergence;
 
 /// Stands for no target: such a token counts nothing.
 pub const NO_TARGET: u32 = u32::MAX;
+
+/// What a student's logits are held to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Lesson {
+    /// How far it is from its teacher.
+    pub divergence: Divergence,
+    /// What logits of both are divided by for that.
+    pub temperature: f32,
+    /// The share of cross-entropy with the targets, 0 to 1; the rest is the divergence's.
+    pub cross_entropy: f32,
+    /// What the student's products were multiplied by.
+    pub factor: f32,
+    /// What they were then softly bounded by.
+    pub cap: Option<f32>,
+}
 
 /// One figure for each token.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,7 +45,12 @@ impl Cuda {
         let ids = self.upload_items(targets, (1, tokens))?;
         self.figures(tokens, |values, hits| {
             let arguments = arguments![values, hits, logits, &ids, int(vocab_size)];
-            self.run(("log_loss", None), "token_losses", Layout::rows(tokens, vocab_size, 512), arguments)
+            self.run_for::<f32>(
+                "log_loss",
+                "token_losses",
+                Layout::rows(tokens, vocab_size / 4, 512),
+                arguments,
+            )
         })
     }
 
@@ -49,12 +70,8 @@ impl Cuda {
         let (tokens, vocab_size) = reference.dim();
         self.figures(tokens, |values, agree| {
             let arguments = arguments![values, agree, reference, other, int(vocab_size)];
-            self.run(
-                ("log_loss", None),
-                "token_divergences",
-                Layout::rows(tokens, vocab_size, 512),
-                arguments,
-            )
+            let layout = Layout::rows(tokens, vocab_size / 4, 512);
+            self.run_for::<f32>("log_loss", "token_divergences", layout, arguments)
         })
     }
 
@@ -72,53 +89,53 @@ impl Cuda {
         })
     }
 
-    /// The sum over tokens of `weight * -ln softmax(logits)[target]`; the logits become its gradient.
+    /// What each token of a chunk loses by `lesson`, into `losses` `[1, tokens]`, and its gradient by the student's products before
+    /// they became logits into `d_products` `[tokens, vocab_size]`.
+    ///
+    /// A token's loss is its weight times `(1 - c) T² D + c CE`: D the divergence of `softmax(student / T)` from
+    /// `softmax(teacher / T)`, CE `-ln softmax(student)[target]`, c the share of cross-entropy. The teacher is not read where c is 1, nor
+    /// are targets where it is 0.
     ///
     /// # Errors
-    /// If memory is short or the launch fails.
-    ///
-    /// # Panics
-    /// If there are not as many targets and weights as rows, or a target is outside the vocabulary.
-    pub fn cross_entropy_backward(
-        &self,
-        logits: RowsMut<'_, f32>,
-        targets: &[u32],
-        weights: &[f32],
-    ) -> Result<f64, CudaError> {
-        let (tokens, vocab_size) = checked(logits.view(), targets);
-        assert_eq!(weights.len(), tokens, "a weight for each token");
-        let (losses, ids) = (self.room((1, tokens))?, self.upload_items(targets, (1, tokens))?);
-        let weights = self.vector(weights)?;
-        let arguments = arguments![&losses, &logits, &ids, &weights, int(vocab_size)];
-        let layout = Layout::rows(tokens, vocab_size, 512);
-        self.run(("log_loss", None), "cross_entropy_backward", layout, arguments)?;
-        self.total(&losses)
-    }
-
-    /// The sum over tokens of `weight * T² KL(teacher || student)` of `softmax(logits / T)`; the student's logits become its
-    /// gradient.
-    ///
-    /// # Errors
-    /// If memory is short or the launch fails.
+    /// If the launch fails.
     ///
     /// # Panics
     /// If the shapes do not fit.
-    pub fn forward_kl_backward(
+    pub fn lesson_backward<T: Element>(
         &self,
-        student: RowsMut<'_, f32>,
-        teacher: Rows<'_, f32>,
-        weights: &[f32],
-        temperature: f32,
-    ) -> Result<f64, CudaError> {
-        assert_eq!(student.dim(), teacher.dim(), "both predict the same tokens");
-        let (tokens, vocab_size) = teacher.dim();
-        assert_eq!(weights.len(), tokens, "a weight for each token");
-        let losses = self.room((1, tokens))?;
-        let weights = self.vector(weights)?;
-        let arguments = arguments![&losses, &student, teacher, &weights, temperature, int(vocab_size)];
-        let layout = Layout::rows(tokens, vocab_size, 512);
-        self.run(("log_loss", None), "forward_kl_backward", layout, arguments)?;
-        self.total(&losses)
+        (losses, d_products): (RowsMut<'_, f64>, RowsMut<'_, T>),
+        student: Rows<'_, f32>,
+        teacher: Option<Rows<'_, f32>>,
+        (targets, weights): (Rows<'_, u32>, Rows<'_, f32>),
+        lesson: Lesson,
+    ) -> Result<(), CudaError> {
+        let (tokens, vocab_size) = student.dim();
+        assert!(lesson.cross_entropy >= 1.0 || teacher.is_some(), "a divergence needs a teacher");
+        let teacher = teacher.unwrap_or(student);
+        assert!(teacher.dim() == student.dim() && d_products.dim() == student.dim(), "all are of one shape");
+        let each = (losses.dim().1, targets.dim().1, weights.dim().1);
+        assert_eq!(each, (tokens, tokens, tokens), "a loss, a target and a weight for each token");
+        let (kind, beta) = match lesson.divergence {
+            Divergence::ForwardKl => (0, 0.0),
+            Divergence::ReverseKl => (1, 0.0),
+            Divergence::JensenShannon { beta } => (2, beta),
+        };
+        let arguments = arguments![
+            &losses,
+            &d_products,
+            student,
+            teacher,
+            targets,
+            weights,
+            kind,
+            beta,
+            lesson.temperature,
+            lesson.cross_entropy,
+            lesson.cap.unwrap_or(0.0),
+            lesson.factor,
+            int(vocab_size),
+        ];
+        self.run_for::<T>("log_loss", "lesson_backward", Layout::rows(tokens, vocab_size / 4, 512), arguments)
     }
 }
 

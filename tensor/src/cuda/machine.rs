@@ -193,6 +193,12 @@ pub trait Machine: Debug + Send + Sync {
     /// If the device refuses, or something asked for before has failed.
     fn download(&self, to: &mut [u8], from: Address) -> Result<(), CudaError>;
 
+    /// Copies within the device; the two do not overlap.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    fn copy(&self, to: Address, from: Address, bytes: u64) -> Result<(), CudaError>;
+
     /// Sets bytes to 0.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ use super::machine::{Address, Columns, Machine, Number};
 use super::{Cuda, CudaError};
 use half::bf16;
 use ndarray::{Array2, ArrayView2};
+use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -258,9 +259,26 @@ impl<T: Item> RowsMut<'_, T> {
         Self { rows: self.rows.reshaped(cols), ..self }
     }
 
+    /// The rows before row `at` and those from there on.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    #[must_use]
+    pub fn split_at(self, at: usize) -> (Self, Self) {
+        let (rows, owner) = (self.rows, PhantomData);
+        let part = |from, to| Self { rows: rows.rows(from, to), owner };
+        (part(0, at), part(at, rows.dim.0))
+    }
+
     pub(crate) fn address(&self) -> Address {
         self.rows.address
     }
+}
+
+/// All elements, row after row.
+fn rounded<T: Element>(x: ArrayView2<'_, f32>) -> Vec<T> {
+    let x = x.as_standard_layout();
+    x.as_slice().unwrap_or_default().par_iter().map(|&x| T::of(x)).collect()
 }
 
 impl Cuda {
@@ -282,14 +300,51 @@ impl Cuda {
     /// # Errors
     /// [`CudaError::TooLittleMemory`].
     pub fn zeros<T: Item>(&self, dim: (usize, usize)) -> Result<Matrix<T>, CudaError> {
-        let matrix = self.room(dim)?;
-        self.clear(&matrix)?;
+        let mut matrix = self.room(dim)?;
+        self.clear(&mut matrix)?;
         Ok(matrix)
     }
 
     /// Sets all of a matrix to 0.
-    fn clear<T: Item>(&self, matrix: &Matrix<T>) -> Result<(), CudaError> {
+    ///
+    /// # Errors
+    /// If the device refuses.
+    pub fn clear<T: Item>(&self, matrix: &mut Matrix<T>) -> Result<(), CudaError> {
         self.machine.clear(matrix.address(), matrix.block.bytes)
+    }
+
+    /// Copies rows to others on the device.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    ///
+    /// # Panics
+    /// If the shapes differ.
+    pub fn copy<T: Item>(&self, to: RowsMut<'_, T>, from: Rows<'_, T>) -> Result<(), CudaError> {
+        assert_eq!(to.dim(), from.dim(), "a copy keeps its shape");
+        self.machine.copy(to.address(), from.address(), (from.count() * size_of::<T>()) as u64)
+    }
+
+    /// A second copy of rows on the device.
+    ///
+    /// # Errors
+    /// [`CudaError::TooLittleMemory`].
+    pub fn copied<T: Item>(&self, rows: Rows<'_, T>) -> Result<Matrix<T>, CudaError> {
+        let mut matrix = self.room(rows.dim())?;
+        self.copy(matrix.view_mut(), rows)?;
+        Ok(matrix)
+    }
+
+    /// Copies the bytes of rows of numbers, as they stand in memory, to rows that are on the device already.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    ///
+    /// # Panics
+    /// If there are not as many bytes as the rows have.
+    pub fn write_bytes<T: Item>(&self, to: RowsMut<'_, T>, from: &[u8]) -> Result<(), CudaError> {
+        assert_eq!(to.view().count() * size_of::<T>(), from.len(), "bytes of rows of {}", to.dim().1);
+        self.machine.upload(to.address(), from)
     }
 
     /// A copy on the device, rounded to its elements.
@@ -297,8 +352,7 @@ impl Cuda {
     /// # Errors
     /// [`CudaError::TooLittleMemory`].
     pub fn upload<T: Element>(&self, x: ArrayView2<'_, f32>) -> Result<Matrix<T>, CudaError> {
-        let items: Vec<T> = x.iter().map(|&x| T::of(x)).collect();
-        self.upload_items(&items, x.dim())
+        self.upload_items(&rounded(x), x.dim())
     }
 
     /// Copies to rows that are on the device already, rounded to their elements.
@@ -310,8 +364,7 @@ impl Cuda {
     /// If the shapes differ.
     pub fn write<T: Element>(&self, to: RowsMut<'_, T>, x: ArrayView2<'_, f32>) -> Result<(), CudaError> {
         assert_eq!(to.dim(), x.dim(), "a copy keeps its shape");
-        let items: Vec<T> = x.iter().map(|&x| T::of(x)).collect();
-        self.machine.upload(to.address(), bytes(&items))
+        self.machine.upload(to.address(), bytes(&rounded::<T>(x)))
     }
 
     /// A copy on the device of numbers in rows.
@@ -328,14 +381,27 @@ impl Cuda {
         Ok(matrix)
     }
 
+    /// A copy on the device of numbers that stand in memory as bytes, in rows.
+    ///
+    /// # Errors
+    /// [`CudaError::TooLittleMemory`].
+    ///
+    /// # Panics
+    /// If there are not as many as `rows * cols` take.
+    pub fn upload_bytes<T: Item>(&self, bytes: &[u8], dim: (usize, usize)) -> Result<Matrix<T>, CudaError> {
+        assert_eq!(bytes.len(), dim.0 * dim.1 * size_of::<T>(), "bytes of a {} x {} matrix", dim.0, dim.1);
+        let matrix = self.room(dim)?;
+        self.machine.upload(matrix.address(), bytes)?;
+        Ok(matrix)
+    }
+
     /// A copy of rows on the host, as f32.
     ///
     /// # Errors
     /// If something asked for before has failed.
     pub fn download<T: Element>(&self, x: Rows<'_, T>) -> Result<Array2<f32>, CudaError> {
-        let items = self.download_items(x)?;
-        let mut items = items.into_iter().map(T::to_f32);
-        Ok(Array2::from_shape_simple_fn(x.dim(), || items.next().unwrap_or_default()))
+        let items = self.download_items(x)?.into_par_iter().map(T::to_f32).collect();
+        Ok(Array2::from_shape_vec(x.dim(), items).unwrap_or_else(|_| unreachable!("as many as there are")))
     }
 
     /// A copy of rows on the host, as they are.

@@ -2,6 +2,10 @@
 //!
 //! Pure arithmetic, in bytes; nothing is asked of a device.
 
+mod training;
+
+pub use training::{Course, Teaching, TrainingPlan, WholeModel};
+
 use super::{CudaError, Width};
 use crate::Precision;
 
@@ -169,19 +173,27 @@ fn stages(shape: ModelShape, work: Work, choice: Choice) -> Vec<Stage> {
     stages
 }
 
-/// Factoring a Hessian, or the pass over a weight, whichever needs more; the Gram matrix stands during both.
+/// Factoring a Hessian, or the work on a weight, whichever needs more; the Gram matrix stands during both.
 fn solve_bytes(out_features: u64, in_features: u64, width: Width) -> u64 {
     let wide = match width {
         Width::F64 => F64,
         Width::F32 => F32,
     };
     let square = in_features * in_features;
+    let weight = out_features * in_features;
+    // The Gram matrix and its two halves; two grids, of which the finest formats have a triple for 16 columns, and two sets of codes.
+    let grids = 2 * (3 * F32 * out_features * in_features.div_ceil(16) + weight);
+    let standing = 2 * F32 * square + F32 * weight + grids;
     // A sixteenth of the matrix: room for the libraries to work in.
     let factor = (wide + F32) * square + wide * square / 16;
-    let weight = out_features * in_features;
-    let grid = 3 * F32 * out_features * in_features.div_ceil(32);
-    let pass = F32 * square + 2 * F32 * weight + weight + grid + F32 * 128 * out_features;
-    F32 * square + factor.max(pass)
+    // A span of columns of the weight, and its two halves.
+    let span = 2 * F32 * 1024 * out_features;
+    // The factor and its two halves, and of the weight what is left of it.
+    let pass = 2 * F32 * square + F32 * weight + span;
+    // The factor, the weight's errors and what pulls at it.
+    let descent = F32 * square + 2 * F32 * weight + span;
+    let energy = F32 * square + 2 * F32 * weight + span;
+    standing + factor.max(pass).max(descent).max(energy)
 }
 
 /// What one stage of a block leaves to the next, of all tokens: the larger of the inputs of o and of down.

@@ -11,6 +11,15 @@ struct Max {
 DEVICE void store(float* to, float x) { *to = x; }
 DEVICE void store(bf16* to, float x) { *to = to_bf16(x); }
 
+// a / b to the nearest, by way of the reciprocal of b, which is 0 where b is; no division, and no branch.
+// Markstein, "Computation of elementary functions on the IBM RISC System/6000 processor", 1990.
+DEVICE float quotient(float a, float b, float reciprocal) {
+    float near = __fmul_rn(a, reciprocal);
+    return __fmaf_rn(__fmaf_rn(-b, near, a), reciprocal, near);
+}
+
+DEVICE float reciprocal_of(float b) { return b == 0.0f ? 0.0f : __fdiv_rn(1.0f, b); }
+
 // Over the 32 lanes of a warp; every lane gets the result.
 template <class N, class Op> DEVICE N warp_reduce(N x, Op op) {
     for (int mask = 16; mask > 0; mask /= 2) {

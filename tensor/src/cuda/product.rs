@@ -109,28 +109,6 @@ impl Cuda {
         })
     }
 
-    /// `later -= errors @ couplings` for columns `from..` of a row-major matrix: errors `[rows, 128]`, of which the first `width`
-    /// count; couplings rows `top..top + width` of `upper`, columns `from..`.
-    pub(super) fn subtract_couplings(
-        &self,
-        later: &mut Matrix<f32>,
-        errors: &Matrix<f32>,
-        upper: Rows<'_, f32>,
-        [top, width, from]: [usize; 3],
-    ) -> Result<(), CudaError> {
-        let (rows, cols) = later.dim();
-        if rows == 0 || from == cols {
-            return Ok(());
-        }
-        self.machine.multiply(&Multiply {
-            left: (upper.rows(top, top + width).columns(from, cols), Turn::Straight),
-            right: (errors.view().columns(0, width), Turn::Straight),
-            out: later.view().columns(from, cols),
-            alpha: -1.0,
-            beta: 1.0,
-        })
-    }
-
     /// `gram += x.T @ x` on and above the diagonal, for activations `[tokens, features]`; below it nothing is touched until
     /// [`mirror`](Self::mirror). Sums are f32: products of bf16 are exact in it.
     ///

@@ -1,5 +1,5 @@
 // One step of Adam with decoupled weight decay, element by element, in f32. `rate` is the learning rate over 1 - beta1^t, `root`
-// is 1 / sqrt(1 - beta2^t), `kept` is 1 - learning rate * decay. `narrow` is the weight again, as the products read it.
+// is 1 / sqrt(1 - beta2^t), `kept` is 1 - learning rate * decay. `narrow` is the weight again, where products read it so.
 // Loshchilov and Hutter, arXiv:1711.05101, Algorithm 2.
 KERNEL adamw(float* weight, bf16* narrow, float* mean, float* mean_square, const float* gradient, i64 count,
              float gradient_scale, float rate, float root, float kept, float beta1, float beta2, float eps) {
@@ -14,5 +14,7 @@ KERNEL adamw(float* weight, bf16* narrow, float* mean, float* mean_square, const
     mean[i] = m;
     mean_square[i] = v;
     weight[i] = w;
-    narrow[i] = to_bf16(w);
+    if (narrow) {
+        narrow[i] = to_bf16(w);
+    }
 }

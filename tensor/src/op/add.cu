@@ -48,3 +48,16 @@ KERNEL sum_of_squares(double* out, const ELEMENT* x, i64 count) {
         out[blockIdx.x] = sum;
     }
 }
+
+// total += the sum of all shares; one block of 256 threads.
+KERNEL total(double* total, const double* shares, i64 count) {
+    __shared__ double partial[32];
+    double sum = 0.0;
+    for (i64 i = threadIdx.x; i < count; i += blockDim.x) {
+        sum += shares[i];
+    }
+    sum = block_reduce(sum, Sum(), partial);
+    if (threadIdx.x == 0) {
+        *total += sum;
+    }
+}

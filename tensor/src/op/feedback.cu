@@ -49,14 +49,15 @@ KERNEL gather_columns(float* out, const float* w, const u32* order, i64 count, i
 #define ROWS 2             // rows of a warp
 
 // Rounds columns start .. start + width of w (columns in `order`) for 16 rows a block of 8 warps: a lane holds four columns of a
-// row, each column's error goes to the columns after it in the block. `errors` `[rows, 128]` gets what later columns still have to
-// take; codes stand at their own columns; losses `[rows]` grow by (w - q)^2 / pivot^2. Shared: the triangle, 128 x 128 floats.
+// row, each column's error goes to the columns after it in the block. `errors` `[rows, width]`, rows `stride` apart, gets what later
+// columns still have to take; codes stand at their own columns; losses `[rows]` grow by (w - q)^2 / pivot^2. Shared: the triangle, 128 x 128 floats.
 //
 // A code's value is computed without fused operations, as the files' readers compute it.
 // Frantar et al., arXiv:2210.17323, Algorithm 1.
 KERNEL __launch_bounds__(256) round_block(float* errors, u8* codes, double* losses, const float* w, const float* upper,
                                           const u32* order, const float* scale, const float* zero, const float* min, int rows,
-                                          int n, int start, int width, int group_size, int groups, float max_code) {
+                                          int n, int start, int width, int stride, int group_size, int groups,
+                                          float max_code) {
     DYNAMIC_SHARED(shared);
     float* triangle = (float*)shared; // [BLOCK, BLOCK]
     for (int at = threadIdx.x; at < BLOCK * BLOCK; at += blockDim.x) {
@@ -69,7 +70,8 @@ KERNEL __launch_bounds__(256) round_block(float* errors, u8* codes, double* loss
 
     int lane = threadIdx.x % 32;
     int first = (blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32) * ROWS;
-    float x[ROWS][PARTS], s[ROWS][PARTS], z[ROWS][PARTS], m[ROWS][PARTS], pivot[PARTS], error[ROWS][PARTS];
+    float x[ROWS][PARTS], s[ROWS][PARTS], per_s[ROWS][PARTS], z[ROWS][PARTS], m[ROWS][PARTS], error[ROWS][PARTS];
+    float pivot[PARTS], per_pivot[PARTS];
     int code[ROWS][PARTS], place[PARTS];
     float loss[ROWS] = {0.0f, 0.0f};
     for (int i = 0; i < PARTS; i++) {
@@ -77,11 +79,13 @@ KERNEL __launch_bounds__(256) round_block(float* errors, u8* codes, double* loss
         bool inside = col < width;
         place[i] = inside ? int(order[start + col]) : 0;
         pivot[i] = inside ? triangle[col * BLOCK + col] : 1.0f;
+        per_pivot[i] = reciprocal_of(pivot[i]);
         for (int r = 0; r < ROWS; r++) {
             bool real = inside && first + r < rows;
             i64 group = i64(first + r) * groups + place[i] / group_size;
             x[r][i] = real ? w[i64(first + r) * n + start + col] : 0.0f;
             s[r][i] = real ? scale[group] : 0.0f;
+            per_s[r][i] = reciprocal_of(s[r][i]);
             z[r][i] = real ? zero[group] : 0.0f;
             m[r][i] = real ? min[group] : 0.0f;
             error[r][i] = 0.0f;
@@ -95,11 +99,11 @@ KERNEL __launch_bounds__(256) round_block(float* errors, u8* codes, double* loss
 #pragma unroll
             for (int r = 0; r < ROWS; r++) {
                 // Every lane rounds its own column of this part; the owner's is the one that counts.
-                float steps = s[r][part] == 0.0f ? 0.0f : __fdiv_rn(__fadd_rn(x[r][part], m[r][part]), s[r][part]);
+                float steps = quotient(__fadd_rn(x[r][part], m[r][part]), s[r][part], per_s[r][part]);
                 steps = fminf(fmaxf(steps, -z[r][part]), max_code - z[r][part]);
                 int found = __float2int_rn(steps) + __float2int_rn(z[r][part]);
                 float value = __fsub_rn(__fmul_rn(s[r][part], __fsub_rn(float(found), z[r][part])), m[r][part]);
-                float lost = __fdiv_rn(__fsub_rn(x[r][part], value), pivot[part]);
+                float lost = quotient(__fsub_rn(x[r][part], value), pivot[part], per_pivot[part]);
                 if (lane == owner) {
                     code[r][part] = found;
                     error[r][part] = lost;
@@ -125,8 +129,8 @@ KERNEL __launch_bounds__(256) round_block(float* errors, u8* codes, double* loss
             losses[first + r] += double(sum);
         }
         for (int i = 0; i < PARTS; i++) {
-            errors[i64(first + r) * BLOCK + lane + 32 * i] = error[r][i];
             if (lane + 32 * i < width) {
+                errors[i64(first + r) * stride + lane + 32 * i] = error[r][i];
                 codes[i64(first + r) * n + place[i]] = u8(code[r][i]);
             }
         }

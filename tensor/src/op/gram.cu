@@ -20,3 +20,11 @@ KERNEL mirror(float* gram, int n) {
         }
     }
 }
+
+// out[i] = gram[i, i].
+KERNEL diagonal(float* out, const float* gram, int n) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) {
+        out[i] = gram[i64(i) * n + i];
+    }
+}

@@ -136,7 +136,9 @@ fn one_by_one(
 #[test]
 fn a_pass_over_the_columns_chooses_the_codes_of_the_algorithm() {
     on_every_machine(|cuda| {
-        for (rows, cols, group_size) in [(3, 20, 8), (37, 128, 32), (18, 300, 64), (5, 257, 300)] {
+        for (rows, cols, group_size) in
+            [(3, 20, 8), (37, 128, 32), (18, 300, 64), (5, 257, 300), (3, 1100, 50)]
+        {
             let gram = gram(cols);
             let (order, damping) = (order(&gram), damping(&gram));
             let upper = cholesky_of_inverse(&hessian(&gram, &order, damping)).unwrap();

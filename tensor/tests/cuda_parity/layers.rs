@@ -56,6 +56,12 @@ fn norm<T: Element>(cuda: &Cuda) {
         cuda.rms_norm_backward(gradients, on_device.view(), w.view(), norm, d.view()).unwrap();
         let found = cuda.download(sum.view()).unwrap();
         assert_near(found.view(), (d_x + wide(&before)).view(), tolerance::<T>(), &what);
+        let (mut alone, mut in_place) = (cuda.zeros::<T>(x.dim()).unwrap(), cuda.copied(d.view()).unwrap());
+        cuda.rms_norm_backward((alone.view_mut(), None), on_device.view(), w.view(), norm, d.view()).unwrap();
+        cuda.rms_norm_backward_in_place((in_place.view_mut(), None), on_device.view(), w.view(), norm)
+            .unwrap();
+        let [alone, in_place] = [alone, in_place].map(|x| cuda.download(x.view()).unwrap());
+        assert_eq!(alone, in_place, "gradient of {what} in place");
         let found = cuda.download(of_weight.view()).unwrap();
         assert_near(found.view(), (d_weight + wide(&weight)).view(), 1e-5, &format!("weight of {what}"));
     }
@@ -117,8 +123,11 @@ fn gate<T: Element>(cuda: &Cuda, kind: Gate) {
     let mut other = cuda.upload::<T>(up.view()).unwrap();
     cuda.gate(on_device.view_mut(), other.view(), kind).unwrap();
     let limit = tolerance::<T>();
-    assert_near(cuda.download(on_device.view()).unwrap().view(), truth.view(), limit, "a gate");
+    let found = cuda.download(on_device.view()).unwrap();
+    assert_near(found.view(), truth.view(), limit, "a gate");
     let mut on_device = cuda.upload::<T>(gate.view()).unwrap();
+    let beside = cuda.gated(on_device.view(), other.view(), kind).unwrap();
+    assert_eq!(cuda.download(beside.view()).unwrap(), found, "a gate beside its inputs");
     let d = cuda.upload::<T>(d_out.view()).unwrap();
     cuda.gate_backward(on_device.view_mut(), other.view_mut(), d.view(), kind).unwrap();
     assert_near(cuda.download(on_device.view()).unwrap().view(), d_gate.view(), limit, "a gate's gradient");
@@ -152,7 +161,8 @@ fn table<T: Element>(cuda: &Cuda) {
     let table = rounded::<T>(&random((9, 37), 1));
     let tokens = [3u32, 0, 8, 3, 3, 8];
     let on_device = cuda.upload::<T>(table.view()).unwrap();
-    let found = cuda.embedding(on_device.view(), &tokens, 1.5).unwrap();
+    let there = cuda.tokens(&tokens, 9).unwrap();
+    let found = cuda.embedding(on_device.view(), &there, 1.5).unwrap();
     let rows: Vec<usize> = tokens.iter().map(|&token| token as usize).collect();
     let truth = wide(&table).select(Axis(0), &rows) * 1.5;
     assert_near(
@@ -170,7 +180,7 @@ fn table<T: Element>(cuda: &Cuda) {
     }
     let mut d_table = cuda.upload::<f32>(before.view()).unwrap();
     let d = cuda.upload::<T>(d_out.view()).unwrap();
-    cuda.embedding_backward(d_table.view_mut(), d.view(), &tokens, 1.5).unwrap();
+    cuda.embedding_backward(d_table.view_mut(), d.view(), &there, 1.5).unwrap();
     assert_near(cuda.download(d_table.view()).unwrap().view(), truth.view(), 1e-5, "a table's gradient");
 }
 

@@ -1,7 +1,8 @@
 //! Losses of tokens and their gradients.
 
-use crate::{assert_near, on_every_machine, random, wide};
-use attar_tensor::cuda::NO_TARGET;
+use crate::{assert_near, on_every_machine, random, tolerance};
+use attar_tensor::cuda::{Cuda, Element, Lesson, NO_TARGET, bf16};
+use attar_tensor::op::Divergence;
 use ndarray::{Array1, Array2, ArrayView1, Axis, array};
 
 fn log_softmax(x: ArrayView1<'_, f64>) -> Array1<f64> {
@@ -81,47 +82,105 @@ fn divergences_of_tokens_equal_their_definition_and_vanish_between_equals() {
     });
 }
 
-#[test]
-fn the_gradient_of_cross_entropy_equals_its_definition() {
-    on_every_machine(|cuda| {
-        let logits = random((5, 700), 1) * 6.0;
-        let (targets, weights) = ([3, 0, 699, NO_TARGET, 9], [0.5f32, 2.0, 0.0, 1.0, -0.25]);
-        let (mut truth, mut total) = (Array2::zeros(logits.dim()), 0.0);
-        for row in [0, 1, 4] {
-            let (weight, target) = (f64::from(weights[row]), targets[row] as usize);
-            let p = log_softmax(logits.row(row).mapv(f64::from).view());
-            total -= weight * p[target];
-            truth.row_mut(row).assign(&p.mapv(|p| weight * p.exp()));
-            truth[[row, target]] -= weight;
+/// Loss and gradient by the definition, in f64: `weight * ((1 - c) T² D + c CE)` of logits, and its slope in what they are made of.
+fn by_definition(
+    [products, teacher]: [&Array2<f32>; 2],
+    (targets, weights): (&[u32], &[f32]),
+    lesson: Lesson,
+) -> (Vec<f64>, Array2<f64>) {
+    let loss = |row: usize, products: ArrayView1<'_, f64>| {
+        let x = products.mapv(|x| {
+            let x = x * f64::from(lesson.factor);
+            lesson.cap.map_or(x, |cap| f64::from(cap) * (x / f64::from(cap)).tanh())
+        });
+        let (t, c) = (f64::from(lesson.temperature), f64::from(lesson.cross_entropy));
+        let y = teacher.row(row).mapv(f64::from);
+        let [q, p] = [&x, &y].map(|x| log_softmax(x.mapv(|x| x / t).view()));
+        let kl = |a: &Array1<f64>, b: &Array1<f64>| (a.mapv(f64::exp) * (a - b)).sum();
+        let divergence = match lesson.divergence {
+            Divergence::ForwardKl => kl(&p, &q),
+            Divergence::ReverseKl => kl(&q, &p),
+            Divergence::JensenShannon { beta } => {
+                let beta = f64::from(beta);
+                let m = (p.mapv(f64::exp) * beta + q.mapv(f64::exp) * (1.0 - beta)).mapv(f64::ln);
+                beta * kl(&p, &m) + (1.0 - beta) * kl(&q, &m)
+            }
+        };
+        let target = if c > 0.0 { -log_softmax(x.view())[targets[row] as usize] } else { 0.0 };
+        f64::from(weights[row]) * ((1.0 - c) * t * t * divergence + c * target)
+    };
+    let (mut losses, mut slopes) = (Vec::new(), Array2::zeros(products.dim()));
+    for (row, mut slopes) in slopes.axis_iter_mut(Axis(0)).enumerate() {
+        let x = products.row(row).mapv(f64::from);
+        losses.push(loss(row, x.view()));
+        for (i, slope) in slopes.iter_mut().enumerate() {
+            let (mut above, mut below) = (x.clone(), x.clone());
+            above[i] += 1e-4;
+            below[i] -= 1e-4;
+            *slope = (loss(row, above.view()) - loss(row, below.view())) / 2e-4;
         }
-        let mut found = cuda.upload::<f32>(logits.view()).unwrap();
-        let loss = cuda.cross_entropy_backward(found.view_mut(), &targets, &weights).unwrap();
-        assert!((loss - total).abs() < 1e-5 * total.abs(), "{loss} for {total}");
-        assert_near(cuda.download(found.view()).unwrap().view(), truth.view(), 1e-5, "cross-entropy");
-    });
+    }
+    (losses, slopes)
+}
+
+fn lessons() -> Vec<Lesson> {
+    let jensen_shannon = Divergence::JensenShannon { beta: 0.3 };
+    let mut lessons = Vec::new();
+    for divergence in [Divergence::ForwardKl, Divergence::ReverseKl, jensen_shannon] {
+        for (temperature, cross_entropy, factor, cap) in
+            [(1.0, 0.0, 1.0, None), (2.0, 0.3, 0.25, None), (0.5, 0.0, 1.0, Some(5.0)), (1.0, 1.0, 1.0, None)]
+        {
+            lessons.push(Lesson { divergence, temperature, cross_entropy, factor, cap });
+        }
+    }
+    lessons
+}
+
+fn learned<T: Element>(cuda: &Cuda, vocab_size: usize) {
+    let (products, teacher) = (random((4, vocab_size), 1) * 4.0, random((4, vocab_size), 2) * 4.0);
+    let (targets, weights) = ([3u32, 0, vocab_size as u32 - 1, 2], [0.5f32, 0.0, 2.0, -0.25]);
+    for lesson in lessons() {
+        let (truth, slopes) = by_definition([&products, &teacher], (&targets, &weights), lesson);
+        let mut student = cuda.upload::<f32>(products.view()).unwrap();
+        cuda.scale(student.view_mut(), lesson.factor).unwrap();
+        if let Some(cap) = lesson.cap {
+            cuda.soft_cap(student.view_mut(), cap).unwrap();
+        }
+        let on_teacher = cuda.upload::<f32>(teacher.view()).unwrap();
+        let held = (cuda.upload_items(&targets, (1, 4)).unwrap(), cuda.vector(&weights).unwrap());
+        let mut losses = cuda.room::<f64>((1, 4)).unwrap();
+        let mut found = cuda.room::<T>(products.dim()).unwrap();
+        cuda.lesson_backward(
+            (losses.view_mut(), found.view_mut()),
+            student.view(),
+            (lesson.cross_entropy < 1.0).then(|| on_teacher.view()),
+            (held.0.view(), held.1.view()),
+            lesson,
+        )
+        .unwrap();
+        for (found, truth) in cuda.download_items(losses.view()).unwrap().iter().zip(&truth) {
+            assert!((found - truth).abs() <= 1e-5 * truth.abs(), "{lesson:?}: {found} for {truth}");
+        }
+        let limit = tolerance::<T>();
+        assert_near(
+            cuda.download(found.view()).unwrap().view(),
+            slopes.view(),
+            limit,
+            &format!("{lesson:?}"),
+        );
+        let mut total = cuda.zeros::<f64>((1, 1)).unwrap();
+        cuda.add_total(total.view_mut(), losses.view()).unwrap();
+        let found = cuda.download_items(total.view()).unwrap()[0];
+        assert!((found - truth.iter().sum::<f64>()).abs() < 1e-4);
+    }
 }
 
 #[test]
-fn the_gradient_of_a_divergence_equals_its_definition() {
+fn what_a_token_loses_and_its_gradient_equal_their_definition() {
     on_every_machine(|cuda| {
-        let (student, teacher) = (random((4, 600), 1) * 4.0, random((4, 600), 2) * 4.0);
-        let weights = [0.5f32, 0.0, 2.0, 1.0];
-        for temperature in [1.0f32, 0.5, 3.0] {
-            let t = f64::from(temperature);
-            let (mut truth, mut total) = (Array2::zeros(student.dim()), 0.0);
-            for (row, mut truth) in truth.axis_iter_mut(Axis(0)).enumerate() {
-                let [p, q] =
-                    [&teacher, &student].map(|x| log_softmax(wide(x).row(row).mapv(|x| x / t).view()));
-                let weight = f64::from(weights[row]);
-                total += weight * t * t * (p.mapv(f64::exp) * (&p - &q)).sum();
-                truth.assign(&((q.mapv(f64::exp) - p.mapv(f64::exp)) * weight * t));
-            }
-            let mut found = cuda.upload::<f32>(student.view()).unwrap();
-            let on_teacher = cuda.upload::<f32>(teacher.view()).unwrap();
-            let loss =
-                cuda.forward_kl_backward(found.view_mut(), on_teacher.view(), &weights, temperature).unwrap();
-            assert!((loss - total).abs() < 1e-5 * total.abs(), "{loss} for {total}");
-            assert_near(cuda.download(found.view()).unwrap().view(), truth.view(), 1e-5, "divergence");
+        for vocab_size in [23, 300] {
+            learned::<f32>(cuda, vocab_size);
+            learned::<bf16>(cuda, vocab_size);
         }
     });
 }

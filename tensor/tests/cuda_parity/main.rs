@@ -8,7 +8,9 @@
 
 mod attention;
 mod block;
+mod descent;
 mod feedback;
+mod grid;
 mod layers;
 mod losses;
 mod machines;

@@ -121,7 +121,7 @@ fn what_cannot_be_taught_is_refused_before_any_work() {
         &format!("{ask} --data calibration.txt --resume"),
         &["no run to go on with", "out.training"],
     );
-    place.refuses(&format!("{ask} --data calibration.txt --device cuda"), &["processor"]);
+    place.refuses(&format!("{ask} --data calibration.txt --device cuda"), &["cuda", "CUDA", "--device cpu"]);
     place.write("lines.jsonl", "{\"text\": \"a\"}\n{\"messages\": []}\n");
     place.refuses(&format!("{ask} --data lines.jsonl"), &["line 2", "`messages`", "chat template"]);
     place.write("lines.jsonl", "{\"text\": \"a\"}\nno json\n");

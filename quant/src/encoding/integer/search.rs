@@ -5,7 +5,7 @@ use crate::lanes::{Kernel, LANES, Lanes, gather_into, lanes, nearest};
 
 /// How far the largest magnitude reaches in units of half the range: from a little wider than the range itself to
 /// 2.4 times past its end, where all that lies beyond is clipped. At few bits clipping pays.
-const REACHES: [f32; 22] = [
+pub(super) const REACHES: [f32; 22] = [
     0.88, 0.92, 0.96, 1.0, 1.03, 1.06, 1.09, 1.12, 1.15, 1.19, 1.23, 1.28, 1.33, 1.39, 1.46, 1.54, 1.63,
     1.74, 1.87, 2.03, 2.2, 2.4,
 ];

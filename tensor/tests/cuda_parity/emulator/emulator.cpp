@@ -12,6 +12,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 #include <utility>
+#include <vector>
 
 struct Dim3 {
     unsigned x, y, z;
@@ -116,6 +117,9 @@ DEVICE float __fadd_rn(float a, float b) { return a + b; }
 DEVICE float __fsub_rn(float a, float b) { return a - b; }
 DEVICE float __fmul_rn(float a, float b) { return a * b; }
 DEVICE float __fdiv_rn(float a, float b) { return a / b; }
+DEVICE float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+DEVICE u32 __float_as_uint(float x) { return bits_as<u32>(x); }
+DEVICE float __uint_as_float(u32 x) { return bits_as<float>(x); }
 DEVICE int __float2int_rn(float x) { return int(rintf(x)); }
 
 // What the lanes of a warp show one another.
@@ -154,10 +158,15 @@ DEVICE void multiply_16x8x16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     __syncwarp();
 }
 
+DEVICE float exp2_near(float x) { return exp2f(x); }
+DEVICE float reciprocal_near(float x) { return 1.0f / x; }
+
+typedef u64 Shared;
+DEVICE Shared shared_address(const void* p) { return u64(uintptr_t(p)); }
+
 // PTX ISA, ldmatrix: the address of row r of matrix m comes from lane 8 m + r; lane l gets elements 2 (l % 4) and one more of row
 // l / 4; transposed, of column l / 4.
-static void load_four(u32 (&m)[4], const bf16* row, bool transposed) {
-    u64 address = u64(uintptr_t(row));
+static void load_four(u32 (&m)[4], Shared address, bool transposed) {
     if (address % 16 != 0) {
         fprintf(stderr, "ldmatrix at an address that is no multiple of 16\n");
         abort();
@@ -178,8 +187,45 @@ static void load_four(u32 (&m)[4], const bf16* row, bool transposed) {
     }
     __syncwarp();
 }
-DEVICE void load_matrices(u32 (&m)[4], const bf16* row) { load_four(m, row, false); }
-DEVICE void load_matrices_transposed(u32 (&m)[4], const bf16* row) { load_four(m, row, true); }
+DEVICE void load_matrices(u32 (&m)[4], Shared row) { load_four(m, row, false); }
+DEVICE void load_matrices_transposed(u32 (&m)[4], Shared row) { load_four(m, row, true); }
+
+// A copy that is on its way. It arrives as late as its thread's waits allow, so that whoever forgets to wait reads what was there
+// before; where threads run from the last to the first, at once, so that whoever sends too early overwrites what is still read.
+struct Sent {
+    Shared to;
+    const void* from;
+    unsigned bytes;
+    bool there;
+    void arrive() const {
+        memset((void*)uintptr_t(to), 0, bytes);
+        if (there) {
+            memcpy((void*)uintptr_t(to), from, bytes);
+        }
+    }
+};
+static std::vector<Sent> sent[MOST_THREADS];
+static bool at_once;
+
+static void send(const Sent& copy) {
+    if (copy.to % copy.bytes != 0 || (copy.there && uintptr_t(copy.from) % copy.bytes != 0)) {
+        fprintf(stderr, "cp.async of %u bytes at an address that is no multiple of them\n", copy.bytes);
+        abort();
+    }
+    if (at_once) {
+        copy.arrive();
+    } else {
+        sent[current].push_back(copy);
+    }
+}
+DEVICE void send_16(Shared to, const void* from, bool there) { send({to, from, 16, there}); }
+DEVICE void send_4(Shared to, const void* from, bool there) { send({to, from, 4, there}); }
+static void wait_for_sent() {
+    for (const Sent& copy : sent[current]) {
+        copy.arrive();
+    }
+    sent[current].clear();
+}
 
 // --- running a kernel
 
@@ -214,8 +260,10 @@ static Verdict run_block(bool backward, char* stacks) {
         of_warp[w] = {0, 32, 0};
     }
     of_block = {0, threads, 0};
+    at_once = backward;
     for (unsigned t = 0; t < threads; t++) {
         started[t] = finished[t] = false;
+        sent[t].clear();
         getcontext(&contexts[t]);
         contexts[t].uc_stack.ss_sp = stacks + t * STACK;
         contexts[t].uc_stack.ss_size = STACK;

@@ -104,7 +104,8 @@ fn compile(name: &str, definitions: &[&str], text: &str) -> Result<Library, Stri
         let (source, made) = (folder.join(format!("{stem}.cpp")), folder.join(format!("{stem}.so")));
         fs::write(&source, whole).map_err(|error| error.to_string())?;
         let output = Command::new("g++")
-            .args(["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-w"])
+            // A fortified longjmp takes one from stack to stack for an error.
+            .args(["-std=c++17", "-O1", "-U_FORTIFY_SOURCE", "-ffp-contract=off", "-fPIC", "-shared", "-w"])
             .args(definitions.iter().map(|definition| format!("-D{definition}")))
             .arg(&source)
             .arg("-o")
@@ -220,6 +221,12 @@ impl Machine for Emulator {
     fn download(&self, to: &mut [u8], from: Address) -> Result<(), CudaError> {
         // SAFETY: the caller's memory is as large.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
+    fn copy(&self, to: Address, from: Address, bytes: u64) -> Result<(), CudaError> {
+        // SAFETY: the caller's memory is as large, in both places.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes as usize) };
         Ok(())
     }
 
