@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use attar_eval::Convention;
 use attar_model::Precision;
 use attar_model::teacher::{self, Signal};
+use attar_quant::{Solver, SparseGpt, Sparsity, Wanda};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
@@ -123,8 +124,11 @@ pub struct QuantizeArgs {
     pub scheme: Scheme,
 
     /// How the codes are chosen
-    #[arg(long, value_enum, default_value_t = Method::Auto)]
+    #[arg(long, value_enum, default_value_t = Method::Auto, conflicts_with = "sparsity")]
     pub method: Method,
+
+    #[command(flatten)]
+    pub zeros: ZerosArgs,
 
     /// Text to calibrate on; may be given more than once [default: a short English text that comes with attar]
     #[arg(long, value_name = "FILE")]
@@ -173,6 +177,39 @@ pub struct QuantizeArgs {
     /// Name for `tokenizer.ggml.pre`, where attar does not recognise the tokenizer's splitting rule
     #[arg(long, value_name = "NAME")]
     pub pre_tokenizer: Option<String>,
+}
+
+/// Zeros in the matrices of the blocks.
+#[derive(Args, Clone, Debug)]
+pub struct ZerosArgs {
+    /// Weights of the blocks' matrices that become 0: 2:4, 4:8 (of so many in a row so many stay), or a share such as 0.5
+    #[arg(long, value_name = "N:M|SHARE", help_heading = "Zeros")]
+    pub sparsity: Option<Sparsity>,
+
+    /// Which weights those are: sparsegpt (the others make up for them), wanda (they stay as they are)
+    #[arg(long, value_name = "NAME", default_value = "sparsegpt", requires = "sparsity", help_heading = "Zeros")]
+    pub sparsity_criterion: ZerosBy,
+}
+
+/// Which weights become 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ZerosBy {
+    /// Those that cost least by the inverse Hessian; the others make up for them
+    #[value(name = "sparsegpt")]
+    SparseGpt,
+    /// Those of least size times input; the others stay as they are
+    Wanda,
+}
+
+impl ZerosArgs {
+    /// What sets weights to 0, where that was asked for.
+    pub fn solver(&self) -> Option<Box<dyn Solver>> {
+        let sparsity = self.sparsity?;
+        Some(match self.sparsity_criterion {
+            ZerosBy::SparseGpt => Box::new(SparseGpt { sparsity }),
+            ZerosBy::Wanda => Box::new(Wanda { sparsity }),
+        })
+    }
 }
 
 /// `attar convert`.

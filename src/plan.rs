@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 use attar_checkpoint::{Dtype, GgmlType};
 use attar_model::device::{Aim, Work};
 use attar_model::{Device, ExpertNumbers, Precision, Role, TensorSpec};
-use attar_quant::{IntEncoding, Named, ScaleDtype, Solver, encoding};
+use attar_quant::{GridEncoding, IntEncoding, Named, ScaleDtype, Solver, Sparsity, encoding};
 use regex::Regex;
 
 use crate::device::{self, Computer};
@@ -43,6 +43,8 @@ pub struct PlannedTensor {
     pub bytes: u64,
     /// Why it did not get the type the scheme says.
     pub fallback: Option<String>,
+    /// Whether some of its weights become 0.
+    pub sparse: bool,
 }
 
 impl PlannedTensor {
@@ -158,6 +160,8 @@ pub struct Request<'a> {
     pub computer: &'a Computer,
     /// How codes are chosen where there are statistics.
     pub solver: &'a dyn Solver,
+    /// What sets weights of the blocks' matrices to 0, where that is asked for.
+    pub zeros: Option<&'a dyn Solver>,
 }
 
 impl Plan {
@@ -181,9 +185,10 @@ impl Plan {
             check_stacks(&tensors)?;
         }
         let has_codes = tensors.iter().any(|t| matches!(t.treatment, Treatment::Codes(_)));
-        let calibration = request.calibration.filter(|_| has_codes);
+        let calibration = request.calibration.filter(|_| has_codes || request.zeros.is_some());
         let memory = memory::estimate(&request.source.config, &tensors, calibration, request.max_memory)?;
-        let aim = if request.solver.on_device().is_some() { Aim::Quantize } else { Aim::Observe };
+        let there = request.zeros.unwrap_or(request.solver).on_device();
+        let aim = if there.is_some() { Aim::Quantize } else { Aim::Observe };
         let device = match calibration {
             Some(CalibrationSize { tokens, ctx }) => request.computer.plan(
                 &request.source.config,
@@ -305,7 +310,41 @@ fn plan_tensor(spec: &TensorSpec, request: &Request, output: &Output) -> Result<
         Treatment::Float(dtype) => (spec.len() * dtype.block_bytes()) as u64,
         Treatment::Codes(encoding) => encoding.bytes_for(spec.shape[0], spec.shape[1]) as u64,
     };
-    Ok(PlannedTensor { spec: spec.clone(), treatment, bytes, fallback })
+    let sparse = match request.zeros.and_then(Solver::sparsity) {
+        Some(sparsity) if reads_inputs(spec) => {
+            // A rule that leaves a matrix unquantized leaves it whole.
+            let left = rule.is_some() && matches!(treatment, Treatment::Float(_));
+            if !left {
+                holds_zeros(spec, sparsity, &treatment)?;
+            }
+            !left
+        }
+        _ => false,
+    };
+    Ok(PlannedTensor { spec: spec.clone(), treatment, bytes, fallback, sparse })
+}
+
+/// A matrix of a block whose input is observed.
+fn reads_inputs(spec: &TensorSpec) -> bool {
+    spec.layer.is_some() && spec.tap.is_some() && spec.role != Role::Router && spec.is_matrix()
+}
+
+/// Refuses zeros where rows do not fit their pattern, or the format has no exact 0.
+fn holds_zeros(spec: &TensorSpec, sparsity: Sparsity, treatment: &Treatment) -> Result<()> {
+    let cols = spec.shape[1];
+    if !cols.is_multiple_of(sparsity.together()) {
+        return Err(Failure::new(format!("the pattern {sparsity} does not divide its rows of {cols}"))
+            .hint("--sparsity 0.5 sets as many weights to 0, anywhere"));
+    }
+    if let Treatment::Codes(encoding) = treatment
+        && !encoding.grid().is_some_and(GridEncoding::has_zero)
+    {
+        let name = encoding.name();
+        return Err(Failure::new(format!("{name} cannot hold zeros: its blocks have minima of their own")).hint(
+            "integers such as w4a16-g128, q4_0, q5_0, q6_k, q8_0 and floats can",
+        ));
+    }
+    Ok(())
 }
 
 /// The type llama-quantize would give this matrix, or the user's rule, made to fit the row.
@@ -368,8 +407,7 @@ fn folder_matrix(
         }
         None => {}
     }
-    let is_coded = spec.layer.is_some() && spec.tap.is_some() && spec.role != Role::Router;
-    if !is_coded || spec.shape.len() != 2 {
+    if !reads_inputs(spec) {
         return Ok(kept);
     }
     let (rows, cols) = (spec.shape[0], spec.shape[1]);

@@ -195,6 +195,7 @@ pub fn run(path: &Path, global: &Global) -> Result<()> {
             tokenizer: Some(&tokenizer),
             scheme: Some(order.scheme),
             method: order.table.method,
+            zeros: None,
             rules: &order.rules,
             calibration: calibration.as_ref().filter(|_| order.learns(&recipe.calibration)),
             output: &order.table.output,

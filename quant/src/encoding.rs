@@ -98,6 +98,9 @@ pub trait GridEncoding: Encoding {
     /// Where `cols` is not a multiple of [`block_len`](Encoding::block_len) or `importance` is not `cols` long.
     fn search(&self, w: ArrayView2<'_, f32>, importance: Option<&[f32]>) -> Fit;
 
+    /// Whether 0 is among the values of every grid, so that weights set to 0 stay 0.
+    fn has_zero(&self) -> bool;
+
     /// The same for a `[rows, cols]` matrix on a device, by way of the host unless the format has a search there.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 use std::borrow::Cow;
 
+use crate::Sparsity;
+
 /// What can be wrong with numbers handed to this crate.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Error {
@@ -52,6 +54,20 @@ pub enum Error {
         statistics: usize,
         /// Row length of the weight.
         in_features: usize,
+    },
+    /// Rows cannot be cut into whole groups of a pattern of zeros.
+    #[error("in_features {in_features} is not a multiple of {} for the pattern {sparsity}", sparsity.together())]
+    PatternDoesNotDivide {
+        /// Row length of the matrix.
+        in_features: usize,
+        /// The pattern.
+        sparsity: Sparsity,
+    },
+    /// Zeros are wanted in a format that has no exact zero.
+    #[error("`{encoding}` cannot hold zeros: each block has a minimum of its own")]
+    NoZero {
+        /// The encoding's name.
+        encoding: Cow<'static, str>,
     },
     /// A device that fails, or whose memory is short.
     #[error("the device")]

@@ -14,11 +14,13 @@ pub struct Settings {
     pub shrinkage: Option<f64>,
     /// Added to the diagonal, in units of its mean. Ten times more on each retry.
     pub damping: f64,
+    /// Consecutive columns that come together in the order; 1 where each comes on its own.
+    pub together: usize,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { shrinkage: None, damping: 0.01 }
+        Self { shrinkage: None, damping: 0.01, together: 1 }
     }
 }
 
@@ -52,7 +54,7 @@ pub struct Factor<'a> {
 /// What error feedback needs: the order of columns and the triangle that spreads errors, here or on a device.
 #[derive(Debug)]
 pub struct Feedback<U = UpperTriangle> {
-    /// Columns by falling diagonal of the Hessian; equal ones as they stand.
+    /// Columns, or groups of them, by falling diagonal of the Hessian; equal ones as they stand.
     pub order: Vec<usize>,
     /// U, upper triangular, with `U^T U` the inverse of the Hessian in that order, `[in_features, in_features]`.
     pub upper: U,
@@ -169,8 +171,7 @@ impl<'a> Factor<'a> {
         if mean <= 0.0 {
             return refuse("every input was 0");
         }
-        let mut order: Vec<usize> = (0..squares.len()).collect();
-        order.sort_by(|&a, &b| squares[b].total_cmp(&squares[a]));
+        let order = falling(squares, self.settings.together);
         let shrinkage =
             self.settings.shrinkage.unwrap_or_else(|| shrinkage_for(self.statistics.tokens_per_column()));
         let mut damping = self.settings.damping;
@@ -203,6 +204,15 @@ pub(crate) struct Damped {
     pub mean: f64,
     pub shrinkage: f64,
     pub damping: f64,
+}
+
+/// Columns by falling diagonal, so many at a time by the sum of theirs.
+fn falling(diagonal: ArrayView1<'_, f32>, together: usize) -> Vec<usize> {
+    let columns: Vec<usize> = (0..diagonal.len()).collect();
+    let mut groups: Vec<&[usize]> = columns.chunks(together).collect();
+    let sum = |group: &[usize]| group.iter().map(|&col| diagonal[col]).sum::<f32>();
+    groups.sort_by(|a, b| sum(b).total_cmp(&sum(a)));
+    groups.concat()
 }
 
 /// The factor of the inverse of a Gram matrix with rows and columns in `order`, in units of its mean diagonal, shrunk and damped.
@@ -271,7 +281,7 @@ mod tests {
     fn damping_grows_until_the_hessian_is_positive_definite_and_the_retries_are_recorded() {
         // No Gram matrix: an off-diagonal larger than its diagonals, as rounding can make of two equal inputs.
         let statistics = summed(array![[1.0, 1.05], [1.05, 1.0]], 1 << 20);
-        let factor = Factor::new(&statistics, Settings { shrinkage: Some(0.0), damping: 0.01 });
+        let factor = Factor::new(&statistics, Settings { shrinkage: Some(0.0), ..Settings::default() });
         let feedback = factor.feedback().map_err(Clone::clone);
         assert_eq!(feedback.map(|f| (f.retries, f.damping)), Ok((1, 0.1)));
     }
@@ -279,7 +289,7 @@ mod tests {
     #[test]
     fn what_stays_indefinite_is_refused_after_all_retries() {
         let statistics = summed(array![[1.0, 9.0], [9.0, 1.0]], 1 << 20);
-        let factor = Factor::new(&statistics, Settings { shrinkage: Some(0.0), damping: 0.01 });
+        let factor = Factor::new(&statistics, Settings { shrinkage: Some(0.0), ..Settings::default() });
         assert_eq!(factor.feedback().err().map(|r| r.retries), Some(RETRIES));
     }
 

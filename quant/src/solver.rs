@@ -8,6 +8,8 @@ mod feedback;
 mod gptq;
 mod panel;
 mod rtn;
+mod sparse_gpt;
+mod wanda;
 
 use std::fmt;
 
@@ -16,8 +18,11 @@ use ndarray::{Array2, ArrayView2};
 pub use self::device::{DeviceFactor, DeviceGptq, DeviceSolution, DeviceStatistics, Step};
 pub use self::gptq::Gptq;
 pub use self::rtn::Rtn;
+pub use self::sparse_gpt::SparseGpt;
+pub use self::wanda::Wanda;
+use crate::factor::Feedback;
 use crate::loss::{energy_by_column, weighted_energy};
-use crate::{Detail, Error, Factor, Fit, Grid, GridEncoding, Sums};
+use crate::{Detail, Error, Factor, Fit, Grid, GridEncoding, Settings, Sparsity, Sums};
 
 /// A way to choose the codes of a weight matrix.
 pub trait Solver: Send + Sync + fmt::Debug {
@@ -30,6 +35,16 @@ pub trait Solver: Send + Sync + fmt::Debug {
     /// How much it reads of the statistics it is given.
     fn reads(&self) -> Detail {
         Detail::Gram
+    }
+
+    /// How the statistics become its metric.
+    fn settings(&self) -> Settings {
+        Settings::default()
+    }
+
+    /// How many weights it sets to 0.
+    fn sparsity(&self) -> Option<Sparsity> {
+        None
     }
 
     /// The same on a device, where there is such a thing.
@@ -47,6 +62,19 @@ pub trait Solver: Send + Sync + fmt::Debug {
         factor: Option<&Factor<'_>>,
         encoding: &dyn GridEncoding,
     ) -> Result<Solution, Error>;
+
+    /// What becomes of `w`, `[out_features, in_features]`, where it stays floats; `None` where nothing does.
+    ///
+    /// # Errors
+    /// As [`solve`](Self::solve).
+    fn solve_floats(
+        &self,
+        w: ArrayView2<'_, f32>,
+        factor: Option<&Factor<'_>>,
+    ) -> Result<Option<FloatSolution>, Error> {
+        let _ = (w, factor);
+        Ok(None)
+    }
 }
 
 /// Every solver, with its default parameters.
@@ -71,13 +99,22 @@ pub struct Solution {
     pub facts: Facts,
 }
 
+/// A weight matrix that stays floats, and what its new weights cost.
+#[derive(Debug, Clone)]
+pub struct FloatSolution {
+    /// `[out_features, in_features]`.
+    pub weights: Array2<f32>,
+    /// What it cost.
+    pub facts: Facts,
+}
+
 /// What the report says of one matrix.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Facts {
     /// `tr(E H E^T) / tr(W H W^T)` with the Gram matrix as summed for H, or its diagonal where no more was asked for; the
     /// identity where there is neither.
     pub relative_error: f64,
-    /// The same for the codes of `rtn` with the same importance.
+    /// The same for the codes of `rtn` with the same importance; where weights are set to 0, for the zeros of `wanda`.
     pub rtn_relative_error: f64,
     /// `tr(W H W^T)` itself: what the errors of several parts of one matrix are weighed by.
     pub energy: f64,
@@ -103,6 +140,28 @@ fn check(
 ) -> Result<(), Error> {
     let in_features = w.ncols();
     encoding.check(in_features)?;
+    check_numbers(w, factor)
+}
+
+/// What a pattern of zeros does not fit.
+fn check_sparse(
+    w: ArrayView2<'_, f32>,
+    sparsity: Sparsity,
+    encoding: Option<&dyn GridEncoding>,
+) -> Result<(), Error> {
+    let (in_features, together) = (w.ncols(), sparsity.together());
+    if !in_features.is_multiple_of(together) {
+        return Err(Error::PatternDoesNotDivide { in_features, sparsity });
+    }
+    match encoding.filter(|encoding| !encoding.has_zero()) {
+        Some(encoding) => Err(Error::NoZero { encoding: encoding.name() }),
+        None => Ok(()),
+    }
+}
+
+/// Weights and statistics that no solver takes.
+fn check_numbers(w: ArrayView2<'_, f32>, factor: Option<&Factor<'_>>) -> Result<(), Error> {
+    let in_features = w.ncols();
     let statistics = factor.map_or(in_features, |factor| factor.statistics().in_features());
     if statistics != in_features {
         return Err(Error::Features { statistics, in_features });
@@ -134,6 +193,28 @@ impl<'a> Judge<'a> {
         // Weights that no input reaches lose nothing.
         if error == 0.0 { 0.0 } else { error / self.energy }
     }
+
+    /// The facts of what no feedback has touched.
+    fn facts(&self, factor: Option<&Factor<'_>>, relative_error: f64) -> Facts {
+        Facts {
+            relative_error,
+            rtn_relative_error: relative_error,
+            energy: self.energy,
+            tokens_per_column: factor.map(|factor| factor.statistics().tokens_per_column()),
+            damping: None,
+            shrinkage: None,
+            dead_columns: factor.map_or(0, Factor::dead_columns),
+            retries: 0,
+            fallback: None,
+        }
+    }
+}
+
+impl<U> Feedback<U> {
+    /// Facts with what the factor took.
+    fn noted(&self, facts: Facts) -> Facts {
+        Facts { retries: self.retries, damping: Some(self.damping), shrinkage: Some(self.shrinkage), ..facts }
+    }
 }
 
 fn energy(x: ArrayView2<'_, f32>, sums: Option<&Sums>) -> f64 {
@@ -154,16 +235,6 @@ fn round_to_nearest(
     let Fit { grid, codes } = encoding.search(w, factor.and_then(Factor::importance));
     let decoded = grid.decode_all(codes.view());
     let relative_error = judge.relative_error(&decoded);
-    let facts = Facts {
-        relative_error,
-        rtn_relative_error: relative_error,
-        energy: judge.energy,
-        tokens_per_column: factor.map(|factor| factor.statistics().tokens_per_column()),
-        damping: None,
-        shrinkage: None,
-        dead_columns: factor.map_or(0, Factor::dead_columns),
-        retries: 0,
-        fallback: None,
-    };
+    let facts = judge.facts(factor, relative_error);
     Solution { grid, codes, decoded, facts }
 }

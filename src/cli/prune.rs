@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{CALIB_TOKENS, ConventionArg};
+use super::{CALIB_TOKENS, ConventionArg, ZerosArgs};
 use crate::pipeline::prune::shape::Amount;
 
 /// `attar prune`.
@@ -48,6 +48,9 @@ pub struct PruneArgs {
     /// What widths are multiples of [default: 256, or the largest smaller power of two that comes close to what is asked for]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536), help_heading = "What goes")]
     pub align: Option<u32>,
+
+    #[command(flatten)]
+    pub zeros: ZerosArgs,
 
     /// How heads and channels are chosen: second-order, activation, fluctuation, taylor, magnitude
     #[arg(long, value_name = "NAME", default_value = "second-order")]

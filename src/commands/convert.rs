@@ -37,6 +37,7 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<()> {
         tokenizer: tokenizer.as_ref(),
         scheme: None,
         method: Method::Rtn,
+        zeros: None,
         rules: &[],
         calibration: None,
         output: &args.output,

@@ -59,6 +59,7 @@ pub fn run(args: &DistillArgs, global: &Global) -> Result<()> {
         tokenizer: Some(&tokenizer),
         scheme: Some(scheme),
         method: Method::Rtn,
+        zeros: None,
         rules: &[],
         calibration: None,
         output: &args.output,

@@ -110,6 +110,7 @@ fn schemes(source: &Source) -> String {
             precision: Precision::F32,
             computer: &Computer::cpu(),
             solver: &Rtn,
+            zeros: None,
         };
         let Ok(plan) = Plan::new(&request) else { continue };
         let unfit = plan.tensors.iter().filter(|t| t.fallback.is_some()).count();

@@ -2,8 +2,8 @@
 
 use attar_prune::criterion::{CRITERIA, Depth, Kind, Width, criterion};
 
-use crate::cli::{Global, PruneArgs};
-use crate::commands::quantize::check_weights;
+use crate::cli::{Global, Method, PrecisionArg, PruneArgs, QuantizeArgs};
+use crate::commands::quantize::{self, check_weights};
 use crate::commands::{CalibrationRequest, ScoringRequest};
 use crate::device::{Computer, DeviceArg};
 use crate::diagnostic::{Failure, Result};
@@ -19,6 +19,9 @@ use attar_model::{Device, Precision};
 /// # Errors
 /// Whatever kept it from being done; what can be found out early is.
 pub fn run(args: &PruneArgs, global: &Global) -> Result<()> {
+    if args.zeros.sparsity.is_some() {
+        return quantize::run(&args.as_floats()?, global);
+    }
     let talk = global.talk();
     let delivery = global.delivery();
     if let DeviceArg::Cuda(_) = global.device {
@@ -92,6 +95,34 @@ pub fn run(args: &PruneArgs, global: &Global) -> Result<()> {
 }
 
 impl PruneArgs {
+    /// Zeros alone: the model in its own floats.
+    fn as_floats(&self) -> Result<QuantizeArgs> {
+        let source = Source::open(&self.model)?;
+        if self.wanted() != Wanted::default() || self.no_repair {
+            return Err(Failure::new("zeros and a smaller shape are made one after the other")
+                .hint("prune the shape first, then its output with --sparsity"));
+        }
+        Ok(QuantizeArgs {
+            model: self.model.clone(),
+            output: self.output.clone(),
+            scheme: source.matrix_dtype().to_string().parse()?,
+            method: Method::Auto,
+            zeros: self.zeros.clone(),
+            calib: self.calib.clone(),
+            calib_tokens: self.calib_tokens,
+            ctx: self.ctx,
+            text: self.text.clone(),
+            reference: None,
+            chunks: self.chunks,
+            convention: self.convention,
+            precision: PrecisionArg::F32,
+            no_eval: self.no_eval,
+            tensor: Vec::new(),
+            format: None,
+            pre_tokenizer: self.pre_tokenizer.clone(),
+        })
+    }
+
     fn wanted(&self) -> Wanted {
         Wanted {
             layers: self.layers,

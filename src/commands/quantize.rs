@@ -26,7 +26,9 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
     args.layout_fits()?;
     let rules = args.tensor.iter().map(|rule| rule.parse()).collect::<Result<Vec<TensorRule>>>()?;
 
-    let learns = args.scheme.has_codes() && (args.method != Method::Rtn || !args.calib.is_empty());
+    let zeros = args.zeros.solver();
+    let has_codes = args.scheme.has_codes() && (args.method != Method::Rtn || !args.calib.is_empty());
+    let learns = has_codes || zeros.is_some();
     let needs_tokens = learns || !args.no_eval || is_gguf(&args.output);
     let tokenizer = if needs_tokens { Some(source.tokenizer()?) } else { source.tokenizer().ok() };
     let calibration = match &tokenizer {
@@ -61,6 +63,7 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
         tokenizer: tokenizer.as_ref(),
         scheme: Some(args.scheme),
         method: args.method,
+        zeros: zeros.as_deref(),
         rules: &rules,
         calibration: calibration.as_ref(),
         output: &args.output,

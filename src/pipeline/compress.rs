@@ -34,6 +34,8 @@ pub struct Pass<'a> {
     pub source: &'a Source,
     /// How codes are chosen where there are statistics.
     pub solver: &'a dyn Solver,
+    /// What sets weights to 0 in the matrices that are to have zeros, and chooses their codes.
+    pub zeros: Option<&'a dyn Solver>,
     /// Calibration windows, where the solver is to have statistics.
     pub windows: Option<&'a Windows>,
     /// How exactly matrices are multiplied.
@@ -158,7 +160,7 @@ impl Pass<'_> {
         for tensor in self.plan.of_layer(layer).filter(is_kept) {
             self.without_data(tensor, done, |_, _| Ok(()))?;
         }
-        match (&mut *stream, self.solver.on_device()) {
+        match (&mut *stream, self.there()) {
             (Passage::F32(stream), Some(solver)) => return self.block_there(layer, (stream, solver), done),
             (Passage::Bf16(stream), Some(solver)) => return self.block_there(layer, (stream, solver), done),
             _ => {}
@@ -169,10 +171,11 @@ impl Pass<'_> {
                 return self.experts(layer, &block, stream.here()?, done);
             }
             let tensors: Vec<_> = self.plan.of_layer(layer).filter(|t| t.spec.tap == Some(tap)).collect();
-            let coded = tensors.iter().any(|t| matches!(t.treatment, Treatment::Codes(_)));
-            let wanted = coded.then(|| Statistics::with(self.solver.reads(), config.tap_features(tap)));
+            let solver = self.solver_of(tensors.iter().any(|t| t.sparse));
+            let solved = tensors.iter().any(|t| t.sparse || matches!(t.treatment, Treatment::Codes(_)));
+            let wanted = solved.then(|| Statistics::with(solver.reads(), config.tap_features(tap)));
             let statistics = done.calibrating(|| stream.observe(&block, tap, wanted))?;
-            let factor = statistics.as_ref().map(|statistics| Factor::new(statistics, Settings::default()));
+            let factor = statistics.as_ref().map(|statistics| Factor::new(statistics, solver.settings()));
             for tensor in tensors {
                 let (role, factor) = (tensor.spec.role, factor.as_ref());
                 if role.parts().len() == 1 {
@@ -192,6 +195,16 @@ impl Pass<'_> {
         Ok(())
     }
 
+    /// What decides on matrices that are to have zeros, or on others.
+    pub(super) fn solver_of(&self, sparse: bool) -> &dyn Solver {
+        self.zeros.filter(|_| sparse).unwrap_or(self.solver)
+    }
+
+    /// The solver on a device, where all that is asked for has a twin there.
+    fn there(&self) -> Option<DeviceGptq> {
+        self.solver.on_device().filter(|_| self.zeros.is_none())
+    }
+
     /// The names of what is loaded first of a layer, if there is such a layer: experts but the first come one by one.
     pub(super) fn first_of(&self, layer: usize) -> Vec<String> {
         let is_first = |t: &&PlannedTensor| t.spec.expert.is_none_or(|expert| expert.index == 0);
@@ -208,7 +221,7 @@ impl Pass<'_> {
     ) -> Result<()> {
         let config = &self.source.config;
         let norm = final_norm(config, self.source)?;
-        match (&mut *stream, self.solver.on_device()) {
+        match (&mut *stream, self.there()) {
             (Passage::F32(stream), Some(solver)) => {
                 return self.head_there(tensor, (encoding, &norm), (stream, solver), done);
             }
@@ -240,17 +253,23 @@ impl Pass<'_> {
         done: &mut Done,
     ) -> Result<()> {
         let (count, step) = (weight.nrows(), done.sink.row_step(tensor, CHUNK_WEIGHTS));
+        let solver = self.solver_of(tensor.sparse);
         let mut facts = None::<Merged>;
         for start in (0..count).step_by(step) {
             let mut rows = weight.slice_mut(s![start..count.min(start + step), ..]);
             match &tensor.treatment {
                 Treatment::Float(dtype) => {
-                    let kept = self.rounded(&tensor.spec, rows.to_owned(), *dtype)?;
+                    let made = if tensor.sparse { solver.solve_floats(rows.view(), factor)? } else { None };
+                    if let Some(made) = made {
+                        rows.assign(&made.weights);
+                        facts.get_or_insert_default().add(made.facts);
+                    }
+                    let kept = Self::stored(rows.to_owned(), *dtype)?;
                     rows.assign(&kept);
                     done.sink.floats(tensor, *dtype, rows.iter().copied().collect())?;
                 }
                 Treatment::Codes(encoding) => {
-                    let solution = self.solver.solve(rows.view(), factor, grid_of(encoding)?)?;
+                    let solution = solver.solve(rows.view(), factor, grid_of(encoding)?)?;
                     done.sink.codes(tensor, encoding, &solution)?;
                     rows.assign(&solution.decoded);
                     facts.get_or_insert_default().add(solution.facts);
@@ -314,7 +333,12 @@ impl Pass<'_> {
 
     /// What is left of a tensor's numbers when they are stored as `dtype`.
     pub(super) fn rounded(&self, spec: &TensorSpec, w: Array2<f32>, dtype: Dtype) -> Result<Array2<f32>> {
-        if dtype == Dtype::F32 || dtype == self.source.float_dtype(spec) {
+        if dtype == self.source.float_dtype(spec) { Ok(w) } else { Self::stored(w, dtype) }
+    }
+
+    /// The same of numbers that need not be the source's.
+    fn stored(w: Array2<f32>, dtype: Dtype) -> Result<Array2<f32>> {
+        if dtype == Dtype::F32 {
             return Ok(w);
         }
         let shape = w.dim();

@@ -76,18 +76,19 @@ struct Running<'a> {
 
 impl Running<'_> {
     fn run(mut self, stream: &mut Stream, done: &mut Done) -> Result<()> {
-        let has_codes = self.planned.iter().any(|t| matches!(t.treatment, Treatment::Codes(_)));
+        let sparse = self.planned.iter().any(|t| t.sparse);
+        let solved = sparse || self.planned.iter().any(|t| matches!(t.treatment, Treatment::Codes(_)));
         let Share { rows, weights } = self.share;
         let config = &self.pass.source.config;
         let width = config.experts.as_ref().map_or(0, |experts| experts.moe_intermediate_size);
-        let shown = if rows.is_empty() && has_codes {
+        let shown = if rows.is_empty() && solved {
             Cow::Owned(stand_ins(stream.tokens(), STAND_INS_PER_COLUMN * config.hidden_size.max(width)))
         } else {
             Cow::Borrowed(rows)
         };
 
-        let detail = self.pass.solver.reads();
-        let mut statistics = has_codes.then(|| Statistics::with(detail, config.hidden_size));
+        let detail = self.pass.solver_of(sparse).reads();
+        let mut statistics = solved.then(|| Statistics::with(detail, config.hidden_size));
         if let Some(statistics) = &mut statistics {
             done.calibrating(|| {
                 shown.chunks(CHUNK_TOKENS).try_for_each(|batch| -> Result<()> {
@@ -99,7 +100,7 @@ impl Running<'_> {
         self.matrices(&[Role::Gate, Role::Up], statistics.as_ref(), shown.len(), done)?;
         drop(statistics);
 
-        let mut statistics = has_codes.then(|| Statistics::with(detail, width));
+        let mut statistics = solved.then(|| Statistics::with(detail, width));
         let mut mids = Vec::new();
         let keep = !rows.is_empty() && self.pass.plan.memory.carry.mlp_mid;
         if let Some(statistics) = &mut statistics {
@@ -137,12 +138,13 @@ impl Running<'_> {
         shown: usize,
         done: &mut Done,
     ) -> Result<()> {
-        let factor = statistics.map(|statistics| Factor::new(statistics, Settings::default()));
+        let solver = self.pass.solver_of(self.planned.iter().any(|t| t.sparse));
+        let factor = statistics.map(|statistics| Factor::new(statistics, solver.settings()));
         let is_starved = self.share.is_empty();
         for tensor in self.planned.iter().filter(|t| roles.contains(&t.spec.role)) {
             let mut tensor = (*tensor).clone();
-            let has_codes = matches!(tensor.treatment, Treatment::Codes(_));
-            if is_starved && has_codes {
+            let solved = tensor.sparse || matches!(tensor.treatment, Treatment::Codes(_));
+            if is_starved && solved {
                 let why = format!("no token was sent to this expert: fitted to {shown} of all tokens");
                 tensor.fallback =
                     Some(tensor.fallback.map_or(why.clone(), |shape| format!("{shape}; {why}")));

@@ -56,6 +56,8 @@ pub struct Job<'a> {
     pub scheme: Option<Scheme>,
     /// How codes are chosen.
     pub method: Method,
+    /// What sets weights of the blocks' matrices to 0, where that is asked for.
+    pub zeros: Option<&'a dyn Solver>,
     /// Rules for single tensors.
     pub rules: &'a [TensorRule],
     /// Text to learn from, if there is any.
@@ -101,6 +103,7 @@ impl Job<'_> {
             precision: self.precision,
             computer: self.computer,
             solver: self.solver(),
+            zeros: self.zeros,
         })
     }
 
@@ -147,6 +150,7 @@ impl Job<'_> {
             plan,
             source: self.source,
             solver: self.solver(),
+            zeros: self.zeros,
             windows: self.calibration.filter(|_| plan.calibration.is_some()).map(|c| &c.windows),
             precision: self.precision,
             talk: self.talk,
@@ -170,7 +174,7 @@ impl Job<'_> {
         report.output = Some(report::Output {
             path: self.output.display().to_string(),
             format: plan.output.format().to_owned(),
-            scheme: self.scheme.map_or_else(|| plan.main_type(), Scheme::name),
+            scheme: self.scheme_name(plan),
             method: self.method_name(plan),
             bytes: facts.bytes,
             bits_per_weight: plan.bits_per_weight(),
@@ -184,10 +188,20 @@ impl Job<'_> {
         Ok((written, report))
     }
 
-    /// How codes are chosen, where there are any.
+    /// The number format, and how many weights are 0.
+    fn scheme_name(&self, plan: &Plan) -> String {
+        let scheme = self.scheme.map_or_else(|| plan.main_type(), Scheme::name);
+        match self.zeros.and_then(Solver::sparsity) {
+            Some(sparsity) => format!("{scheme}-{sparsity}"),
+            None => scheme,
+        }
+    }
+
+    /// How codes are chosen or weights set to 0, where that is done.
     fn method_name(&self, plan: &Plan) -> Option<String> {
         let has_codes = plan.tensors.iter().any(|t| matches!(t.treatment, Treatment::Codes(_)));
-        has_codes.then(|| self.solver().name().to_owned())
+        let solver = self.zeros.or(has_codes.then(|| self.solver() as &dyn Solver));
+        solver.map(|solver| solver.name().to_owned())
     }
 }
 

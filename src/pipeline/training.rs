@@ -280,6 +280,7 @@ impl Run<'_> {
             precision: Precision::F32,
             computer: &Computer::cpu(),
             solver: &Rtn,
+            zeros: None,
         })?;
         let target = Target {
             plan: &plan,

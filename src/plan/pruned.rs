@@ -30,7 +30,7 @@ impl Plan {
         let planned = |spec: TensorSpec, old: &TensorSpec| {
             let dtype = if gguf { gguf_float(source, old) } else { source.float_dtype(old) };
             let bytes = (spec.len() * dtype.block_bytes()) as u64;
-            PlannedTensor { spec, treatment: Treatment::Float(dtype), bytes, fallback: None }
+            PlannedTensor { spec, treatment: Treatment::Float(dtype), bytes, fallback: None, sparse: false }
         };
         let tensors = config.tensors().into_iter().filter_map(|spec| {
             let old = before(&spec)?;

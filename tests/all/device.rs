@@ -73,6 +73,7 @@ impl Model {
             tokenizer: self.tokenizer.as_ref(),
             scheme: Some(scheme.parse().unwrap()),
             method: Method::Gptq,
+            zeros: None,
             rules: &[],
             calibration: Some(&self.calibration),
             output,

@@ -28,6 +28,8 @@ pub(super) trait BlockFormat: Send + Sync + fmt::Debug + 'static {
     /// Bytes per block.
     const BYTES: usize;
     const MAX_CODE: u8;
+    /// Whether each group has a minimum besides its scale, so that 0 need not be among its values.
+    const HAS_MIN: bool = false;
 
     /// Headers and codes for whole rows, block after block.
     fn search(rows: &Rows<'_>, headers: &mut [u8], codes: &mut [u8]);
@@ -172,6 +174,10 @@ impl<F: BlockFormat> GridEncoding for F {
             .for_each(|((x, headers), codes)| F::search(&Rows { x, cols, importance }, headers, codes));
         let codes = Array2::from_shape_vec((rows, cols), codes).expect("one code per weight");
         Fit { grid: grid::<F>(header, rows, cols), codes }
+    }
+
+    fn has_zero(&self) -> bool {
+        !F::HAS_MIN
     }
 
     fn pack(&self, grid: &Grid, codes: ArrayView2<'_, u8>) -> Vec<u8> {

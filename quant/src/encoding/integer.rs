@@ -262,6 +262,10 @@ impl GridEncoding for IntEncoding {
         Fit { grid, codes }
     }
 
+    fn has_zero(&self) -> bool {
+        true
+    }
+
     fn search_there(
         &self,
         cuda: &Cuda,

@@ -14,6 +14,7 @@ impl BlockFormat for Q4K {
     const HEADER: usize = HEADER;
     const BYTES: usize = HEADER + SUPER / 2;
     const MAX_CODE: u8 = 15;
+    const HAS_MIN: bool = true;
 
     fn search(rows: &Rows<'_>, headers: &mut [u8], codes: &mut [u8]) {
         let plain = Candidates { first: -1.0, step: 0.1, steps: 20 };

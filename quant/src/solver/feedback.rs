@@ -63,7 +63,7 @@ pub(super) fn round_with_feedback(w: ArrayView2<'_, f32>, feedback: &Feedback, g
 }
 
 /// `[columns, rows]` with the columns of `w` in `order`.
-fn gather_columns(w: ArrayView2<'_, f32>, order: &[usize]) -> Array2<f32> {
+pub(super) fn gather_columns(w: ArrayView2<'_, f32>, order: &[usize]) -> Array2<f32> {
     let mut gathered = Array2::zeros((order.len(), w.nrows()));
     gathered
         .axis_iter_mut(Axis(0))

@@ -77,9 +77,7 @@ impl Solver for Gptq {
         }
         let decoded = grid.decode_all(codes.view());
         let relative_error = judge.relative_error(&decoded);
-        let mut facts = rtn.facts.clone();
-        (facts.retries, facts.damping, facts.shrinkage) =
-            (feedback.retries, Some(feedback.damping), Some(feedback.shrinkage));
+        let mut facts = feedback.noted(rtn.facts.clone());
         if relative_error > facts.rtn_relative_error {
             rtn.facts = facts;
             rtn.facts.fallback = Some(format!("feedback left a relative error of {relative_error:e}"));

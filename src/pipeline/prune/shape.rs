@@ -33,7 +33,7 @@ impl FromStr for Amount {
 }
 
 /// What the user wants to keep; nothing goes where nothing is said.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Wanted {
     /// Layers that stay.
     pub layers: Option<usize>,
