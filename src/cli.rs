@@ -127,6 +127,7 @@ pub struct QuantizeArgs {
     #[arg(long, value_enum, default_value_t = Method::Auto, conflicts_with = "sparsity")]
     pub method: Method,
 
+    /// Zeros in the blocks' matrices.
     #[command(flatten)]
     pub zeros: ZerosArgs,
 
@@ -187,7 +188,13 @@ pub struct ZerosArgs {
     pub sparsity: Option<Sparsity>,
 
     /// Which weights those are: sparsegpt (the others make up for them), wanda (they stay as they are)
-    #[arg(long, value_name = "NAME", default_value = "sparsegpt", requires = "sparsity", help_heading = "Zeros")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "sparsegpt",
+        requires = "sparsity",
+        help_heading = "Zeros"
+    )]
     pub sparsity_criterion: ZerosBy,
 }
 

@@ -340,9 +340,8 @@ fn holds_zeros(spec: &TensorSpec, sparsity: Sparsity, treatment: &Treatment) -> 
         && !encoding.grid().is_some_and(GridEncoding::has_zero)
     {
         let name = encoding.name();
-        return Err(Failure::new(format!("{name} cannot hold zeros: its blocks have minima of their own")).hint(
-            "integers such as w4a16-g128, q4_0, q5_0, q6_k, q8_0 and floats can",
-        ));
+        return Err(Failure::new(format!("{name} cannot hold zeros: its blocks have minima of their own"))
+            .hint("integers such as w4a16-g128, q4_0, q5_0, q6_k, q8_0 and floats can"));
     }
     Ok(())
 }

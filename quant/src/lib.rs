@@ -54,8 +54,8 @@ pub use factor::{Factor, Feedback, Refusal, Settings, shrinkage_for};
 pub use grid::Grid;
 pub use loss::{energy_by_column, weighted_energy};
 pub use solver::{
-    DeviceFactor, DeviceGptq, DeviceSolution, DeviceStatistics, Facts, FloatSolution, Gptq, Rtn, SOLVERS, Solution,
-    Solver, SparseGpt, Step, Wanda, solver,
+    DeviceFactor, DeviceGptq, DeviceSolution, DeviceStatistics, Facts, FloatSolution, Gptq, Rtn, SOLVERS,
+    Solution, Solver, SparseGpt, Step, Wanda, solver,
 };
 pub use sparsity::{NoSparsity, Sparsity};
 pub use statistics::{Detail, Statistics, Sums};

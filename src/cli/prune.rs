@@ -49,6 +49,7 @@ pub struct PruneArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536), help_heading = "What goes")]
     pub align: Option<u32>,
 
+    /// Zeros in the blocks' matrices.
     #[command(flatten)]
     pub zeros: ZerosArgs,
 

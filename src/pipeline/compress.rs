@@ -12,7 +12,7 @@ use attar_model::{
     Block, Error as ModelError, HiddenStates, Precision, Role, Tap, TensorSpec, Weights, Windows,
     check_tokens, final_norm, scale_embeddings, while_reading_ahead,
 };
-use attar_quant::{Factor, Facts, Named, Rtn, Settings, Solver, Statistics};
+use attar_quant::{DeviceGptq, Factor, Facts, Named, Rtn, Settings, Solver, Statistics};
 use ndarray::{Array2, ArrayViewMut2, s};
 
 use super::outlet::{Outlet, writing_behind};

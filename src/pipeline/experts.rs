@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use attar_eval::report;
 use attar_model::{Block, Gated, Role, Share, Tap, while_reading_ahead};
-use attar_quant::{Factor, Settings, Statistics};
+use attar_quant::{Factor, Statistics};
 
 use super::compress::{Done, Pass};
 use super::stream::{CHUNK_TOKENS, Stream};
@@ -155,7 +155,7 @@ impl Running<'_> {
                 .doing(|| format!("while quantizing `{}`", tensor.spec.name))?;
             // From here on it is only multiplied by.
             self.expert.pack_role(tensor.spec.role, self.pass.precision);
-            if let Some(report) = done.last().filter(|_| is_starved && has_codes) {
+            if let Some(report) = done.last().filter(|_| is_starved && solved) {
                 report.tokens_per_column = Some(0.0);
             }
         }

@@ -11,8 +11,9 @@ use super::write::{Rows, Sink};
 use crate::diagnostic::{Failure, Result};
 use crate::plan::PlannedTensor;
 
-/// Matrices that wait to be written at most: each holds its codes, a byte for a weight.
-const MOST_WAITING: usize = 1;
+/// Matrices that wait to be written at most, so that a device which is done with several at once goes on: each holds its codes, a byte
+/// for a weight.
+const MOST_WAITING: usize = 4;
 
 /// Where finished rows go.
 pub(super) enum Outlet<'a> {

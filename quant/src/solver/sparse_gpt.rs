@@ -18,7 +18,7 @@ use crate::{Error, Factor, Grid, GridEncoding, Settings, Sparsity};
 /// of a pattern's group together. Where the Hessian cannot be factored the zeros are [`Wanda`]'s.
 ///
 /// # Source
-/// Frantar and Alistarh, "SparseGPT", arXiv:2301.00774, Algorithm 1, with the columns in order.
+/// Frantar and Alistarh, "`SparseGPT`", arXiv:2301.00774, Algorithm 1, with the columns in order.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SparseGpt {
     /// How many.
@@ -239,7 +239,7 @@ impl ZeroBlock<'_> {
             for b in group.clone() {
                 for r in 0..ROWS {
                     let [own, other] = [a, b].map(|j| loss(panel.0[j][r], self.triangle[[j, j]]));
-                    rank[r] += usize::from((other < own) | (other == own) & (b < a));
+                    rank[r] += usize::from((other < own) | (b < a) & (other <= own));
                 }
             }
             for r in 0..ROWS {
@@ -331,11 +331,12 @@ mod tests {
         {
             let (w, statistics) = sample(256);
             let factor = factor(&statistics, sparsity);
-            let made = SparseGpt { sparsity }.solve_floats(w.view(), Some(&factor)).unwrap().unwrap();
+            let made =
+                SparseGpt { sparsity }.solve_floats(w.view(), Some(&factor)).expect("fits").expect("zeros");
             let share = made.weights.iter().filter(|w| **w == 0.0).count() as f64 / w.len() as f64;
             assert!((share - zeros).abs() < 0.005, "{sparsity}: {share}");
             if let Sparsity::Pattern { kept, of } = sparsity {
-                for group in made.weights.as_slice().unwrap().chunks(of) {
+                for group in made.weights.as_slice().expect("standard layout").chunks(of) {
                     assert!(group.iter().filter(|w| **w != 0.0).count() <= kept, "{sparsity}: {group:?}");
                 }
             }
@@ -350,15 +351,15 @@ mod tests {
         let factor = factor(&statistics, TWO_OF_FOUR);
         let solver = SparseGpt { sparsity: TWO_OF_FOUR };
         for grid in [IntEncoding::symmetric(4, 64), IntEncoding::asymmetric(4, 64)] {
-            let made = solver.solve(w.view(), Some(&factor), &grid).unwrap();
+            let made = solver.solve(w.view(), Some(&factor), &grid).expect("fits");
             assert_eq!(made.decoded, made.grid.decode_all(made.codes.view()), "{}", grid.name());
-            for group in made.decoded.as_slice().unwrap().chunks(4) {
+            for group in made.decoded.as_slice().expect("standard layout").chunks(4) {
                 assert!(group.iter().filter(|w| **w != 0.0).count() <= 2, "{}: {group:?}", grid.name());
             }
             assert!(made.facts.relative_error < made.facts.rtn_relative_error, "{:?}", made.facts);
         }
-        let q4_k = encoding("q4_k").unwrap();
-        let refused = solver.solve(w.view(), Some(&factor), q4_k.grid().unwrap());
+        let q4_k = encoding("q4_k").expect("listed");
+        let refused = solver.solve(w.view(), Some(&factor), q4_k.grid().expect("codes"));
         assert!(matches!(refused, Err(Error::NoZero { .. })));
     }
 }

@@ -143,10 +143,7 @@ impl Cuda {
     }
 
     /// One number that starts at 0, on the host.
-    fn summed(
-        &self,
-        add: impl FnOnce(RowsMut<'_, f64>) -> Result<(), CudaError>,
-    ) -> Result<f64, CudaError> {
+    fn summed(&self, add: impl FnOnce(RowsMut<'_, f64>) -> Result<(), CudaError>) -> Result<f64, CudaError> {
         let mut total = self.zeros::<f64>((1, 1))?;
         add(total.view_mut())?;
         Ok(self.download_items(total.view())?.iter().sum())
