@@ -66,8 +66,8 @@ impl Solver for SparseGpt {
             Some(importance) => encoding.search(w, Some(&importance)).grid,
             None => plain.grid.clone(),
         };
-        let decoded = zero_with_feedback(w, feedback, self.sparsity, Some(&grid));
-        let codes = grid.round(decoded.view());
+        let codes = grid.round(zero_with_feedback(w, feedback, self.sparsity, Some(&grid)).view());
+        let decoded = grid.decode_all(codes.view());
         let error = Judge::new(w, Some(factor)).relative_error(&decoded);
         let mut facts = feedback.noted(plain.facts.clone());
         if error > facts.rtn_relative_error {
