@@ -9,8 +9,8 @@ use attar_checkpoint::tokenizer::Tokenizer;
 use attar_checkpoint::{Dtype, GgmlType, TensorInfo, decode_floats, encode_floats, gguf, hf, safetensors};
 use attar_model::{ModelConfig, RowOrder};
 use attar_quant::{IntEncoding, Named, Solution};
-use ndarray::Axis;
 use ndarray::parallel::prelude::*;
+use ndarray::{Axis, CowArray};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -437,30 +437,30 @@ impl Sink {
                        GGUF file or REGEX=float in a folder"));
         }
         let unheld = || Failure::new(format!("{} has no codes", tensor.encoding_name()));
-        let bytes = encoding.grid().ok_or_else(unheld)?.pack(&solution.grid, solution.codes.view());
-        match encoding {
-            Named::Listed(_) => {
-                let (mut bytes, mut decoded) = (bytes, solution.decoded.view().into_owned());
-                if let RowOrder::RopeInterleaved { heads } = self.row_order(tensor) {
-                    let [rows, _] = rows_and_cols(&tensor.spec);
-                    let order = RowOrder::RopeInterleaved { heads: here * heads / rows }.to_gguf(here);
-                    let per_row = bytes.len() / here;
-                    bytes =
-                        order.iter().flat_map(|&row| &bytes[row * per_row..][..per_row]).copied().collect();
-                    decoded = decoded.select(Axis(0), &order);
-                }
-                let decoded = decoded.as_standard_layout();
-                let decoded = decoded.as_slice().unwrap_or_default();
-                self.write_hashed(tensor, decoded, |sink| sink.write(&tensor.spec.gguf_name, &bytes))
+        let grid = encoding.grid().ok_or_else(unheld)?;
+        let packed = || grid.pack(&solution.grid, solution.codes.view());
+        let order = match (encoding, self.row_order(tensor)) {
+            (Named::Listed(_), RowOrder::RopeInterleaved { heads }) => {
+                let [rows, _] = rows_and_cols(&tensor.spec);
+                Some(RowOrder::RopeInterleaved { heads: here * heads / rows }.to_gguf(here))
             }
-            Named::Integer(encoding) => {
-                let decoded = solution.decoded.as_standard_layout();
-                let decoded = decoded.as_slice().unwrap_or_default();
-                self.write_hashed(tensor, decoded, |sink| {
-                    sink.integers(tensor, encoding, &bytes, [here, cols])
-                })
+            _ => None,
+        };
+        let decoded = match &order {
+            Some(order) => CowArray::from(solution.decoded.select(Axis(0), order)),
+            None => CowArray::from(solution.decoded.view()),
+        };
+        let decoded = decoded.as_standard_layout();
+        self.write_hashed(tensor, decoded.as_slice().unwrap_or_default(), |sink| match (encoding, &order) {
+            (Named::Integer(encoding), _) => sink.integers(tensor, encoding, &packed(), [here, cols]),
+            (Named::Listed(_), None) => sink.write(&tensor.spec.gguf_name, &packed()),
+            (Named::Listed(_), Some(order)) => {
+                let bytes = packed();
+                let per_row = bytes.len() / here;
+                let rows = order.iter().flat_map(|&row| &bytes[row * per_row..][..per_row]);
+                sink.write(&tensor.spec.gguf_name, &rows.copied().collect::<Vec<_>>())
             }
-        }
+        })
     }
 
     fn integers(
@@ -480,7 +480,7 @@ impl Sink {
         Ok(())
     }
 
-    /// Hashes what a reader will get while the bytes are written.
+    /// Hashes what a reader will get while the bytes are made and written.
     fn write_hashed(
         &mut self,
         tensor: &PlannedTensor,

@@ -103,7 +103,8 @@ fn a_run_on_the_device_goes_the_processors_way_and_taken_up_again_its_own_to_the
             for (found, truth) in [
                 (found.loss, truth.loss),
                 (found.held_out_loss, truth.held_out_loss),
-                (found.held_out_perplexity, truth.held_out_perplexity),
+                // Its logarithm, since a perplexity is as many times off as that is off.
+                (found.held_out_perplexity.map(f64::ln), truth.held_out_perplexity.map(f64::ln)),
             ] {
                 assert_eq!(found.is_some(), truth.is_some());
                 let (found, truth) = (found.unwrap_or(1.0), truth.unwrap_or(1.0));

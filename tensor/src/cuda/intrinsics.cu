@@ -1,5 +1,5 @@
 // What the kernels need of the device itself, in NVRTC's own words and inline PTX: no header is read.
-// tests/emulator/intrinsics.cpp says the same in C++ for a machine without a GPU.
+// tests/cuda_parity/emulator/emulator.cpp says the same in C++ for a machine without a GPU.
 
 #define KERNEL extern "C" __global__ void
 #define DEVICE __device__ __forceinline__
