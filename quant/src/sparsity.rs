@@ -18,7 +18,7 @@ pub enum Sparsity {
 /// What cannot be read as a [`Sparsity`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is no sparsity: write N:M with N below M and M a power of two up to 32, such as 2:4, or a share such as 0.5"
+    "`{0}` is no sparsity\n  hint: write N:M with N below M and M a power of two up to 32, such as 2:4, or a share such as 0.5"
 )]
 pub struct NoSparsity(String);
 

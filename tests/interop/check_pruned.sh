@@ -41,7 +41,7 @@ if abs(theirs / ours - 1) > 1e-4:
 PY
 }
 
-shapes=("--ffn 0.5 --heads 4" "--layers 1 --kv-heads 2" "--drop 0 --ffn 200" "--hidden 192 --ffn 0.75")
+shapes=("--ffn 0.5 --heads 4" "--layers 1 --kv-heads 2" "--drop 0 --ffn 200" "--hidden 192 --ffn 0.75" "--sparsity 2:4")
 for i in "${!shapes[@]}"; do
   read -ra shape <<<"${shapes[$i]}"
   folder=$work/pruned-$i

@@ -195,16 +195,19 @@ impl Kernel for ZeroBlock<'_> {
     fn run(mut self) {
         let mut panel = Panel::load(self.block.view());
         let mut kept = vec![[true; ROWS]; self.columns.len()];
+        if let Cut::AtMost(most) = self.cut {
+            for (j, kept) in kept.iter_mut().enumerate() {
+                for r in 0..ROWS {
+                    kept[r] = loss(panel.0[j][r], self.triangle[[j, j]]) > most;
+                }
+            }
+        }
         for (j, &col) in self.columns.iter().enumerate() {
             let pivot = self.triangle[[j, j]];
-            match self.cut {
-                Cut::OfEvery { of, zeros } if j % of == 0 => self.decide(&panel, &mut kept, j..j + of, zeros),
-                Cut::OfEvery { .. } => {}
-                Cut::AtMost(most) => {
-                    for r in 0..ROWS {
-                        kept[j][r] = loss(panel.0[j][r], pivot) > most;
-                    }
-                }
+            if let Cut::OfEvery { of, zeros } = self.cut
+                && j % of == 0
+            {
+                self.decide(&panel, &mut kept, j..j + of, zeros);
             }
             let x = panel.0[j];
             let mut values = x;

@@ -45,6 +45,26 @@ fn a_layout_that_does_not_go_with_the_scheme() {
 }
 
 #[test]
+fn zeros_that_cannot_be() {
+    let place = Place::new();
+    for (line, words) in [
+        (
+            "quantize books-2m -o out.gguf --scheme q4_k_m --sparsity 2:4",
+            &["q4_k", "zeros", "w4a16-g128"][..],
+        ),
+        ("prune books-2m -o out --sparsity 2:3", &["2:3", "2:4"]),
+        ("prune books-2m -o out --sparsity 1.5", &["1.5", "0.5"]),
+        ("prune books-2m -o out --sparsity 2:4 --layers 1", &["one after the other", "--sparsity"]),
+        (
+            "quantize books-2m -o out --scheme w4a16-g64 --sparsity 2:4 --method rtn",
+            &["--method", "--sparsity"],
+        ),
+    ] {
+        place.refuses(line, words);
+    }
+}
+
+#[test]
 fn a_tensor_rule_that_matches_nothing() {
     let place = Place::new();
     let line = "quantize books-2m -o out.gguf --scheme q4_k_m --tensor experts=q6_k";
