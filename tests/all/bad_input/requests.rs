@@ -55,10 +55,6 @@ fn zeros_that_cannot_be() {
         ("prune books-2m -o out --sparsity 2:3", &["2:3", "2:4"]),
         ("prune books-2m -o out --sparsity 1.5", &["1.5", "0.5"]),
         ("prune books-2m -o out --sparsity 2:4 --layers 1", &["one after the other", "--sparsity"]),
-        (
-            "quantize books-2m -o out --scheme w4a16-g64 --sparsity 2:4 --method rtn",
-            &["--method", "--sparsity"],
-        ),
     ] {
         place.refuses(line, words);
     }
