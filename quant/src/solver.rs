@@ -20,7 +20,7 @@ pub use self::gptq::Gptq;
 pub use self::rtn::Rtn;
 pub use self::sparse_gpt::SparseGpt;
 pub use self::wanda::Wanda;
-use crate::factor::Feedback;
+use crate::factor::{Feedback, Refusal};
 use crate::loss::{energy_by_column, weighted_energy};
 use crate::{Detail, Error, Factor, Fit, Grid, GridEncoding, Settings, Sparsity, Sums};
 
@@ -143,20 +143,31 @@ fn check(
     check_numbers(w, factor)
 }
 
-/// What a pattern of zeros does not fit.
-fn check_sparse(
+/// What a solver that sets weights to 0 refuses of a matrix that stays floats.
+fn check_floats(
     w: ArrayView2<'_, f32>,
+    factor: Option<&Factor<'_>>,
     sparsity: Sparsity,
-    encoding: Option<&dyn GridEncoding>,
 ) -> Result<(), Error> {
-    let (in_features, together) = (w.ncols(), sparsity.together());
-    if !in_features.is_multiple_of(together) {
+    let in_features = w.ncols();
+    if !in_features.is_multiple_of(sparsity.together()) {
         return Err(Error::PatternDoesNotDivide { in_features, sparsity });
     }
-    match encoding.filter(|encoding| !encoding.has_zero()) {
-        Some(encoding) => Err(Error::NoZero { encoding: encoding.name() }),
-        None => Ok(()),
+    check_numbers(w, factor)
+}
+
+/// What it refuses of one that becomes codes.
+fn check_codes(
+    w: ArrayView2<'_, f32>,
+    factor: Option<&Factor<'_>>,
+    sparsity: Sparsity,
+    encoding: &dyn GridEncoding,
+) -> Result<(), Error> {
+    if !encoding.has_zero() {
+        return Err(Error::NoZero { encoding: encoding.name() });
     }
+    encoding.check(w.ncols())?;
+    check_floats(w, factor, sparsity)
 }
 
 /// Weights and statistics that no solver takes.
@@ -189,17 +200,22 @@ impl<'a> Judge<'a> {
 
     /// [`Facts::relative_error`] of codes that decode to `decoded`.
     fn relative_error(&self, decoded: &Array2<f32>) -> f64 {
-        let error = energy((&self.w - decoded).view(), self.sums);
-        // Weights that no input reaches lose nothing.
-        if error == 0.0 { 0.0 } else { error / self.energy }
+        share(energy((&self.w - decoded).view(), self.sums), self.energy)
     }
 
     /// The facts of what no feedback has touched.
     fn facts(&self, factor: Option<&Factor<'_>>, relative_error: f64) -> Facts {
-        Facts {
+        Facts::plain(factor, self.energy, relative_error)
+    }
+}
+
+impl Facts {
+    /// Of what no feedback has touched.
+    fn plain(factor: Option<&Factor<'_>>, energy: f64, relative_error: f64) -> Self {
+        Self {
             relative_error,
             rtn_relative_error: relative_error,
-            energy: self.energy,
+            energy,
             tokens_per_column: factor.map(|factor| factor.statistics().tokens_per_column()),
             damping: None,
             shrinkage: None,
@@ -208,13 +224,55 @@ impl<'a> Judge<'a> {
             fallback: None,
         }
     }
+
+    /// With what the factor of a feedback took.
+    fn after<U>(self, feedback: &Feedback<U>) -> Self {
+        let Feedback { damping, shrinkage, retries, .. } = *feedback;
+        Self { damping: Some(damping), shrinkage: Some(shrinkage), retries, ..self }
+    }
+
+    /// With why there was no feedback.
+    fn without(self, refusal: &Refusal) -> Self {
+        Self { retries: refusal.retries, fallback: Some(refusal.reason.clone()), ..self }
+    }
+
+    /// With why what feedback chose was not taken.
+    fn in_vain(self, relative_error: f64) -> Self {
+        Self { fallback: Some(format!("feedback left a relative error of {relative_error:e}")), ..self }
+    }
 }
 
-impl<U> Feedback<U> {
-    /// Facts with what the factor took.
-    fn noted(&self, facts: Facts) -> Facts {
-        Facts { retries: self.retries, damping: Some(self.damping), shrinkage: Some(self.shrinkage), ..facts }
+/// The share of the weights' energy that an error has; weights that no input reaches lose nothing.
+fn share(error: f64, energy: f64) -> f64 {
+    if error == 0.0 { 0.0 } else { error / energy }
+}
+
+/// What `choose` makes of a matrix with error feedback, on a grid of its own where some input is next to nothing; `plain`, which knows
+/// of none, where there is no feedback or it leaves more error.
+fn with_feedback(
+    judge: &Judge<'_>,
+    factor: &Factor<'_>,
+    encoding: &dyn GridEncoding,
+    plain: Solution,
+    choose: impl FnOnce(&Feedback, &Grid) -> Array2<u8>,
+) -> Solution {
+    let facts = plain.facts.clone();
+    let feedback = match factor.feedback() {
+        Ok(feedback) => feedback,
+        Err(refusal) => return Solution { facts: facts.without(refusal), ..plain },
+    };
+    let grid = match factor.floored_importance() {
+        Some(importance) => encoding.search(judge.w, Some(&importance)).grid,
+        None => plain.grid.clone(),
+    };
+    let codes = choose(feedback, &grid);
+    let decoded = grid.decode_all(codes.view());
+    let relative_error = judge.relative_error(&decoded);
+    let facts = facts.after(feedback);
+    if relative_error > facts.rtn_relative_error {
+        return Solution { facts: facts.in_vain(relative_error), ..plain };
     }
+    Solution { grid, codes, decoded, facts: Facts { relative_error, ..facts } }
 }
 
 fn energy(x: ArrayView2<'_, f32>, sums: Option<&Sums>) -> f64 {

@@ -54,11 +54,11 @@ pub struct PruneArgs {
     pub zeros: ZerosArgs,
 
     /// How heads and channels are chosen: second-order, activation, fluctuation, taylor, magnitude
-    #[arg(long, value_name = "NAME", default_value = "second-order")]
+    #[arg(long, value_name = "NAME", default_value = "second-order", conflicts_with = "sparsity")]
     pub criterion: String,
 
     /// How layers are chosen: loss, block-influence, angular
-    #[arg(long, value_name = "NAME", default_value = "loss")]
+    #[arg(long, value_name = "NAME", default_value = "loss", conflicts_with = "sparsity")]
     pub depth_criterion: String,
 
     /// Leave what stays as it is, in place of letting it take over the work of what goes

@@ -90,21 +90,17 @@ impl Pass<'_> {
     }
 
     fn with_data(&self, windows: &Windows, done: &mut Done) -> Result<()> {
+        let config = &self.source.config;
         let embedded = self.embed(windows, done)?;
         let mut stream = Passage::new(self.plan, self.source, embedded, windows.ctx(), self.precision)?;
-        self.each_block(&mut stream, done)
-    }
-
-    fn each_block(&self, stream: &mut Passage, done: &mut Done) -> Result<()> {
-        let config = &self.source.config;
         for layer in 0..config.num_hidden_layers {
-            self.block(layer, stream, done).doing(|| format!("while quantizing layer {layer}"))?;
+            self.block(layer, &mut stream, done).doing(|| format!("while quantizing layer {layer}"))?;
         }
         let reads_head_input =
             |t: &&PlannedTensor| t.spec.role != Role::Embedding || config.tie_word_embeddings;
         for tensor in self.plan.outside_blocks().filter(reads_head_input) {
             match tensor.treatment {
-                Treatment::Codes(encoding) => self.head(tensor, encoding, stream, done)?,
+                Treatment::Codes(encoding) => self.head(tensor, encoding, &mut stream, done)?,
                 Treatment::Float(_) => self.without_data(tensor, done, |_, _| Ok(()))?,
             }
         }
@@ -260,11 +256,13 @@ impl Pass<'_> {
             match &tensor.treatment {
                 Treatment::Float(dtype) => {
                     let made = if tensor.sparse { solver.solve_floats(rows.view(), factor)? } else { None };
-                    if let Some(made) = made {
-                        rows.assign(&made.weights);
-                        facts.get_or_insert_default().add(made.facts);
-                    }
-                    let kept = Self::stored(rows.to_owned(), *dtype)?;
+                    let kept = match made {
+                        Some(made) => {
+                            facts.get_or_insert_default().add(made.facts);
+                            Self::stored(made.weights, *dtype)?
+                        }
+                        None => self.rounded(&tensor.spec, rows.to_owned(), *dtype)?,
+                    };
                     rows.assign(&kept);
                     done.sink.floats(tensor, *dtype, rows.iter().copied().collect())?;
                 }

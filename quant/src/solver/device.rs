@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use attar_tensor::cuda::{self, Cuda, CudaError, Damping, Element, Matrix, Rows, Split, Width};
 use ndarray::{Array1, Array2};
 
-use super::{Facts, check};
+use super::{Facts, check, share};
 use crate::factor::{Damped, Feedback, Refusal};
 use crate::{DeviceFit, Error, Factor, Grid, GridEncoding, Settings, Statistics, Sums};
 
@@ -166,38 +166,28 @@ impl DeviceGptq {
         let energy = factor.energy(w)?;
         let judge = |fit: DeviceFit| -> Result<Candidate, CudaError> {
             let errors = cuda.rounding_errors(w, fit.codes.view(), &fit.there)?;
-            let error = factor.energy(errors.view())?;
-            // Weights that no input reaches lose nothing.
-            let relative_error = if error == 0.0 { 0.0 } else { error / energy };
-            Ok(Candidate { fit, relative_error })
+            Ok(Candidate { fit, relative_error: share(factor.energy(errors.view())?, energy) })
         };
         done(Step::Facts)?;
         let rtn = encoding.search_there(cuda, w, factor.here.importance())?;
         done(Step::Search)?;
         let rtn = judge(rtn)?;
         done(Step::Facts)?;
-        let mut facts = facts_of(factor, energy, rtn.relative_error);
+        let facts = Facts::plain(Some(&factor.here), energy, rtn.relative_error);
         let feedback = factor.feedback()?;
         done(Step::Factor)?;
-        let chosen = match feedback {
-            Err(refusal) => {
-                facts.retries = refusal.retries;
-                facts.fallback = Some(refusal.reason.clone());
-                rtn
-            }
+        let (chosen, facts) = match feedback {
+            Err(refusal) => (rtn, facts.without(refusal)),
             Ok(feedback) => {
-                (facts.retries, facts.damping, facts.shrinkage) =
-                    (feedback.retries, Some(feedback.damping), Some(feedback.shrinkage));
+                let facts = facts.after(feedback);
                 let fit = self.fed_back(w, (factor, feedback), (encoding, &rtn.fit), done)?;
                 let found = judge(fit)?;
                 done(Step::Facts)?;
-                if found.relative_error > rtn.relative_error {
-                    facts.fallback =
-                        Some(format!("feedback left a relative error of {:e}", found.relative_error));
-                    rtn
+                let relative_error = found.relative_error;
+                if relative_error > rtn.relative_error {
+                    (rtn, facts.in_vain(relative_error))
                 } else {
-                    facts.relative_error = found.relative_error;
-                    found
+                    (found, Facts { relative_error, ..facts })
                 }
             }
         };
@@ -237,21 +227,6 @@ impl DeviceGptq {
         cuda.descend(w, &mut codes, metric, &there, self.sweeps)?;
         done(Step::Descent)?;
         Ok(DeviceFit { grid, there, codes })
-    }
-}
-
-/// The facts of the reference's own codes.
-fn facts_of(factor: &DeviceFactor<'_>, energy: f64, relative_error: f64) -> Facts {
-    Facts {
-        relative_error,
-        rtn_relative_error: relative_error,
-        energy,
-        tokens_per_column: Some(factor.here.statistics().tokens_per_column()),
-        damping: None,
-        shrinkage: None,
-        dead_columns: factor.here.dead_columns(),
-        retries: 0,
-        fallback: None,
     }
 }
 

@@ -113,13 +113,7 @@ impl Kernel for RoundBlock<'_> {
                 error[r] = (x[r] - values[r]) / pivot;
                 losses[r] += error[r] * error[r];
             }
-            for (k, later) in panel.0.iter_mut().enumerate().skip(j + 1) {
-                let coupling = self.triangle[[j, k]];
-                for r in 0..ROWS {
-                    later[r] -= error[r] * coupling;
-                }
-            }
-            panel.0[j] = error;
+            panel.pass_on(j, error, self.triangle);
             self.codes.row_mut(j).iter_mut().zip(codes).for_each(|(to, code)| *to = code);
         }
         panel.store(self.block.view_mut());

@@ -2,7 +2,7 @@ use ndarray::ArrayView2;
 
 use super::descent::descend;
 use super::feedback::round_with_feedback;
-use super::{DeviceGptq, Judge, Solution, Solver, check, round_to_nearest};
+use super::{DeviceGptq, Judge, Solution, Solver, check, round_to_nearest, with_feedback};
 use crate::{Error, Factor, GridEncoding};
 
 /// Error feedback: column by column, what rounding one input's weights loses is made up for by the inputs not yet rounded.
@@ -58,32 +58,13 @@ impl Solver for Gptq {
         };
         check(w, Some(factor), encoding)?;
         let judge = Judge::new(w, Some(factor));
-        let mut rtn = round_to_nearest(w, Some(factor), encoding, &judge);
-        let feedback = match factor.feedback() {
-            Ok(feedback) => feedback,
-            Err(refusal) => {
-                rtn.facts.retries = refusal.retries;
-                rtn.facts.fallback = Some(refusal.reason.clone());
-                return Ok(rtn);
+        let rtn = round_to_nearest(w, Some(factor), encoding, &judge);
+        Ok(with_feedback(&judge, factor, encoding, rtn, |feedback, grid| {
+            let codes = round_with_feedback(w, feedback, grid).codes;
+            if self.sweeps == 0 {
+                return codes;
             }
-        };
-        let grid = match factor.floored_importance() {
-            Some(importance) => encoding.search(w, Some(&importance)).grid,
-            None => rtn.grid.clone(),
-        };
-        let mut codes = round_with_feedback(w, feedback, &grid).codes;
-        if self.sweeps > 0 {
-            codes = descend(w, codes, &factor.metric(feedback), &grid, self.sweeps);
-        }
-        let decoded = grid.decode_all(codes.view());
-        let relative_error = judge.relative_error(&decoded);
-        let mut facts = feedback.noted(rtn.facts.clone());
-        if relative_error > facts.rtn_relative_error {
-            rtn.facts = facts;
-            rtn.facts.fallback = Some(format!("feedback left a relative error of {relative_error:e}"));
-            return Ok(rtn);
-        }
-        facts.relative_error = relative_error;
-        Ok(Solution { grid, codes, decoded, facts })
+            descend(w, codes, &factor.metric(feedback), grid, self.sweeps)
+        }))
     }
 }

@@ -18,6 +18,18 @@ impl Panel {
         Self(from.axis_iter(Axis(0)).map(|from| padded(from.iter().copied())).collect())
     }
 
+    /// Leaves column `j`'s error in its place, and takes its couplings' shares of it from the columns that come later.
+    #[inline(always)]
+    pub fn pass_on(&mut self, j: usize, error: [f32; ROWS], triangle: ArrayView2<'_, f32>) {
+        for (k, later) in self.0.iter_mut().enumerate().skip(j + 1) {
+            let coupling = triangle[[j, k]];
+            for r in 0..ROWS {
+                later[r] -= error[r] * coupling;
+            }
+        }
+        self.0[j] = error;
+    }
+
     /// Back into `[columns, rows]`.
     #[inline(always)]
     pub fn store(&self, mut to: ArrayViewMut2<'_, f32>) {

@@ -5,7 +5,7 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use super::feedback::gather_columns;
 use super::panel::{ByGroup, Panel, ROWS};
 use super::wanda::{Wanda, zero_the_least};
-use super::{FloatSolution, Judge, Solution, Solver, check, check_sparse};
+use super::{Facts, FloatSolution, Judge, Solution, Solver, check_codes, check_floats, with_feedback};
 use crate::factor::Feedback;
 use crate::lanes::{Kernel, widest};
 use crate::{Error, Factor, Grid, GridEncoding, Settings, Sparsity};
@@ -51,32 +51,12 @@ impl Solver for SparseGpt {
         let Some(factor) = factor else {
             return Err(Error::NoStatistics { solver: self.name() });
         };
-        check(w, Some(factor), encoding)?;
-        check_sparse(w, self.sparsity, Some(encoding))?;
-        let mut plain = Wanda { sparsity: self.sparsity }.solve(w, Some(factor), encoding)?;
-        let feedback = match factor.feedback() {
-            Ok(feedback) => feedback,
-            Err(refusal) => {
-                plain.facts.retries = refusal.retries;
-                plain.facts.fallback = Some(refusal.reason.clone());
-                return Ok(plain);
-            }
-        };
-        let grid = match factor.floored_importance() {
-            Some(importance) => encoding.search(w, Some(&importance)).grid,
-            None => plain.grid.clone(),
-        };
-        let codes = grid.round(zero_with_feedback(w, feedback, self.sparsity, Some(&grid)).view());
-        let decoded = grid.decode_all(codes.view());
-        let error = Judge::new(w, Some(factor)).relative_error(&decoded);
-        let mut facts = feedback.noted(plain.facts.clone());
-        if error > facts.rtn_relative_error {
-            plain.facts = facts;
-            plain.facts.fallback = Some(format!("feedback left a relative error of {error:e}"));
-            return Ok(plain);
-        }
-        facts.relative_error = error;
-        Ok(Solution { grid, codes, decoded, facts })
+        check_codes(w, Some(factor), self.sparsity, encoding)?;
+        let judge = Judge::new(w, Some(factor));
+        let plain = Wanda { sparsity: self.sparsity }.plainly(w, Some(factor), encoding, &judge);
+        Ok(with_feedback(&judge, factor, encoding, plain, |feedback, grid| {
+            grid.round(zero_with_feedback(w, feedback, self.sparsity, Some(grid)).view())
+        }))
     }
 
     fn solve_floats(
@@ -87,22 +67,18 @@ impl Solver for SparseGpt {
         let Some(factor) = factor else {
             return Err(Error::NoStatistics { solver: self.name() });
         };
-        check_sparse(w, self.sparsity, None)?;
+        check_floats(w, Some(factor), self.sparsity)?;
         let judge = Judge::new(w, Some(factor));
         let plain = zero_the_least(w, factor.importance(), self.sparsity);
-        let mut facts = judge.facts(Some(factor), judge.relative_error(&plain));
-        let feedback = match factor.feedback() {
-            Ok(feedback) => feedback,
-            Err(refusal) => {
-                facts.retries = refusal.retries;
-                facts.fallback = Some(refusal.reason.clone());
-                return Ok(Some(FloatSolution { weights: plain, facts }));
+        let facts = judge.facts(Some(factor), judge.relative_error(&plain));
+        Ok(Some(match factor.feedback() {
+            Err(refusal) => FloatSolution { weights: plain, facts: facts.without(refusal) },
+            Ok(feedback) => {
+                let weights = zero_with_feedback(w, feedback, self.sparsity, None);
+                let relative_error = judge.relative_error(&weights);
+                FloatSolution { weights, facts: Facts { relative_error, ..facts.after(feedback) } }
             }
-        };
-        let weights = zero_with_feedback(w, feedback, self.sparsity, None);
-        facts = feedback.noted(facts);
-        facts.relative_error = judge.relative_error(&weights);
-        Ok(Some(FloatSolution { weights, facts }))
+        }))
     }
 }
 
@@ -220,13 +196,7 @@ impl Kernel for ZeroBlock<'_> {
                 values[r] = if kept[j][r] { values[r] } else { 0.0 };
                 error[r] = (x[r] - values[r]) / pivot;
             }
-            for (k, later) in panel.0.iter_mut().enumerate().skip(j + 1) {
-                let coupling = self.triangle[[j, k]];
-                for r in 0..ROWS {
-                    later[r] -= error[r] * coupling;
-                }
-            }
-            panel.0[j] = error;
+            panel.pass_on(j, error, self.triangle);
             self.made.row_mut(j).iter_mut().zip(values).for_each(|(to, value)| *to = value);
         }
         panel.store(self.block.view_mut());

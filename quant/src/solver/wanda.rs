@@ -1,7 +1,7 @@
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, Axis};
 
-use super::{FloatSolution, Judge, Solution, Solver, check, check_sparse};
+use super::{FloatSolution, Judge, Solution, Solver, check_codes, check_floats};
 use crate::{Detail, Error, Factor, GridEncoding, Sparsity};
 
 /// The weights that count for least become 0, row by row, by their size times the root mean square of their input; the others stay
@@ -38,15 +38,8 @@ impl Solver for Wanda {
         factor: Option<&Factor<'_>>,
         encoding: &dyn GridEncoding,
     ) -> Result<Solution, Error> {
-        check(w, factor, encoding)?;
-        check_sparse(w, self.sparsity, Some(encoding))?;
-        let importance = factor.and_then(Factor::importance);
-        let grid = encoding.search(w, importance).grid;
-        let codes = grid.round(zero_the_least(w, importance, self.sparsity).view());
-        let decoded = grid.decode_all(codes.view());
-        let judge = Judge::new(w, factor);
-        let facts = judge.facts(factor, judge.relative_error(&decoded));
-        Ok(Solution { grid, codes, decoded, facts })
+        check_codes(w, factor, self.sparsity, encoding)?;
+        Ok(self.plainly(w, factor, encoding, &Judge::new(w, factor)))
     }
 
     fn solve_floats(
@@ -54,11 +47,29 @@ impl Solver for Wanda {
         w: ArrayView2<'_, f32>,
         factor: Option<&Factor<'_>>,
     ) -> Result<Option<FloatSolution>, Error> {
-        check_sparse(w, self.sparsity, None)?;
+        check_floats(w, factor, self.sparsity)?;
         let weights = zero_the_least(w, factor.and_then(Factor::importance), self.sparsity);
         let judge = Judge::new(w, factor);
         let facts = judge.facts(factor, judge.relative_error(&weights));
         Ok(Some(FloatSolution { weights, facts }))
+    }
+}
+
+impl Wanda {
+    /// The nearest codes of what stays: the whole of it, and where `sparsegpt` starts.
+    pub(super) fn plainly(
+        self,
+        w: ArrayView2<'_, f32>,
+        factor: Option<&Factor<'_>>,
+        encoding: &dyn GridEncoding,
+        judge: &Judge<'_>,
+    ) -> Solution {
+        let importance = factor.and_then(Factor::importance);
+        let grid = encoding.search(w, importance).grid;
+        let codes = grid.round(zero_the_least(w, importance, self.sparsity).view());
+        let decoded = grid.decode_all(codes.view());
+        let facts = judge.facts(factor, judge.relative_error(&decoded));
+        Solution { grid, codes, decoded, facts }
     }
 }
 

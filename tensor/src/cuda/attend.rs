@@ -53,6 +53,24 @@ impl Attention {
     fn layout(self, windows: usize, heads: usize, each: usize, threads: u32) -> Layout {
         Layout { grid: [self.ctx.div_ceil(each), heads, windows], block: [threads, 1, 1], shared_bytes: 0 }
     }
+
+    /// What the kernels of a gradient read: figures of each query, the operands, sizes, and how scores are made.
+    fn read_by_gradients<T: Element>(
+        self,
+        [log_sum, mean_slope]: [&Matrix<f32>; 2],
+        [q, k, v, d_out]: [Rows<'_, T>; 4],
+        sizes: &[usize],
+    ) -> Vec<Argument> {
+        let mut read = arguments![log_sum, mean_slope, q, k, v, d_out].to_vec();
+        read.extend(sizes.iter().map(|&size| Argument::from(int(size))));
+        read.extend(arguments![self.scale, self.soft_cap.unwrap_or(0.0)]);
+        read
+    }
+}
+
+/// A kernel's arguments: what it writes, then what it reads.
+fn written_first<T: Element>(written: &[Matrix<T>], read: &[Argument]) -> Vec<Argument> {
+    written.iter().map(Argument::from).chain(read.iter().copied()).collect()
 }
 
 impl Cuda {
@@ -170,46 +188,16 @@ impl Cuda {
 
         let gradients = [self.room(q.dim())?, self.room(k.dim())?, self.room(v.dim())?];
         let definition = shape.definition();
-        let sizes = [shape.ctx, shape.heads, shape.kv_heads, shape.width()].map(int);
-        let [ctx, heads, kv_heads, width] = sizes;
-        let (scale, cap) = (shape.scale, shape.soft_cap.unwrap_or(0.0));
+        let sizes = [shape.ctx, shape.heads, shape.kv_heads, shape.width()];
+        let read = shape.read_by_gradients([&log_sum, &mean_slope], [q, k, v, d_out], &sizes);
         // Large heads come in smaller steps, and two blocks share the features of their keys' gradients.
         let (queries, step, parts) = if shape.head_dim > 128 { (64, 16, 2) } else { (128, 32, 1) };
         let layout = shape.tiled(windows, shape.heads, queries, 2 * queries + 3 * step);
-        let arguments = arguments![
-            &gradients[0],
-            &log_sum,
-            &mean_slope,
-            q,
-            k,
-            v,
-            d_out,
-            ctx,
-            heads,
-            kv_heads,
-            width,
-            scale,
-            cap,
-        ];
-        self.run((SOURCE, Some(&definition)), "attention_backward_queries", layout, arguments)?;
+        let arguments = written_first(&gradients[..1], &read);
+        self.run((SOURCE, Some(&definition)), "attention_backward_queries", layout, &arguments)?;
         let layout = shape.tiled(windows, shape.kv_heads * parts, 64, 2 * 64 + 4 * step);
-        let arguments = arguments![
-            &gradients[1],
-            &gradients[2],
-            &log_sum,
-            &mean_slope,
-            q,
-            k,
-            v,
-            d_out,
-            ctx,
-            heads,
-            kv_heads,
-            width,
-            scale,
-            cap,
-        ];
-        self.run((SOURCE, Some(&definition)), "attention_backward_keys", layout, arguments)?;
+        let arguments = written_first(&gradients[1..], &read);
+        self.run((SOURCE, Some(&definition)), "attention_backward_keys", layout, &arguments)?;
         Ok(gradients)
     }
 
@@ -232,47 +220,15 @@ impl Cuda {
         let gradients = [self.room(q.dim())?, self.room(k.dim())?, self.room(v.dim())?];
         let of_rows = (q.dim().0, shape.heads);
         let (log_sum, mean_slope) = (self.room::<f32>(of_rows)?, self.room::<f32>(of_rows)?);
-        let sizes = [shape.ctx, shape.heads, shape.kv_heads, shape.head_dim, shape.width()].map(int);
-        let [ctx, heads, kv_heads, head_dim, width] = sizes;
-        let (scale, cap) = (shape.scale, shape.soft_cap.unwrap_or(0.0));
+        let sizes = [shape.ctx, shape.heads, shape.kv_heads, shape.head_dim, shape.width()];
+        let read = shape.read_by_gradients([&log_sum, &mean_slope], [q, k, v, d_out], &sizes);
         let threads = 32 * WARPS as u32;
-        let arguments = arguments![
-            &gradients[0],
-            &log_sum,
-            &mean_slope,
-            q,
-            k,
-            v,
-            d_out,
-            ctx,
-            heads,
-            kv_heads,
-            head_dim,
-            width,
-            scale,
-            cap,
-        ];
         let layout = shape.layout(windows, shape.heads, WARPS, threads);
-        self.run_for::<T>("attention_plain", "attention_backward_queries", layout, arguments)?;
-        let arguments = arguments![
-            &gradients[1],
-            &gradients[2],
-            &log_sum,
-            &mean_slope,
-            q,
-            k,
-            v,
-            d_out,
-            ctx,
-            heads,
-            kv_heads,
-            head_dim,
-            width,
-            scale,
-            cap,
-        ];
+        let arguments = written_first(&gradients[..1], &read);
+        self.run_for::<T>("attention_plain", "attention_backward_queries", layout, &arguments)?;
         let layout = shape.layout(windows, shape.kv_heads, WARPS, threads);
-        self.run_for::<T>("attention_plain", "attention_backward_keys", layout, arguments)?;
+        let arguments = written_first(&gradients[1..], &read);
+        self.run_for::<T>("attention_plain", "attention_backward_keys", layout, &arguments)?;
         Ok(gradients)
     }
 }

@@ -20,6 +20,16 @@ DEVICE float quotient(float a, float b, float reciprocal) {
 
 DEVICE float reciprocal_of(float b) { return b == 0.0f ? 0.0f : __fdiv_rn(1.0f, b); }
 
+// The code nearest to so many steps from `zero`, ties to even.
+DEVICE int nearest_code(float steps, float zero, float max_code) {
+    return __float2int_rn(fminf(fmaxf(steps, -zero), max_code - zero)) + __float2int_rn(zero);
+}
+
+// The value of a code, without fused operations, as the files' readers compute it.
+DEVICE float value_of(float code, float scale, float zero, float min) {
+    return __fsub_rn(__fmul_rn(scale, __fsub_rn(code, zero)), min);
+}
+
 // Over the 32 lanes of a warp; every lane gets the result.
 template <class N, class Op> DEVICE N warp_reduce(N x, Op op) {
     for (int mask = 16; mask > 0; mask /= 2) {

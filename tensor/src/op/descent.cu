@@ -68,7 +68,7 @@ KERNEL __launch_bounds__(256) descend_block(float* change, u8* codes, float* pul
             z[r][i] = real ? zero[group] : 0.0f;
             m[r][i] = real ? min[group] : 0.0f;
             code[r][i] = real ? codes[at] : 0;
-            before[r][i] = __fsub_rn(__fmul_rn(s[r][i], __fsub_rn(float(code[r][i]), z[r][i])), m[r][i]);
+            before[r][i] = value_of(float(code[r][i]), s[r][i], z[r][i], m[r][i]);
             moved[r][i] = 0.0f;
         }
     }
@@ -82,9 +82,8 @@ KERNEL __launch_bounds__(256) descend_block(float* change, u8* codes, float* pul
                 float by_pull = quotient(x[r][part], curvature[part], per_curvature[part]);
                 float best = __fadd_rn(before[r][part], by_pull);
                 float steps = quotient(__fadd_rn(best, m[r][part]), s[r][part], per_s[r][part]);
-                steps = fminf(fmaxf(steps, -z[r][part]), max_code - z[r][part]);
-                int found = __float2int_rn(steps) + __float2int_rn(z[r][part]);
-                float value = __fsub_rn(__fmul_rn(s[r][part], __fsub_rn(float(found), z[r][part])), m[r][part]);
+                int found = nearest_code(steps, z[r][part], max_code);
+                float value = value_of(float(found), s[r][part], z[r][part], m[r][part]);
                 float by = __fsub_rn(before[r][part], value);
                 if (lane == owner) {
                     code[r][part] = found;

@@ -145,9 +145,8 @@ KERNEL __launch_bounds__(256) round_block(float* errors, u8* codes, double* loss
             for (int r = 0; r < ROWS; r++) {
                 // Every lane rounds its own column of this part; the owner's is the one that counts.
                 float steps = quotient(__fadd_rn(x[r][part], m[r][part]), s[r][part], per_s[r][part]);
-                steps = fminf(fmaxf(steps, -z[r][part]), max_code - z[r][part]);
-                int found = __float2int_rn(steps) + __float2int_rn(z[r][part]);
-                float value = __fsub_rn(__fmul_rn(s[r][part], __fsub_rn(float(found), z[r][part])), m[r][part]);
+                int found = nearest_code(steps, z[r][part], max_code);
+                float value = value_of(float(found), s[r][part], z[r][part], m[r][part]);
                 float lost = quotient(__fsub_rn(x[r][part], value), pivot[part], per_pivot[part]);
                 if (lane == owner) {
                     code[r][part] = found;

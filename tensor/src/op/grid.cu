@@ -143,11 +143,6 @@ KERNEL __launch_bounds__(256) search_groups(float* scale, float* zero, const flo
     }
 }
 
-// The value of a code, without fused operations, as the files' readers compute it.
-DEVICE float value_of(float code, float scale, float zero, float min) {
-    return __fsub_rn(__fmul_rn(scale, __fsub_rn(code, zero)), min);
-}
-
 // The nearest code of each weight; one thread for an element.
 KERNEL nearest_codes(u8* codes, const float* w, const float* scale, const float* zero, const float* min, i64 count, int cols,
                      int group_size, int groups, float max_code) {
@@ -156,7 +151,7 @@ KERNEL nearest_codes(u8* codes, const float* w, const float* scale, const float*
         i64 group = i / cols * groups + i % cols / group_size;
         float s = scale[group], z = zero[group];
         float steps = s == 0.0f ? 0.0f : __fdiv_rn(__fadd_rn(w[i], min[group]), s);
-        codes[i] = u8(__float2int_rn(fminf(fmaxf(steps, -z), max_code - z)) + __float2int_rn(z));
+        codes[i] = u8(nearest_code(steps, z, max_code));
     }
 }
 
