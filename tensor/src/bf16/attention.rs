@@ -1,6 +1,6 @@
 //! Causal attention with queries, keys, values and probabilities rounded to bf16.
 
-use super::kernel::{Kernel, LANES, Left, ROWS, Sums, VECTORS};
+use super::kernel::{BLOCK, Kernel, LANES, Left, NO_SUMS};
 use super::pack::{Line, PANEL, Panels, Strips, chunks, pack_whole};
 use super::product::{Held, contiguous, put};
 use crate::exp::exp;
@@ -13,7 +13,7 @@ use std::ops::Range;
 
 /// [`attention`](crate::op::attention) with every factor of a product rounded to bf16; scores, exponentials and sums are f32.
 ///
-/// Parallel over windows and key heads; a thread holds the keys and values of one and the scores of eight queries.
+/// Parallel over windows and key heads; a thread holds the keys and values of one and the scores of a block of queries.
 ///
 /// # Panics
 /// If the shapes do not fit.
@@ -52,8 +52,8 @@ pub(super) fn with(kernel: Kernel, shape: Attention, [q, k, v]: [ArrayView2<'_, 
 /// What a thread works in.
 #[derive(Default)]
 struct Room {
-    scores: Vec<f32>,         // [8, keys], keys a multiple of what a line holds
-    probabilities: Vec<Line>, // [8, keys], not yet divided by their sum
+    scores: Vec<f32>,         // [block, keys], keys a multiple of what a line holds
+    probabilities: Vec<Line>, // [block, keys], not yet divided by their sum
 }
 
 /// The queries that share one key head of one window: q and out are `[ctx, heads / kv_heads * head_dim]`, k and v
@@ -70,16 +70,16 @@ fn attend(
     let mut rows = contiguous(&mut out);
     for (head, q) in q.axis_chunks_iter(Axis(1), head_dim).enumerate() {
         let queries = Strips::of(q);
-        for (strip, rows) in rows.chunks_mut(ROWS).enumerate() {
-            let (top, bottom) = (strip * ROWS, strip * ROWS + rows.len());
+        for (strip, rows) in rows.chunks_mut(BLOCK).enumerate() {
+            let (top, bottom) = (strip * BLOCK, strip * BLOCK + rows.len());
             let seen = shape.first_seen(top) / PANEL * PANEL..bottom;
             let row_len = seen.len().next_multiple_of(PANEL).next_multiple_of(2 * LANES);
-            room.scores.resize(ROWS * row_len, 0.0);
+            room.scores.resize(BLOCK * row_len, 0.0);
             let mut scores: Vec<&mut [f32]> = room.scores.chunks_exact_mut(row_len).collect();
-            score(kernel, &queries, strip, &keys, seen.clone(), &mut scores);
+            score(kernel, &queries, strip, &keys, seen.clone(), &mut scores[..rows.len()]);
             let row_lines = row_len / (2 * LANES);
-            room.probabilities.resize(ROWS * row_lines, Line([0; LANES]));
-            let mut scales = [0.0; ROWS];
+            room.probabilities.resize(BLOCK * row_lines, Line([0; LANES]));
+            let mut scales = [0.0; BLOCK];
             let lines = room.probabilities.chunks_exact_mut(row_lines);
             for (((query, scores), lines), scale) in
                 (top..bottom).zip(&mut scores).zip(lines).zip(&mut scales)
@@ -99,7 +99,7 @@ fn attend(
     }
 }
 
-/// Products of eight queries with the keys in `seen`, which starts with a panel, and some after them.
+/// Products of a block of queries with the keys in `seen`, which starts with a panel, and some after them.
 pub(super) fn score(
     kernel: Kernel,
     queries: &Strips,
@@ -108,13 +108,13 @@ pub(super) fn score(
     seen: Range<usize>,
     scores: &mut [&mut [f32]],
 ) {
-    let mut sums: Sums = [[[0.0; LANES]; VECTORS]; ROWS];
+    let mut sums = NO_SUMS;
     let mut held = Held::Replaced;
     for (from, to) in chunks(keys.depth()) {
         let left = queries.chunk(strip, from, to);
         for key in seen.clone().step_by(PANEL) {
             let (right, vectors) = keys.panel(key / PANEL, from..to);
-            kernel.tile(left, right, vectors, &mut sums);
+            kernel.block(left, scores.len(), right, vectors, &mut sums);
             put(&sums, scores, key - seen.start..key - seen.start + PANEL, held);
         }
         held = Held::AddedTo;
@@ -153,15 +153,15 @@ pub(super) fn mix(
     rows: &mut [&mut [f32]],
     columns: Range<usize>,
 ) {
-    let row_step = probabilities.len() / ROWS * LANES;
-    let mut sums: Sums = [[[0.0; LANES]; VECTORS]; ROWS];
+    let row_step = probabilities.len() / BLOCK * LANES;
+    let mut sums = NO_SUMS;
     let mut held = Held::Replaced;
     for (from, to) in chunks(seen.len()) {
         let left = Left { lines: probabilities, first: from, row_step, pair_step: 1 };
         for column in columns.clone().step_by(PANEL) {
             let pairs = seen.start / 2 + from..seen.start / 2 + to;
             let (right, vectors) = values.panel((column - columns.start) / PANEL, pairs);
-            kernel.tile(left, right, vectors, &mut sums);
+            kernel.block(left, rows.len(), right, vectors, &mut sums);
             put(&sums, rows, column..columns.end.min(column + PANEL), held);
         }
         held = Held::AddedTo;

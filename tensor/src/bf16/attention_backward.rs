@@ -1,10 +1,10 @@
 //! The backward pass of attention with every factor of a product rounded to bf16.
 //!
-//! Eight queries at a time, probabilities and the gradients of scores are computed once more in f32 and written down in the
+//! A block of queries at a time, probabilities and the gradients of scores are computed once more in f32 and written down in the
 //! layouts of the products that read them: those over keys give `d_q` at once, those over queries give `d_k` and `d_v` after 128.
 
 use super::attention::{mix, score};
-use super::kernel::{Kernel, LANES, Left, ROWS, Sums, VECTORS};
+use super::kernel::{BLOCK, Kernel, LANES, Left, NO_SUMS, block_end};
 use super::pack::{Line, PANEL, Panels, Strips, interleave, pack_whole};
 use super::product::{Held, contiguous, put};
 use crate::exp::exp;
@@ -15,7 +15,7 @@ use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use std::ops::Range;
 
-/// Queries whose shares of `d_k` and `d_v` are added up before they are added to memory; a multiple of eight.
+/// Queries whose shares of `d_k` and `d_v` are added up before they are added to memory; a multiple of a block.
 const QUERIES: usize = 128;
 
 /// [`attention_backward`](crate::op::attention_backward) with every factor of a product rounded to bf16; scores, exponentials, their
@@ -72,10 +72,10 @@ pub(super) fn with(
 /// What a thread works in.
 #[derive(Default)]
 struct Room {
-    probabilities: Vec<f32>, // [8, keys], scores before; keys a multiple of what a line holds
-    slopes: Vec<f32>,        // [8, keys], gradients of probabilities, then of scores
+    probabilities: Vec<f32>, // [block, keys], scores before; keys a multiple of what a line holds
+    slopes: Vec<f32>,        // [block, keys], gradients of probabilities, then of scores
     bends: Vec<f32>,         // [keys], the slopes of the cap, where there is one
-    over_keys: Vec<Line>,    // [8, keys], slopes in pairs of keys
+    over_keys: Vec<Line>,    // [block, keys], slopes in pairs of keys
     over_queries: [OverQueries; 2], // probabilities, slopes
 }
 
@@ -135,8 +135,8 @@ fn attend_backward(
             for over in &mut room.over_queries {
                 over.make_room(&tile);
             }
-            for top in tile.queries.clone().step_by(ROWS) {
-                let rows = top..tile.queries.end.min(top + ROWS);
+            for top in tile.queries.clone().step_by(BLOCK) {
+                let rows = top..tile.queries.end.min(top + BLOCK);
                 let seen = strip(kernel, shape, &head, &shared, &tile, rows.clone(), room);
                 let columns = i * head_dim..(i + 1) * head_dim;
                 mix(kernel, &room.over_keys, &shared.over_keys, seen, &mut d_q[rows], columns);
@@ -148,7 +148,7 @@ fn attend_backward(
     }
 }
 
-/// Probabilities and slopes of at most eight queries of a tile, in the room's layouts; returns the keys that those over keys are for.
+/// Probabilities and slopes of at most a block of queries of a tile, in the room's layouts; returns the keys that those over keys are for.
 fn strip(
     kernel: Kernel,
     shape: Attention,
@@ -161,14 +161,15 @@ fn strip(
     let seen = shape.first_seen(rows.start) / PANEL * PANEL..rows.end;
     let row_len = seen.len().next_multiple_of(PANEL).next_multiple_of(2 * LANES);
     let row_lines = row_len / (2 * LANES);
-    room.probabilities.resize(ROWS * row_len, 0.0);
-    room.slopes.resize(ROWS * row_len, 0.0);
+    room.probabilities.resize(BLOCK * row_len, 0.0);
+    room.slopes.resize(BLOCK * row_len, 0.0);
     room.bends.resize(row_len, 0.0);
-    room.over_keys.resize(ROWS * row_lines, Line([0; LANES]));
+    room.over_keys.resize(BLOCK * row_lines, Line([0; LANES]));
     let mut probabilities: Vec<&mut [f32]> = room.probabilities.chunks_exact_mut(row_len).collect();
     let mut slopes: Vec<&mut [f32]> = room.slopes.chunks_exact_mut(row_len).collect();
-    score(kernel, &head.queries, rows.start / ROWS, &shared.keys, seen.clone(), &mut probabilities);
-    score(kernel, &head.d_out, rows.start / ROWS, &shared.values, seen.clone(), &mut slopes);
+    let block = rows.start / BLOCK;
+    score(kernel, &head.queries, block, &shared.keys, seen.clone(), &mut probabilities[..rows.len()]);
+    score(kernel, &head.d_out, block, &shared.values, seen.clone(), &mut slopes[..rows.len()]);
     let each = probabilities.iter_mut().zip(&mut slopes).zip(room.over_keys.chunks_exact_mut(row_lines));
     for (query, ((p, d), lines)) in (rows.start..).zip(each) {
         let own = if query < rows.end {
@@ -239,7 +240,7 @@ impl OverQueries {
     }
 
     /// `out += self.T @ right`: right is `[ctx, head_dim]`, of which the tile's queries are read; out `[ctx, head_dim]`, of which
-    /// the keys they see are written. Of eight keys no more queries take part than see one of them.
+    /// the keys they see are written. Of a block of keys no more queries take part than see one of them.
     fn add_product(
         &self,
         kernel: Kernel,
@@ -249,9 +250,12 @@ impl OverQueries {
         out: &mut [&mut [f32]],
     ) {
         let row_words = self.row_lines * LANES;
-        let mut sums: Sums = [[[0.0; LANES]; VECTORS]; ROWS];
-        for key in tile.keys.clone().step_by(ROWS) {
-            let past = tile.keys.end.min(key + ROWS);
+        let (mut sums, mut room) = (NO_SUMS, Vec::new());
+        let mut next = tile.keys.start;
+        while next < tile.keys.end {
+            let key = next;
+            let past = tile.keys.end.min(block_end(key));
+            next = past;
             let last = shape.sliding_window.map_or(usize::MAX, |width| past - 1 + width);
             let queries = tile.queries.start.max(key)..tile.queries.end.min(last);
             let pairs = queries.start / 2..queries.end.div_ceil(2);
@@ -260,9 +264,10 @@ impl OverQueries {
             }
             let first = (pairs.start - tile.queries.start / 2) * row_words + key - tile.keys.start;
             let left = Left { lines: &self.lines, first, row_step: 1, pair_step: row_words };
+            let left = kernel.arranged(left, past - key, pairs.len(), &mut room);
             for column in (0..right.columns()).step_by(PANEL) {
                 let (right, vectors) = right.panel(column / PANEL, pairs.clone());
-                kernel.tile(left, right, vectors, &mut sums);
+                kernel.block(left, past - key, right, vectors, &mut sums);
                 let columns = column..column + PANEL.min(out[key].len() - column);
                 put(&sums, &mut out[key..past], columns, Held::AddedTo);
             }

@@ -1,7 +1,7 @@
 //! Gram matrices of activations rounded to bf16.
 
 use super::DEPTH;
-use super::kernel::{Kernel, LANES, ROWS, VECTORS};
+use super::kernel::{Kernel, NO_SUMS, block_end};
 use super::pack::{PANEL, Panels, chunks};
 use super::product::{Held, contiguous, put};
 use super::round::{even, to_bf16};
@@ -10,7 +10,7 @@ use ndarray::parallel::prelude::*;
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis};
 
 /// Rows and columns of a task: both its factors' chunks of terms stay in the second cache.
-const TASK: usize = 4 * PANEL;
+const TASK: usize = 8 * PANEL;
 
 /// `gram += x.T @ x` for activations x `[tokens, features]` rounded to bf16; sums are f32. gram is `[features, features]`,
 /// symmetric before and after; tokens are added in chunks of 1024.
@@ -24,7 +24,7 @@ pub fn bf16_gram_add(x: ArrayView2<'_, f32>, gram: &mut Array2<f32>) {
 }
 
 /// `sums += ` the sum over tokens of the squares of x `[tokens, features]` rounded to bf16; sums is `[features]`: the diagonal of
-/// what [`bf16_gram_add`] adds. The bits are those of the plain kernel, whatever the machine.
+/// what [`bf16_gram_add`] adds, summed in the order of the plain kernel, whatever the machine.
 ///
 /// # Panics
 /// If the numbers of features differ.
@@ -66,20 +66,36 @@ pub(super) fn with(kernel: Kernel, x: ArrayView2<'_, f32>, gram: &mut Array2<f32
     mirror(gram.view_mut());
 }
 
-/// The tiles of one task on and above the diagonal, and what is left of it within a panel.
-fn task(kernel: Kernel, panels: &Panels, top: usize, left: usize, mut tile: ArrayViewMut2<'_, f32>) {
-    let end = left + tile.ncols();
-    let mut rows: Vec<&mut [f32]> = contiguous(&mut tile);
-    let mut sums = [[[0.0; LANES]; VECTORS]; ROWS];
-    for (from, to) in chunks(panels.depth()) {
-        for (row, rows) in (top..).step_by(ROWS).zip(rows.chunks_mut(ROWS)) {
-            let factor = panels.as_left(row, from..to);
-            for column in (left.max(row / PANEL * PANEL)..end).step_by(PANEL) {
-                let (right, vectors) = panels.panel(column / PANEL, from..to);
-                kernel.tile(factor, right, vectors, &mut sums);
+/// The blocks of one task on and above the diagonal, and what is left of them within a panel.
+fn task(kernel: Kernel, panels: &Panels, top: usize, left: usize, tile: ArrayViewMut2<'_, f32>) {
+    add_products(kernel, [panels; 2], [top, left], tile, |row| row / PANEL * PANEL);
+}
+
+/// `part += a.T @ b` for a part of the result that starts with a panel of a and one of b, `[top, left]`; of each row no columns before
+/// `first_column` are needed.
+pub(super) fn add_products(
+    kernel: Kernel,
+    [a, b]: [&Panels; 2],
+    [top, left]: [usize; 2],
+    mut part: ArrayViewMut2<'_, f32>,
+    first_column: impl Fn(usize) -> usize,
+) {
+    let (bottom, end) = (top + part.nrows(), left + part.ncols());
+    let mut rows: Vec<&mut [f32]> = contiguous(&mut part);
+    let (mut sums, mut room) = (NO_SUMS, Vec::new());
+    for (from, to) in chunks(b.depth()) {
+        let mut row = top;
+        while row < bottom {
+            let past = bottom.min(block_end(row));
+            let rows = &mut rows[row - top..past - top];
+            let factor = kernel.arranged(a.as_left(row, from..to), rows.len(), to - from, &mut room);
+            for column in (left.max(first_column(row))..end).step_by(PANEL) {
+                let (right, vectors) = b.panel(column / PANEL, from..to);
+                kernel.block(factor, rows.len(), right, vectors, &mut sums);
                 let columns = column - left..end.min(column + PANEL) - left;
                 put(&sums, rows, columns, Held::AddedTo);
             }
+            row = past;
         }
     }
 }

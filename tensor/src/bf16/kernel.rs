@@ -1,10 +1,16 @@
-//! The inner loop: eight rows by up to forty-eight columns of sums that stay in registers while a chunk of terms goes by.
+//! The inner loop: blocks of rows by up to forty-eight columns of sums, of which tiles stay in registers while a chunk of terms goes by.
 
-use super::pack::Line;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::amx;
+use super::pack::{Line, PANEL};
 use super::round::{even, odd};
+use std::sync::OnceLock;
 
-/// Rows of a tile.
-pub const ROWS: usize = 8;
+/// Rows of a block: what a kernel is given at once.
+pub const BLOCK: usize = 32;
+
+/// Rows whose sums are in vector registers at once.
+const ROWS: usize = 8;
 
 /// Columns of a vector.
 pub const LANES: usize = 16;
@@ -12,10 +18,23 @@ pub const LANES: usize = 16;
 /// Vectors of a tile's row, at most. With 8 rows: 24 sums, 3 columns of b and one number of a make 28 of 32 registers.
 pub const VECTORS: usize = 3;
 
-/// The sums of a tile.
-pub type Sums = [[[f32; LANES]; VECTORS]; ROWS];
+/// A row of sums.
+type Row = [[f32; LANES]; VECTORS];
 
-/// Eight rows of the left factor: the pair of row r at place p is word `first + r * row_step + p * pair_step`.
+/// The sums of a block.
+pub type Sums = [Row; BLOCK];
+
+/// Sums to be written.
+pub const NO_SUMS: Sums = [[[0.0; LANES]; VECTORS]; BLOCK];
+
+/// Where the block ends that `row` is in, of rows that are columns of panels: no block lies in two panels, and all are of 16 or 32 rows.
+pub fn block_end(row: usize) -> usize {
+    ((row / BLOCK + 1) * BLOCK).min((row / PANEL + 1) * PANEL)
+}
+
+/// Rows of the left factor: the pair of row r at place p is word `first + r * row_step + p * pair_step`.
+///
+/// One of the steps is 1. Where pairs follow one another, rows are whole lines, and what stands in a line after the last pair is finite.
 #[derive(Clone, Copy)]
 pub struct Left<'a> {
     pub lines: &'a [Line],
@@ -30,10 +49,16 @@ impl Left<'_> {
         self.lines[word / LANES].0[word % LANES]
     }
 
-    /// Whether all its words up to the last pair's are there.
-    fn holds(&self, pairs: usize) -> bool {
-        let last = self.first + (ROWS - 1) * self.row_step + pairs.saturating_sub(1) * self.pair_step;
+    /// Whether so many rows are there up to their last pairs.
+    fn holds(&self, rows: usize, pairs: usize) -> bool {
+        let last = self.first + (rows - 1) * self.row_step + pairs.saturating_sub(1) * self.pair_step;
         last < self.lines.len() * LANES
+    }
+
+    /// The rows after the first `row`.
+    #[cfg(target_arch = "x86_64")]
+    fn after(self, row: usize) -> Self {
+        Self { first: self.first + row * self.row_step, ..self }
     }
 }
 
@@ -48,6 +73,9 @@ pub enum Kernel {
     /// `vdpbf16ps`.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// `tdpbf16ps`, on tiles of 16 rows.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    Amx,
 }
 
 impl Kernel {
@@ -60,46 +88,104 @@ impl Kernel {
             #[cfg(target_arch = "x86_64")]
             (is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16"))
                 .then_some(Self::Avx512),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            amx::is_granted().then_some(Self::Amx),
         ];
         kernels.into_iter().flatten()
     }
 
     /// The fastest.
     pub fn best() -> Self {
-        Self::available().next_back().unwrap_or(Self::Plain)
+        static BEST: OnceLock<Kernel> = OnceLock::new();
+        *BEST.get_or_init(|| Self::available().next_back().unwrap_or(Self::Plain))
     }
 
-    /// Replaces the first `vectors` vectors of every row of `sums` by the sums of products of `left` and `right`; right is
-    /// `[pairs, vectors]`.
+    /// Whether three products by it take less time than one in f32.
+    pub fn is_several_times_f32(self) -> bool {
+        self.rows() > ROWS
+    }
+
+    /// Whether the terms of a sum are added in the order of the plain kernel.
+    #[cfg(test)]
+    pub fn adds_pair_by_pair(self) -> bool {
+        self.rows() == ROWS
+    }
+
+    /// Rows that are computed together: a block of fewer costs and reads as many as fill such groups.
+    fn rows(self) -> usize {
+        match self {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Amx => amx::ROWS,
+            _ => ROWS,
+        }
+    }
+
+    /// The left factor as the kernel reads it best: itself, or a copy of its rows in `room` where pairs follow one another.
+    ///
+    /// # Panics
+    /// If left has fewer rows or pairs.
+    pub fn arranged<'a>(
+        self,
+        left: Left<'a>,
+        rows: usize,
+        pairs: usize,
+        room: &'a mut Vec<Line>,
+    ) -> Left<'a> {
+        match self {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Amx if left.pair_step != 1 => {
+                let rows = rows.next_multiple_of(amx::ROWS);
+                assert!(left.holds(rows, pairs), "as many rows and pairs as are arranged");
+                amx::by_row(left, rows, pairs, room)
+            }
+            _ => left,
+        }
+    }
+
+    /// Replaces the first `vectors` vectors of the first `rows` rows of `sums` by the sums of products of `left` and `right`; right is
+    /// `[pairs, vectors]`. What the rows after them hold then means nothing.
     ///
     /// # Panics
     /// If right is not whole pairs, or left has fewer of them.
-    pub fn tile(self, left: Left<'_>, right: &[Line], vectors: usize, sums: &mut Sums) {
+    pub fn block(self, left: Left<'_>, rows: usize, right: &[Line], vectors: usize, sums: &mut Sums) {
         assert!((1..=VECTORS).contains(&vectors) && right.len().is_multiple_of(vectors), "whole pairs");
-        assert!(right.is_empty() || left.holds(right.len() / vectors), "as many pairs left as right");
+        assert!((1..=BLOCK).contains(&rows), "rows of one block");
+        let whole = rows.next_multiple_of(self.rows());
+        assert!(right.is_empty() || left.holds(whole, right.len() / vectors), "as many pairs left as right");
         match self {
-            Self::Plain => plain(left, right, vectors, sums),
-            // SAFETY: `available` has detected the instructions; the asserts above are what the loops rely on.
+            Self::Plain => plain(left, right, vectors, &mut sums[..rows]),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => unsafe { x86::avx2(left, right, vectors, sums) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => unsafe {
-                match (vectors, left.pair_step) {
-                    (1, 1) => x86::avx512::<1, { x86::BY_ROW }>(left, right, sums),
-                    (2, 1) => x86::avx512::<2, { x86::BY_ROW }>(left, right, sums),
-                    (_, 1) => x86::avx512::<3, { x86::BY_ROW }>(left, right, sums),
-                    (1, _) => x86::avx512::<1, { x86::BY_PAIR }>(left, right, sums),
-                    (2, _) => x86::avx512::<2, { x86::BY_PAIR }>(left, right, sums),
-                    (_, _) => x86::avx512::<3, { x86::BY_PAIR }>(left, right, sums),
+            Self::Avx2 => {
+                for (tile, sums) in sums[..whole].as_chunks_mut().0.iter_mut().enumerate() {
+                    // SAFETY: `available` has detected the instructions; the asserts above are what the loops rely on.
+                    unsafe { x86::avx2(left.after(tile * ROWS), right, vectors, sums) };
                 }
-            },
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                for (tile, sums) in sums[..whole].as_chunks_mut().0.iter_mut().enumerate() {
+                    let left = left.after(tile * ROWS);
+                    // SAFETY: as above.
+                    unsafe {
+                        match (vectors, left.pair_step) {
+                            (1, 1) => x86::avx512::<1, { x86::BY_ROW }>(left, right, sums),
+                            (2, 1) => x86::avx512::<2, { x86::BY_ROW }>(left, right, sums),
+                            (_, 1) => x86::avx512::<3, { x86::BY_ROW }>(left, right, sums),
+                            (1, _) => x86::avx512::<1, { x86::BY_PAIR }>(left, right, sums),
+                            (2, _) => x86::avx512::<2, { x86::BY_PAIR }>(left, right, sums),
+                            (_, _) => x86::avx512::<3, { x86::BY_PAIR }>(left, right, sums),
+                        }
+                    }
+                }
+            }
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Amx => amx::block(left, whole, right, vectors, sums),
         }
     }
 }
 
-fn plain(left: Left<'_>, right: &[Line], vectors: usize, sums: &mut Sums) {
-    *sums = [[[0.0; LANES]; VECTORS]; ROWS];
+fn plain(left: Left<'_>, right: &[Line], vectors: usize, sums: &mut [Row]) {
+    sums.fill([[0.0; LANES]; VECTORS]);
     for (pair, lines) in right.chunks_exact(vectors).enumerate() {
         for (row, sums) in sums.iter_mut().enumerate() {
             let x = left.at(row, pair);
@@ -115,7 +201,7 @@ fn plain(left: Left<'_>, right: &[Line], vectors: usize, sums: &mut Sums) {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{LANES, Left, Line, ROWS, Sums, VECTORS};
+    use super::{LANES, Left, Line, ROWS, Row, VECTORS};
     use std::arch::x86_64::{
         __m256, __m512bh, __m512i, _mm256_and_si256, _mm256_castsi256_ps, _mm256_fmadd_ps, _mm256_load_si256,
         _mm256_set1_epi32, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm512_dpbf16_ps,
@@ -131,7 +217,11 @@ mod x86 {
     /// # Safety
     /// The machine has the instructions; left holds `right.len() / V` pairs, its step of 1 is the one that ORDER says.
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub unsafe fn avx512<const V: usize, const ORDER: u8>(left: Left<'_>, right: &[Line], sums: &mut Sums) {
+    pub unsafe fn avx512<const V: usize, const ORDER: u8>(
+        left: Left<'_>,
+        right: &[Line],
+        sums: &mut [Row; ROWS],
+    ) {
         let (row_step, pair_step) = if ORDER == BY_ROW { (left.row_step, 1) } else { (1, left.pair_step) };
         let mut acc = [[_mm512_setzero_ps(); V]; ROWS];
         // SAFETY: the caller has checked that all pairs are there; lines are aligned as their vectors must be.
@@ -158,13 +248,13 @@ mod x86 {
         }
     }
 
-    /// Rows whose sums are in registers at once.
+    /// Rows of which AVX2 has registers for the sums.
     const FEW: usize = 4;
 
     /// # Safety
     /// The machine has the instructions; left holds `right.len() / vectors` pairs.
     #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn avx2(left: Left<'_>, right: &[Line], vectors: usize, sums: &mut Sums) {
+    pub unsafe fn avx2(left: Left<'_>, right: &[Line], vectors: usize, sums: &mut [Row; ROWS]) {
         for vector in 0..vectors.min(VECTORS) {
             for top in (0..ROWS).step_by(FEW) {
                 // SAFETY: as for this function.

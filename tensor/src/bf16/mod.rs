@@ -1,13 +1,15 @@
-//! Products of numbers rounded to bf16, summed in f32: half the memory of f32 weights, and on machines that have the
-//! instruction for it (`vdpbf16ps`) twice the speed.
+//! Products of numbers rounded to bf16, summed in f32: half the memory of f32 weights, and on machines that have an
+//! instruction for it twice the speed (`vdpbf16ps`) or ten times (`tdpbf16ps`).
 //!
 //! What is computed, the plain kernel being the truth: both factors are rounded to bf16, to the nearest and of two equally
 //! near ones to the even; NaN stays NaN. A product of two such numbers is exact in f32. An element of a result is a sum over
 //! k in chunks of [`DEPTH`] pairs: a chunk starts at 0 and adds pair after pair, of each pair the odd term first, every
 //! addition rounded to f32; the chunks are added in order. The twin for AVX2 gives the same bits. `vdpbf16ps` takes
-//! denormal numbers for zero and may round a pair's two additions otherwise; it agrees to a few units in the last place of
-//! the sum of absolute terms. On one machine neither the number of threads nor the rows beside a row change a bit.
+//! denormal numbers for zero and may round a pair's two additions otherwise, and so does `tdpbf16ps`, which adds 16 pairs
+//! before it adds them to the sum; both agree to a few units in the last place of the sum of absolute terms. On one machine neither the number of threads nor the rows beside a row change a bit.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 mod attention;
 mod attention_backward;
 mod gram;
@@ -15,6 +17,7 @@ mod kernel;
 mod pack;
 mod product;
 mod round;
+mod split;
 #[cfg(test)]
 mod tests;
 mod training;
@@ -28,7 +31,7 @@ pub use training::{Bf16Columns, Bf16Rows, bf16_weight_backward};
 use ndarray::{Array2, ArrayView2};
 use pack::Panels;
 
-/// Pairs of terms that are summed before the sum is written to memory: a chunk of eight rows and one of forty-eight columns
+/// Pairs of terms that are summed before the sum is written to memory: a chunk of some rows and one of forty-eight columns
 /// fit into the first two caches.
 const DEPTH: usize = 512;
 

@@ -3,7 +3,7 @@
 //! Legend: a is `[m, k]`, b `[k, n]`; terms k and k + 1 stand together in one word, the last one beside a zero where k is odd.
 
 use super::DEPTH;
-use super::kernel::{LANES, Left, ROWS, VECTORS};
+use super::kernel::{BLOCK, LANES, Left, VECTORS};
 use super::round::{even, odd, pair};
 use crate::lanes::dispatch;
 use ndarray::parallel::prelude::*;
@@ -33,14 +33,18 @@ impl Panels {
     /// Of a matrix that has the columns in its rows, `[n, k]`: a weight.
     pub fn of_rows(w: ArrayView2<'_, f32>) -> Self {
         let (columns, depth) = w.dim();
-        Self::filled(depth, columns, |first, vectors, panel| {
-            for column in first..columns.min(first + PANEL) {
-                let (vector, lane) = ((column - first) / LANES, (column - first) % LANES);
-                let row = w.row(column);
-                let row = row.as_standard_layout();
-                let terms = row.as_slice().unwrap_or(&[]).chunks(2);
-                for (lines, terms) in panel.chunks_exact_mut(vectors).zip(terms) {
-                    lines[vector].0[lane] = pair(terms[0], terms.get(1).copied().unwrap_or(0.0));
+        Self::filled(depth, columns, |first, panels| {
+            for (i, panel) in panels.iter_mut().enumerate() {
+                let first = first + i * PANEL;
+                let vectors = vectors_of(columns - first);
+                for column in first..columns.min(first + PANEL) {
+                    let (vector, lane) = ((column - first) / LANES, (column - first) % LANES);
+                    let row = w.row(column);
+                    let row = row.as_standard_layout();
+                    let terms = row.as_slice().unwrap_or(&[]).chunks(2);
+                    for (lines, terms) in panel.chunks_exact_mut(vectors).zip(terms) {
+                        lines[vector].0[lane] = pair(terms[0], terms.get(1).copied().unwrap_or(0.0));
+                    }
                 }
             }
         })
@@ -51,22 +55,28 @@ impl Panels {
         let (depth, columns) = x.dim();
         let x = with_contiguous_rows(x);
         let rows: Vec<&[f32]> = x.outer_iter().filter_map(|row| row.to_slice()).collect();
-        Self::filled(depth, columns, |first, vectors, panel| {
-            let last = columns.min(first + PANEL);
-            for (two, lines) in rows.chunks(2).zip(panel.chunks_exact_mut(vectors)) {
-                let odds = two.get(1).map_or(&[0.0; PANEL][..last - first], |row| &row[first..last]);
-                interleave(&two[0][first..last], odds, lines);
+        Self::filled(depth, columns, |first, panels| {
+            for (i, two) in rows.chunks(2).enumerate() {
+                for (panel, lines) in panels.iter_mut().enumerate() {
+                    let from = first + panel * PANEL;
+                    let to = columns.min(from + PANEL);
+                    let vectors = vectors_of(columns - from);
+                    let odds = two.get(1).map_or(&[0.0; PANEL][..to - from], |row| &row[from..to]);
+                    interleave(&two[0][from..to], odds, &mut lines[i * vectors..(i + 1) * vectors]);
+                }
             }
         })
     }
 
-    /// Calls `fill` with the first column, the width in vectors and the lines of every panel.
-    fn filled(depth: usize, columns: usize, fill: impl Fn(usize, usize, &mut [Line]) + Sync) -> Self {
+    /// Calls `fill` with the first column and the lines of some panels that follow one another.
+    fn filled(depth: usize, columns: usize, fill: impl Fn(usize, &mut [&mut [Line]]) + Sync) -> Self {
+        const TOGETHER: usize = 8; // panels, so that a row is read in pieces of 1.5 KB
         let pairs = depth.div_ceil(2);
         let mut lines = vec![ZERO; pairs * columns.div_ceil(LANES)];
-        lines.par_chunks_mut((pairs * VECTORS).max(1)).enumerate().for_each(|(panel, lines)| {
-            let first = panel * PANEL;
-            fill(first, vectors_of(columns - first), lines);
+        let panel = (pairs * VECTORS).max(1);
+        lines.par_chunks_mut(TOGETHER * panel).enumerate().for_each(|(group, lines)| {
+            let mut panels: Vec<_> = lines.chunks_mut(panel).collect();
+            fill(group * TOGETHER * PANEL, &mut panels);
         });
         Self { lines, depth, columns }
     }
@@ -99,7 +109,7 @@ impl Panels {
         (&self.lines[start + pairs.start * vectors..start + pairs.end * vectors], vectors)
     }
 
-    /// Eight columns from `first` on, a multiple of eight, as rows of the left factor.
+    /// Columns of one panel from `first` on as rows of the left factor.
     pub fn as_left(&self, first: usize, pairs: std::ops::Range<usize>) -> Left<'_> {
         let (lines, vectors) = self.panel(first / PANEL, pairs);
         Left { lines, first: first % PANEL, row_step: 1, pair_step: vectors * LANES }
@@ -136,7 +146,7 @@ fn with_contiguous_rows(x: ArrayView2<'_, f32>) -> CowArray<'_, f32, Ix2> {
     if x.ncols() < 2 || x.strides()[1] == 1 { x.into() } else { x.as_standard_layout().into_owned().into() }
 }
 
-/// The left factor, `[m, k]`, in strips of eight rows: of each, chunk after chunk of the summed length, row by row.
+/// The left factor, `[m, k]`, in strips of a block's rows: of each, chunk after chunk of the summed length, row by row.
 ///
 /// Rows that are missing in the last strip are zero. A row of a chunk is followed by a line of zeros, so that the rows of a
 /// strip do not meet in the same sets of a cache.
@@ -150,18 +160,18 @@ impl Strips {
     /// Rounds and packs a.
     pub fn of(a: ArrayView2<'_, f32>) -> Self {
         let (rows, depth) = a.dim();
-        let strip = ROWS * lines_of_row(depth);
-        let len = rows.div_ceil(ROWS) * strip;
+        let strip = BLOCK * lines_of_row(depth);
+        let len = rows.div_ceil(BLOCK) * strip;
         let mut lines = Vec::with_capacity(len);
         let spare: &mut [MaybeUninit<Line>] = &mut lines.spare_capacity_mut()[..len];
         let a = with_contiguous_rows(a);
-        let strips = spare.par_chunks_mut(strip.max(1)).zip(a.axis_chunks_iter(Axis(0), ROWS));
+        let strips = spare.par_chunks_mut(strip.max(1)).zip(a.axis_chunks_iter(Axis(0), BLOCK));
         strips.for_each(|(strip, rows)| {
-            let mut terms: [&[f32]; ROWS] = [&[]; ROWS];
+            let mut terms: [&[f32]; BLOCK] = [&[]; BLOCK];
             for (terms, row) in terms.iter_mut().zip(rows.outer_iter()) {
                 *terms = row.to_slice().unwrap_or(&[]);
             }
-            pack_strip(terms, depth, strip);
+            pack_strip(&terms, depth, strip);
         });
         // SAFETY: there is a strip of rows for every `strip` lines, and `pack_strip` has written every line of it.
         unsafe { lines.set_len(len) };
@@ -170,9 +180,9 @@ impl Strips {
 
     /// The pairs `from..to`, a chunk, of a strip.
     pub fn chunk(&self, strip: usize, from: usize, to: usize) -> Left<'_> {
-        let start = ROWS * (strip * lines_of_row(self.depth) + from / DEPTH * lines_of(0, DEPTH));
+        let start = BLOCK * (strip * lines_of_row(self.depth) + from / DEPTH * lines_of(0, DEPTH));
         let row_lines = lines_of(from, to);
-        let lines = &self.lines[start..start + ROWS * row_lines];
+        let lines = &self.lines[start..start + BLOCK * row_lines];
         Left { lines, first: 0, row_step: row_lines * LANES, pair_step: 1 }
     }
 }
@@ -206,13 +216,13 @@ pub fn pack_whole(terms: &[f32], lines: &mut [Line]) {
 }
 
 /// Writes every line of a strip, chunk after chunk of rows of `depth` terms; a row that is missing has none.
-fn pack_strip(rows: [&[f32]; ROWS], depth: usize, strip: &mut [MaybeUninit<Line>]) {
+fn pack_strip(rows: &[&[f32]; BLOCK], depth: usize, strip: &mut [MaybeUninit<Line>]) {
     dispatch(
         #[inline(always)]
         || {
             let mut rest = strip;
             for (from, to) in chunks(depth) {
-                let (chunk, further) = rest.split_at_mut(ROWS * lines_of(from, to));
+                let (chunk, further) = rest.split_at_mut(BLOCK * lines_of(from, to));
                 for (row, lines) in rows.iter().zip(chunk.chunks_exact_mut(lines_of(from, to))) {
                     pack_row(row.get(2 * from..depth.min(2 * to)).unwrap_or(&[]), lines);
                 }

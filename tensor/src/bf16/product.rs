@@ -1,7 +1,7 @@
 //! Activations through a packed weight.
 
 use super::Bf16Matrix;
-use super::kernel::{Kernel, LANES, ROWS, Sums, VECTORS};
+use super::kernel::{BLOCK, Kernel, NO_SUMS, Sums};
 use super::pack::{PANEL, Strips, chunks};
 use crate::lanes::dispatch;
 use ndarray::parallel::prelude::*;
@@ -17,11 +17,11 @@ pub(super) enum Held {
     AddedTo,
 }
 
-/// Columns of a task: four panels, whose chunks of terms stay in the second cache.
-const TASK_COLS: usize = 4 * PANEL;
+/// Columns of a task: eight panels, whose chunks of terms stay in the second cache.
+const TASK_COLS: usize = 8 * PANEL;
 
 /// Rows of a task, at most: enough to use what was read of the weight many times.
-const TASK_ROWS: usize = 64 * ROWS;
+const TASK_ROWS: usize = 16 * BLOCK;
 
 /// `x @ w.T`: activations `[tokens, in_features]` through a weight `[out_features, in_features]` to
 /// `[tokens, out_features]`; both are rounded to bf16, sums are f32.
@@ -72,7 +72,7 @@ pub(super) fn strips_with(
     let rows = task_rows(tokens, out_features);
     out.axis_chunks_iter_mut(Axis(0), rows).into_par_iter().enumerate().for_each(|(i, mut band)| {
         band.axis_chunks_iter_mut(Axis(1), TASK_COLS).into_par_iter().enumerate().for_each(|(j, out)| {
-            task(kernel, strips, i * rows / ROWS, w, j * TASK_COLS / PANEL, out, held);
+            task(kernel, strips, i * rows / BLOCK, w, j * TASK_COLS / PANEL, out, held);
         });
     });
 }
@@ -80,10 +80,10 @@ pub(super) fn strips_with(
 /// Rows of a task: as many as leave a few tasks to every thread.
 fn task_rows(tokens: usize, out_features: usize) -> usize {
     let bands = (3 * rayon::current_num_threads()).div_ceil(out_features.div_ceil(TASK_COLS).max(1));
-    tokens.div_ceil(bands).next_multiple_of(ROWS).clamp(ROWS, TASK_ROWS)
+    tokens.div_ceil(bands).next_multiple_of(BLOCK).clamp(BLOCK, TASK_ROWS)
 }
 
-/// The tiles of one task, on the calling thread.
+/// The blocks of one task, on the calling thread.
 fn task(
     kernel: Kernel,
     strips: &Strips,
@@ -97,18 +97,18 @@ fn task(
     let panels = width.div_ceil(PANEL);
     let mut rows: Vec<&mut [f32]> = contiguous(&mut out);
     let mut held = held;
-    let mut sums = [[[0.0; LANES]; VECTORS]; ROWS];
+    let mut sums = NO_SUMS;
     if w.dim().1 == 0 && held == Held::Replaced {
         for row in &mut rows {
             row.fill(0.0);
         }
     }
     for (from, to) in chunks(w.dim().1) {
-        for (strip, rows) in rows.chunks_mut(ROWS).enumerate() {
+        for (strip, rows) in rows.chunks_mut(BLOCK).enumerate() {
             let left = strips.chunk(first_strip + strip, from, to);
             for panel in 0..panels {
                 let (right, vectors) = w.panels.panel(first_panel + panel, from..to);
-                kernel.tile(left, right, vectors, &mut sums);
+                kernel.block(left, rows.len(), right, vectors, &mut sums);
                 let columns = panel * PANEL..width.min((panel + 1) * PANEL);
                 put(&sums, rows, columns, held);
             }
@@ -127,7 +127,7 @@ pub(super) fn contiguous<'a>(out: &'a mut ArrayViewMut2<'_, f32>) -> Vec<&'a mut
     rows.unwrap_or_else(|| panic!("the rows of an output are contiguous"))
 }
 
-/// A tile's sums to some columns of its rows.
+/// A block's sums to some columns of its rows.
 pub(super) fn put(sums: &Sums, rows: &mut [&mut [f32]], columns: Range<usize>, held: Held) {
     dispatch(
         #[inline(always)]

@@ -5,14 +5,15 @@
 //! side for `d_w = d_out.T @ x`. Each layout is packed once, however many products read it.
 
 use super::Bf16Matrix;
-use super::kernel::{Kernel, LANES, ROWS, VECTORS};
-use super::pack::{PANEL, Panels, Strips, chunks};
-use super::product::{Held, contiguous, put, strips_with};
+use super::gram::add_products;
+use super::kernel::Kernel;
+use super::pack::{PANEL, Panels, Strips};
+use super::product::{Held, strips_with};
 use ndarray::parallel::prelude::*;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 
 /// Rows and columns of a task: both its factors' chunks of terms stay in the second cache.
-const TASK: usize = 4 * PANEL;
+const TASK: usize = 8 * PANEL;
 
 /// Activations `[tokens, features]` rounded to bf16, to be multiplied by weights.
 #[derive(Debug, Clone)]
@@ -110,28 +111,6 @@ pub(super) fn weight_backward_with(
         })
         .collect();
     tasks.into_par_iter().with_max_len(1).for_each(|(top, left, part)| {
-        weight_task(kernel, [&d_out.panels, &x.panels], [top, left], part);
+        add_products(kernel, [&d_out.panels, &x.panels], [top, left], part, |_| 0);
     });
-}
-
-/// The tiles of one part of `d_w`, whose first row and column are `top` and `left`, multiples of a panel.
-fn weight_task(
-    kernel: Kernel,
-    [d_out, x]: [&Panels; 2],
-    [top, left]: [usize; 2],
-    mut part: ArrayViewMut2<'_, f32>,
-) {
-    let end = left + part.ncols();
-    let mut rows: Vec<&mut [f32]> = contiguous(&mut part);
-    let mut sums = [[[0.0; LANES]; VECTORS]; ROWS];
-    for (from, to) in chunks(x.depth()) {
-        for (row, rows) in (top..).step_by(ROWS).zip(rows.chunks_mut(ROWS)) {
-            let factor = d_out.as_left(row, from..to);
-            for column in (left..end).step_by(PANEL) {
-                let (right, vectors) = x.panel(column / PANEL, from..to);
-                kernel.tile(factor, right, vectors, &mut sums);
-                put(&sums, rows, column - left..end.min(column + PANEL) - left, Held::AddedTo);
-            }
-        }
-    }
 }
