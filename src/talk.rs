@@ -103,11 +103,6 @@ impl Stage {
         self.bar.suspend(|| self.talk.note(text));
     }
 
-    /// Something the user should know, above the bar.
-    pub fn warn(&self, text: &str) {
-        self.bar.suspend(|| self.talk.warn(text));
-    }
-
     /// Ends the stage, says how long it took and how fast it went.
     pub fn done(&self) -> Duration {
         let took = self.started.elapsed();

@@ -1,12 +1,13 @@
 """The run of `attar distill` in PyTorch: same windows in the same order, same loss, optimizer and schedule.
 
     python distill.py TEACHER STUDENT TEXT --tokens N [--batch 8] [--ctx 512] [--rate 3e-4] [--seed 0] [--threads 2]
-                      [--held-out 0.01] [--autocast]
+                      [--held-out 0.01] [--autocast] [--log STEPS.jsonl] [--taught FOLDER]
 
 Forward KL over the whole vocabulary at temperature 1, AdamW (0.9, 0.95, decay 0.01 on matrices), gradients clipped to 1, a
 twentieth of the steps (at most 100) of warm-up, half a cosine down to a tenth. Prints what attar's --log has, a line a step, and
 the held-out divergence before the first step, at every twentieth of the run and at its end; at last tokens per second on the wall
-and per second of CPU time. Needs torch and transformers.
+and per second of CPU time. Of a run of attar with the same settings, --log takes what its --log wrote and --taught what it wrote
+with --scheme f32: how far apart the two are at each step, and in the end. Needs torch and transformers, safetensors for --taught.
 """
 
 import argparse
@@ -59,6 +60,35 @@ def divergence(teacher, student, rows):
     return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 
 
+def steps_of(log):
+    """The lines of attar's log that are steps, by number; of a run that was taken up again the last word counts."""
+    with open(log, encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    return {line["step"]: line for line in lines if "gradient_norm" in line}
+
+
+def apart(found, expected):
+    return abs(found - expected) / abs(expected)
+
+
+def distance(taught, before, student):
+    """How far two students are apart: beside the length of their weights, and beside the way that was come."""
+    from safetensors.torch import load_file
+
+    taught = load_file(f"{taught}/model.safetensors")
+    if stored := sorted({str(tensor.dtype) for tensor in taught.values()} - {"torch.float32"}):
+        raise SystemExit(f"{stored} weights are rounded: let attar distill write --scheme f32")
+    squares = {"apart": 0.0, "length": 0.0, "way": 0.0}
+    for name, weight in student.state_dict().items():
+        if name not in taught:  # a tied head
+            continue
+        weight, other, start = weight.double(), taught[name].double(), before[name].double()
+        for key, difference in [("apart", weight - other), ("length", weight), ("way", weight - start)]:
+            squares[key] += difference.square().sum().item()
+    gap, length, way = (math.sqrt(square) for square in squares.values())
+    return {"weights_apart": gap / length, "weights_apart_of_way": gap / way}
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("teacher")
@@ -72,6 +102,8 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--held-out", type=float, default=0.01)
     parser.add_argument("--autocast", action="store_true", help="products in bf16")
+    parser.add_argument("--log", help="what attar distill --log wrote of the same run")
+    parser.add_argument("--taught", help="the folder attar distill wrote of the same run")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
@@ -100,6 +132,9 @@ def main():
             figures = [divergence(teacher, student, part).item() * len(part) for part in scored.split(8)]
         print(json.dumps({"step": step, "held_out_loss": sum(figures) / len(scored)}), flush=True)
 
+    theirs = steps_of(args.log) if args.log else {}
+    before = {name: weight.clone() for name, weight in student.state_dict().items()} if args.taught else {}
+    largest = {"loss": 0.0, "gradient_norm": 0.0}
     measure(0)
     wall, cpu, nth = 0.0, 0.0, 0
     for step in range(1, steps + 1):
@@ -115,11 +150,20 @@ def main():
         norm = torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         wall, cpu = wall + time.perf_counter() - start, cpu + time.process_time() - start_cpu
-        print(json.dumps({"step": step, "loss": loss.item(), "gradient_norm": norm.item()}), flush=True)
+        line = {"step": step, "loss": loss.item(), "gradient_norm": norm.item()}
+        if step in theirs:
+            for key in largest:
+                line[f"{key}_apart"] = apart(theirs[step][key], line[key])
+                largest[key] = max(largest[key], line[f"{key}_apart"])
+        print(json.dumps(line), flush=True)
         if step % every == 0 or step == steps:
             measure(step)
     tokens = steps * args.batch * args.ctx
     print(json.dumps({"tokens_per_second": tokens / wall, "tokens_per_cpu_second": tokens / cpu}))
+    if theirs:
+        print(json.dumps({"largest_apart": largest}))
+    if args.taught:
+        print(json.dumps(distance(args.taught, before, student)))
 
 
 main()

@@ -130,7 +130,8 @@ impl AtomicFolder {
 
     /// Flushes every file to the disk and gives the folder its name.
     ///
-    /// An old folder is first moved aside, then removed: at every moment one complete version is on the disk.
+    /// An old folder changes places with it and is then removed: at every moment one complete version has the name. Where the
+    /// system cannot exchange names the old one is first moved aside, and for an instant neither has it.
     ///
     /// # Errors
     /// As [`AtomicFile::finish`]. Where renaming fails the old folder is put back.
@@ -139,6 +140,9 @@ impl AtomicFolder {
         sync_tree(temp.path())?;
         refuse_existing(&path, overwrite, Kind::Folder { marker })?;
         let parent = folder_of(&path);
+        if exchange(temp.path(), &path) {
+            return sync_folder(parent); // the old one has the temporary name now, and goes with it
+        }
         let aside = move_aside(&path, parent)?;
         if let Err(reason) = fs::rename(temp.path(), &path) {
             if let Some(aside) = aside {
@@ -151,6 +155,19 @@ impl AtomicFolder {
         let _ = temp.keep(); // renamed: nothing left to remove under the temporary name
         sync_folder(parent)
     }
+}
+
+/// Lets two folders change their names in one step; whether that was done.
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+fn exchange(one: &Path, other: &Path) -> bool {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).is_ok()
+}
+
+/// Lets two folders change their names in one step; whether that was done.
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
+fn exchange(_one: &Path, _other: &Path) -> bool {
+    false
 }
 
 /// What a folder is called while it waits in another for its replacement.
@@ -371,6 +388,29 @@ mod tests {
         assert_eq!(names_in(&path), ["config.json"]);
         assert_eq!(fs::read(path.join("config.json")).unwrap(), b"new");
         assert_eq!(names_in(folder.path()), ["out"]);
+    }
+
+    /// Where names can be exchanged nobody ever finds the name free, however often the folder is replaced meanwhile.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_name_of_a_folder_that_is_replaced_is_never_free() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, spare) = (folder.path().join("out"), folder.path().join("spare"));
+        write_folder(&path, Overwrite::No, "0").unwrap();
+        fs::create_dir(&spare).unwrap();
+        let can_exchange = exchange(&spare, &path) && exchange(&spare, &path);
+        std::thread::scope(|scope| {
+            let writing = scope.spawn(|| {
+                for turn in 1..50 {
+                    write_folder(&path, Overwrite::Yes, &turn.to_string()).unwrap();
+                }
+            });
+            while !writing.is_finished() {
+                assert!(path.is_dir() || !can_exchange, "there is no folder of this name");
+            }
+        });
+        assert_eq!(fs::read(path.join("config.json")).unwrap(), b"49");
+        assert_eq!(names_in(folder.path()), ["out", "spare"]);
     }
 
     #[test]

@@ -30,6 +30,9 @@ use crate::source::Source;
 use crate::talk::{Talk, human_bytes, say, thousands};
 use crate::text::hex;
 
+/// What is said of a teacher whose tokens are others.
+const SAME_TOKENS: &str = "a student learns from a teacher with the same tokenizer only";
+
 /// Tokens per window where the user names none, unless a model was made for less.
 const CTX: usize = 512;
 
@@ -45,6 +48,9 @@ pub fn run(args: &DistillArgs, global: &Global) -> Result<()> {
     let original = Original::open(&args.teacher)?;
     args.check(&original, &student)?;
     let tokenizer = student.tokenizer()?;
+    if let Original::Model(teacher) = &original {
+        check_tokens(teacher, &tokenizer, talk)?;
+    }
     let data = args.data(&original, &student, &tokenizer)?;
     let lesson = Lesson::new(args, &data);
 
@@ -75,12 +81,13 @@ pub fn run(args: &DistillArgs, global: &Global) -> Result<()> {
         return say(&format!("{lesson}\n{}\n", job(&student).plan()?));
     }
     let Some(plan) = prepare(&job(&student), &delivery, global)? else { return Ok(()) };
+    let state = state_of(&args.output);
+    training::check_room(&state, &student, plan.bytes())?;
     let scoring = if args.no_eval {
         None
     } else {
         Some(args.scoring(&original, &computer, global).read(&student, &tokenizer)?)
     };
-    let state = state_of(&args.output);
     let fingerprint = lesson.fingerprint(args, &student, &data, desk.as_ref());
     let kept = args.taken_up(&state, &fingerprint, global)?;
 
@@ -116,6 +123,24 @@ pub fn run(args: &DistillArgs, global: &Global) -> Result<()> {
     delivery.one(&report)?;
     drop(taught);
     std::fs::remove_dir_all(&state).doing(|| format!("while removing `{}`", state.display()))
+}
+
+/// Holds a student's tokens to its teacher's, where those are known.
+fn check_tokens(teacher: &Source, student: &Tokenizer, talk: Talk) -> Result<()> {
+    let Ok(tokenizer) = teacher.tokenizer() else {
+        talk.warn("the teacher has no tokenizer that attar reads: its tokens are taken for the student's");
+        return Ok(());
+    };
+    let differing = tokenizer.differing_from(student);
+    let Some(&first) = differing.first() else { return Ok(()) };
+    let text = |of: &Tokenizer| of.tokens()[first as usize].text.clone();
+    Err(Failure::new(format!(
+        "{} tokens stand for other text in the teacher than in the student: token {first} for `{}` and for `{}`",
+        thousands(differing.len() as u64),
+        text(&tokenizer),
+        text(student)
+    ))
+    .hint(SAME_TOKENS))
 }
 
 /// Who teaches whom what.
@@ -332,7 +357,7 @@ impl DistillArgs {
                 thousands(teacher as u64),
                 thousands(student.config.vocab_size as u64)
             ))
-            .hint("a student learns from a teacher with the same tokenizer only"));
+            .hint(SAME_TOKENS));
         }
         match original {
             Original::Model(_) if self.data.is_empty() => {

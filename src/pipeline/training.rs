@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use attar_checkpoint::atomic::Overwrite;
+use attar_checkpoint::atomic::{self, Overwrite};
 use attar_checkpoint::{Container, Dtype, TensorInfo, decode_floats, encode_floats, hf, safetensors};
 use attar_distill::{Done, Order, Progress};
 use attar_eval::report::CurvePoint;
@@ -23,7 +23,7 @@ use crate::device::Computer;
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::plan::{Plan, Request, Treatment};
 use crate::source::Source;
-use crate::talk::{Stage, Talk, thousands};
+use crate::talk::{Stage, Talk, human_bytes, thousands};
 
 /// The schema of what is kept of a run.
 const SCHEMA: &str = "attar-training/1";
@@ -142,6 +142,12 @@ struct Facts {
     curve: Vec<CurvePoint>,
 }
 
+impl Facts {
+    fn read(state: &Path) -> Result<Self> {
+        Ok(serde_json::from_slice(&std::fs::read(state.join(FACTS))?)?)
+    }
+}
+
 /// What a run has been like so far.
 #[derive(Debug, Default)]
 pub struct Record {
@@ -157,12 +163,17 @@ pub struct Record {
 struct Log(Option<(std::fs::File, PathBuf)>);
 
 impl Log {
-    fn open(path: Option<&Path>, goes_on: bool) -> Result<Self> {
+    /// The log of a run that has come to `step`; what an earlier one said of later steps goes.
+    fn open(path: Option<&Path>, step: u64) -> Result<Self> {
         let open = |path: &Path| {
+            let at = || format!("while opening the log `{}`", path.display());
+            let goes_on = step > 0;
+            if goes_on && path.is_file() {
+                forget_after(step, path).doing(at)?;
+            }
             let mut options = OpenOptions::new();
             options.create(true).write(true).append(goes_on).truncate(!goes_on);
-            let file = options.open(path).doing(|| format!("while opening the log `{}`", path.display()))?;
-            Ok((file, path.to_owned()))
+            Ok((options.open(path).doing(at)?, path.to_owned()))
         };
         path.map(open).transpose().map(Self)
     }
@@ -173,17 +184,30 @@ impl Log {
     }
 }
 
+/// Cuts a log off before what it says of steps after `step`, or before a line that was never finished: a run that was killed has
+/// said more than it has kept.
+fn forget_after(step: u64, path: &Path) -> Result<()> {
+    let log = std::fs::read_to_string(path)?;
+    let is_later = |line: &str| {
+        let line: Option<serde_json::Value> = serde_json::from_str(line).ok();
+        line.and_then(|line| line["step"].as_u64()).is_some_and(|of| of > step)
+    };
+    let lines = log.split_inclusive('\n').take_while(|line| line.ends_with('\n') && !is_later(line));
+    let kept: usize = lines.map(str::len).sum();
+    Ok(OpenOptions::new().write(true).open(path)?.set_len(kept as u64)?)
+}
+
 impl Run<'_> {
     /// Trains to the last step; the student is then in the state's folder.
     ///
     /// # Errors
-    /// Data or teacher that cannot be read, ten steps in a row without a finite gradient, an interruption: what was kept last
-    /// stays. At the end also a disk that refuses.
+    /// Data or teacher that cannot be read, ten steps in a row without a finite gradient, an interruption, a disk that refuses: what
+    /// was kept last stays.
     pub fn train(&self, pupil: &mut dyn Pupil, mut record: Record) -> Result<(Record, Progress)> {
         let started = Instant::now();
         let before = record.seconds;
         let goes_on = pupil.progress().steps > 0;
-        let mut log = Log::open(self.log, goes_on)?;
+        let mut log = Log::open(self.log, pupil.progress().steps)?;
         let mut order = self.data.order(self.batch, self.seed).after(pupil.progress().steps);
         let tokens = (self.batch * self.data.windows.ctx()) as u64;
         let stage = self.talk.stage("distilling", self.steps * tokens, "tokens");
@@ -221,9 +245,7 @@ impl Run<'_> {
                     )));
             }
             if saved.elapsed() >= self.save_every && done.step < self.steps {
-                if let Err(failure) = self.save(pupil, &record) {
-                    stage.warn(&format!("the run could not be kept, and goes on: {}", failure.in_one_line()));
-                }
+                self.save(pupil, &record)?;
                 saved = Instant::now();
             }
         }
@@ -265,7 +287,16 @@ impl Run<'_> {
 
     /// Keeps the run as it stands; what was kept before is replaced once this is complete.
     fn save(&self, pupil: &dyn Pupil, record: &Record) -> Result<()> {
-        let at = || format!("while keeping the run in `{}`", self.state.display());
+        let at = || {
+            let (state, step) = (self.state.display(), pupil.progress().steps);
+            let place = format!("while keeping the run in `{state}` after step {step}");
+            match Facts::read(self.state) {
+                Ok(kept) if kept.fingerprint == self.fingerprint => {
+                    format!("{place}; it still keeps step {}, from which --resume goes on", kept.steps)
+                }
+                _ => place,
+            }
+        };
         self.save_inner(pupil, record).doing(at)
     }
 
@@ -312,6 +343,28 @@ impl Run<'_> {
         save_moments(&here.join(OPTIMIZER), pupil)?;
         sink.finish(&plan)?;
         Ok(())
+    }
+}
+
+/// Whether the disk has room for what is kept of a run of `student`, twice, since the old is there until the new is complete, and
+/// for its output of so many bytes beside what was kept last.
+///
+/// # Errors
+/// A disk too full.
+pub fn check_room(state: &Path, student: &Source, output_bytes: u64) -> Result<()> {
+    // Weights and two moments, in f32.
+    let once = 12 * student.parameters();
+    let there = if Kept::is_at(state) { once } else { 0 };
+    let needed = once + once.max(output_bytes) - there;
+    match atomic::free_bytes(state) {
+        Some(free) if free < needed => Err(Failure::new(format!(
+            "the run is kept there on the way, which takes {}, the disk has {} left",
+            human_bytes(needed),
+            human_bytes(free)
+        ))
+        .hint("make room, or write to another disk"))
+        .doing(|| format!("while preparing `{}`", state.display())),
+        _ => Ok(()),
     }
 }
 
@@ -369,10 +422,7 @@ impl Kept {
     /// Files that are missing or damaged, a run with other settings.
     pub fn open(path: &Path, fingerprint: &str) -> Result<Self> {
         let at = || format!("while taking up the run kept in `{}`", path.display());
-        let facts: Facts = std::fs::read(path.join(FACTS))
-            .map_err(Failure::from)
-            .and_then(|bytes| Ok(serde_json::from_slice(&bytes)?))
-            .doing(at)?;
+        let facts = Facts::read(path).doing(at)?;
         if facts.schema != SCHEMA {
             return Err(Failure::new(format!("its schema is `{}`, only `{SCHEMA}` is known", facts.schema)))
                 .doing(at);

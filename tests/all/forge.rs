@@ -48,6 +48,23 @@ pub fn sharded(place: &Place, name: &str) -> PathBuf {
     copy
 }
 
+/// A copy of the fixture model whose embedding has `more` rows of zeros behind its own.
+pub fn with_more_rows(place: &Place, name: &str, more: usize) -> PathBuf {
+    const EMBEDDING: &str = "model.embed_tokens.weight";
+    let copy = copy(place, name);
+    let file = fs::read(copy.join(WEIGHTS)).unwrap();
+    let weights = SafeTensors::deserialize(&file).unwrap();
+    let embedding = weights.tensor(EMBEDDING).unwrap();
+    let [rows, cols]: [usize; 2] = embedding.shape().try_into().unwrap();
+    let padded = [embedding.data(), &vec![0; embedding.data().len() / rows * more]].concat();
+    let padded = TensorView::new(embedding.dtype(), vec![rows + more, cols], &padded).unwrap();
+    let tensors =
+        weights.iter().map(|(name, view)| (name, if name == EMBEDDING { padded.clone() } else { view }));
+    safetensors::serialize_to_file(tensors, None, &copy.join(WEIGHTS)).unwrap();
+    edit_json(&copy.join("config.json"), |config| config["vocab_size"] = json!(rows + more));
+    copy
+}
+
 /// A copy of the fixture model whose configuration is as transformers 5 writes it.
 pub fn transformers_5(place: &Place, name: &str) -> PathBuf {
     let copy = copy(place, name);

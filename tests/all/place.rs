@@ -149,6 +149,15 @@ impl Place {
     }
 }
 
+/// Every write past `blocks` of 512 or 1024 bytes is refused, in the way a full disk refuses it.
+#[cfg(unix)]
+pub fn on_a_full_disk(line: &str, blocks: u32) -> Command {
+    let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+    let mut command = Command::new("sh");
+    command.args(["-c", &script, ATTAR]).args(line.split_whitespace());
+    command
+}
+
 #[cfg(unix)]
 fn link(elsewhere: &Path, here: &Path) {
     std::os::unix::fs::symlink(elsewhere, here).unwrap();

@@ -109,6 +109,12 @@ impl Tokenizer {
         &self.tokens
     }
 
+    /// The ids that stand for other text here than in `other`, tokens that never come from text left aside: none where two
+    /// models can read each other's tokens.
+    pub fn differing_from(&self, other: &Self) -> Vec<u32> {
+        vocabulary::differing(&self.tokens, &other.tokens)
+    }
+
     /// Leaves out the last tokens, those that an embedding of `rows` rows has none for, if no text leads to any of them:
     /// Gemma 3's models of text have the tokenizer of those that see images, with one token more than rows.
     #[must_use]

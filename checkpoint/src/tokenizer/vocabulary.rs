@@ -81,6 +81,14 @@ pub(super) fn ids_by_text(tokens: &[Token]) -> HashMap<&str, u32> {
     ids
 }
 
+/// The ids that stand for other text in one vocabulary than in the other. Tokens that never come from text count for nothing:
+/// siblings rename what steers them, and fill their rows up differently.
+pub(super) fn differing(one: &[Token], other: &[Token]) -> Vec<u32> {
+    let is_text = |token: &Token| matches!(token.kind, TokenKind::Normal | TokenKind::Byte);
+    let differ = |(one, other): (&Token, &Token)| is_text(one) && is_text(other) && one.text != other.text;
+    (0..).zip(one.iter().zip(other)).filter(|&(_, pair)| differ(pair)).map(|(id, _)| id).collect()
+}
+
 /// # Errors
 /// Two tokens have the same text.
 pub(super) fn check_unique(tokens: &[Token]) -> Result<(), TokenizerError> {
@@ -171,6 +179,20 @@ mod tests {
         assert_eq!(tokens.iter().map(|t| t.text.as_str()).collect::<Vec<_>>(), ["a", "[PAD1]", "b"]);
         assert_eq!(tokens[1].kind, TokenKind::Unused);
         assert!(by_id(vec![(u32::MAX, token("far"))]).is_err());
+    }
+
+    #[test]
+    fn vocabularies_differ_where_an_id_stands_for_other_text() {
+        use TokenKind::{Control, Normal, Unused, UserDefined};
+        let tokens = |texts: &[(&str, TokenKind)]| -> Vec<Token> {
+            texts.iter().map(|&(text, kind)| Token { text: text.to_owned(), score: 0.0, kind }).collect()
+        };
+        let one = tokens(&[("<s>", Control), ("a", Normal), ("b", Normal), ("c", Normal), ("d", Normal)]);
+        let renamed = tokens(&[("<|begin|>", Control), ("a", Normal), ("b", Normal), ("[PAD3]", Unused)]);
+        assert!(differing(&one, &one).is_empty());
+        assert!(differing(&one, &renamed).is_empty() && differing(&renamed, &one).is_empty());
+        let swapped = tokens(&[("<s>", Control), ("b", Normal), ("a", Normal), ("<tool>", UserDefined)]);
+        assert_eq!(differing(&one, &swapped), [1, 2]);
     }
 
     #[test]

@@ -2,9 +2,9 @@
 
 use std::fs;
 
-use assert_cmd::Command;
-
 use crate::forge::{self, MATRIX};
+#[cfg(unix)]
+use crate::place::on_a_full_disk;
 use crate::place::{ATTAR, Place, skipped};
 
 /// A little work, and all of it done.
@@ -160,15 +160,6 @@ fn a_report_in_the_place_of_the_output() {
     }
     place.write("recipe.toml", RECIPE);
     place.refuses("run recipe.toml --json out.gguf", &["out.gguf", "the place of the output"]);
-}
-
-/// Every write past `blocks` of 512 or 1024 bytes is refused, in the way a full disk refuses it.
-#[cfg(unix)]
-fn on_a_full_disk(line: &str, blocks: u32) -> Command {
-    let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
-    let mut command = Command::new("sh");
-    command.args(["-c", &script, ATTAR]).args(line.split_whitespace());
-    command
 }
 
 #[cfg(unix)]

@@ -4,6 +4,9 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::forge;
+#[cfg(unix)]
+use crate::place::on_a_full_disk;
 use crate::place::{ATTAR, Place};
 
 /// A student that has lost a layer, and a run it learns in.
@@ -83,19 +86,20 @@ fn a_student_sees_its_weights_as_they_will_be_stored() {
     assert_eq!(place.json("aware.json")["output"]["scheme"], "w2a16-g64");
 }
 
-#[test]
-fn a_run_that_is_killed_goes_on_to_the_same_weights() {
-    let place = school();
-    let run = format!("{RUN} --tokens 10240 --no-eval").replace("--text heldout.txt --chunks 4", "");
-    place.done(&format!("{run} -o whole"));
-    let words = format!("{run} -o killed --save-every 0");
+/// A run that says nothing of what it wrote.
+fn unscored() -> String {
+    format!("{RUN} --tokens 10240 --no-eval").replace("--text heldout.txt --chunks 4", "")
+}
+
+/// Runs `words`, which write `output`, until something has been kept of it, and kills it.
+fn kill_once_kept(place: &Place, words: &str, output: &str) {
     let mut child = Command::new(ATTAR)
         .args(words.split_whitespace())
         .current_dir(place.at(""))
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let kept = place.at("killed.training/training.json");
+    let kept = place.at(output).with_extension("training").join("training.json");
     let started = Instant::now();
     while !kept.exists() {
         assert!(started.elapsed() < Duration::from_mins(4), "nothing was kept");
@@ -103,12 +107,93 @@ fn a_run_that_is_killed_goes_on_to_the_same_weights() {
     }
     child.kill().unwrap(); // SIGKILL
     child.wait().unwrap();
-    assert!(!place.at("killed").exists(), "it was over before it was killed");
+    assert!(!place.at(output).exists(), "it was over before it was killed");
+}
+
+#[test]
+fn a_run_that_is_killed_goes_on_to_the_same_weights() {
+    let place = school();
+    let run = unscored();
+    place.done(&format!("{run} -o whole"));
+    let words = format!("{run} -o killed --save-every 0 --log steps.jsonl");
+    kill_once_kept(&place, &words, "killed");
     place.fails(&words, &["killed.training", "not finished", "--resume"]);
     place.fails(&format!("{words} --resume --seed 1"), &["other settings"]);
     place.done(&format!("{words} --resume --threads 1 --json killed.json"));
     assert!(weights(&place, "killed") == weights(&place, "whole"));
     assert_eq!(place.json("killed.json")["distillation"]["steps"], 40);
+    let log = fs::read_to_string(place.at("steps.jsonl")).unwrap();
+    let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let steps =
+        lines.filter(|line| line["gradient_norm"].is_number()).map(|line| line["step"].as_u64().unwrap());
+    assert!(steps.eq(1..=40), "steps that were done twice are told once:\n{log}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_disk_that_fills_up_costs_the_steps_since_the_run_was_kept_and_no_others() {
+    let place = school();
+    let run = unscored();
+    place.done(&format!("{run} -o whole"));
+    let words = format!("{run} -o short --save-every 0");
+    place.fails_with(
+        &mut on_a_full_disk(&words, 1000),
+        &["short.training", "after step 1", "too large", "disk"],
+    );
+    kill_once_kept(&place, &words, "short");
+    let kept = &place.json("short.training/training.json")["steps"];
+    let still = format!("still keeps step {kept}, from which --resume goes on");
+    let words = format!("{words} --resume");
+    place.fails_with(&mut on_a_full_disk(&words, 1000), &["short.training", &still, "too large", "disk"]);
+    place.done(&words);
+    assert!(weights(&place, "short") == weights(&place, "whole"));
+}
+
+/// A disk that has room for the student but not for a run of it.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_too_small_to_keep_a_run_is_refused_before_any_work() {
+    use crate::place::skipped;
+
+    let place = school();
+    fs::create_dir(place.at("small")).unwrap();
+    let on_a_small_disk = |program: &str, line: &str| {
+        let script = "mount -t tmpfs -o size=8m tmpfs small && exec \"$0\" \"$@\"";
+        let mut command = assert_cmd::Command::new("unshare");
+        command.args(["-rm", "sh", "-c", script, program]).args(line.split_whitespace());
+        command
+    };
+    if on_a_small_disk("true", "").current_dir(place.at("")).output().is_ok_and(|run| run.status.success()) {
+        let line = format!("{} -o small/out", unscored());
+        let parts = ["small/out.training", "is kept", "8.39 MB", "make room"];
+        let stderr = place.fails_with(&mut on_a_small_disk(ATTAR, &line), &parts);
+        assert!(stderr.starts_with("error:"), "work was begun:\n{stderr}");
+    } else {
+        skipped("this user may not mount a file system");
+    }
+}
+
+#[test]
+fn a_teacher_with_other_tokens_is_refused() {
+    let place = Place::new();
+    forge::with_more_rows(&place, "larger", 4);
+    let teach = |teacher: &str| {
+        format!(
+            "distill --teacher {teacher} --student books-2m -o out --data calibration.txt --ctx 64 --no-eval"
+        )
+    };
+    place.refuses(&teach("larger"), &["the teacher knows 4,100 tokens, the student 4,096", "same tokenizer"]);
+    let other = forge::copy(&place, "other");
+    forge::edit_json(&other.join("tokenizer.json"), |tokenizer| {
+        let vocab = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+        (vocab["!"], vocab["$"]) = (3.into(), 0.into());
+    });
+    place.refuses(&teach("other"), &["2 tokens", "token 0 for `$` and for `!`", "same tokenizer"]);
+    let silent = forge::copy(&place, "silent");
+    fs::remove_file(silent.join("tokenizer.json")).unwrap();
+    let run = place.run(&format!("{} --dry-run", teach("silent")));
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert!(run.stderr.contains("warning: the teacher has no tokenizer"), "{}", run.stderr);
 }
 
 #[test]
@@ -117,6 +202,10 @@ fn what_cannot_be_taught_is_refused_before_any_work() {
     let ask = "distill --teacher books-2m --student books-2m -o out";
     place.refuses(ask, &["nothing to learn from", "--data"]);
     place.refuses(&format!("{ask} --data calibration.txt --ctx 100000"), &["too few", "--ctx"]);
+    place.write("short.txt", "Not a window of it.");
+    let few = ["`short.txt`", "0 windows of 512", "too few", "--ctx"];
+    place.refuses(&format!("{ask} --data calibration.txt --data short.txt"), &few);
+    place.refuses(&format!("{ask} --data calibration.txt --held-out 1"), &["too few", "--held-out"]);
     place.refuses(
         &format!("{ask} --data calibration.txt --resume"),
         &["no run to go on with", "out.training"],
