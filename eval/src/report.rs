@@ -263,6 +263,13 @@ pub struct Distillation {
     pub temperature: f64,
     /// The share of cross-entropy with the text, 0 to 1.
     pub cross_entropy: f64,
+    /// What the mean error of the residual stream after the layers of `layer_map`, relative to the teacher's, was multiplied by before
+    /// it was added to the loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden_loss: Option<f64>,
+    /// Layers of the student, and with each that of the teacher it was compared with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layer_map: Vec<[u64; 2]>,
     /// Steps.
     pub steps: u64,
     /// Steps that changed nothing, since loss or gradient was not finite.

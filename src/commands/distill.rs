@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use attar_checkpoint::atomic::Overwrite;
 use attar_checkpoint::tokenizer::Tokenizer;
-use attar_distill::{Aim, Decay, DeviceTraining, Disguise, Optimizer, Progress, Schedule, Teacher, Training};
+use attar_distill::{
+    Aim, Decay, DeviceTraining, Disguise, LayerMap, Optimizer, Progress, Schedule, Streams, Teacher, Training,
+};
 use attar_eval::{Convention, report};
 use attar_model::device::{Element, bf16};
 use attar_model::teacher::tokens_sha256;
@@ -45,8 +47,9 @@ pub fn run(args: &DistillArgs, global: &Global) -> Result<()> {
     let original = Original::open(&args.teacher)?;
     args.check(&original, &student)?;
     let tokenizer = student.tokenizer()?;
+    let streams = args.streams(&original, &student)?;
     let data = args.data(&original, &student, &tokenizer)?;
-    let lesson = Lesson::new(args, &data);
+    let lesson = Lesson::new(args, streams, &data);
 
     let scheme = match args.scheme {
         Some(scheme) => scheme,
@@ -99,7 +102,7 @@ pub fn run(args: &DistillArgs, global: &Global) -> Result<()> {
     let job = job(&taught);
     let (written, mut report) = job.run(&job.plan()?, &mut clock)?;
     report.model = describe(&student);
-    report.distillation = Some(facts(args, &data, record, progress.steps));
+    report.distillation = Some(facts(args, &lesson, &data, record, progress.steps));
     if let Some(scoring) = &scoring {
         let reference = match &original {
             Original::Model(teacher) => Some(clock.time("reference", || scoring.reference(teacher, talk))?),
@@ -157,7 +160,7 @@ impl School<'_> {
             }
             Original::Cache(cache) => Teacher::kept(cache)?,
         };
-        let mut pupil = OnProcessor { training, teacher: &teacher, aim: lesson.aim };
+        let mut pupil = OnProcessor { training, teacher: &teacher, aim: lesson.aim.clone() };
         self.course(state, fingerprint).train(&mut pupil, record)
     }
 
@@ -178,7 +181,7 @@ impl School<'_> {
         };
         let teacher = desk.teacher(self.original, ctx)?;
         let at_once = desk.plan.windows_at_once as usize;
-        let mut pupil = OnDevice { training, teacher, aim: lesson.aim, at_once };
+        let mut pupil = OnDevice { training, teacher, aim: lesson.aim.clone(), at_once };
         self.course(state, fingerprint).train(&mut pupil, record)
     }
 
@@ -214,7 +217,7 @@ struct Lesson {
 }
 
 impl Lesson {
-    fn new(args: &DistillArgs, data: &Data) -> Self {
+    fn new(args: &DistillArgs, streams: Option<Streams>, data: &Data) -> Self {
         let step_tokens = usize::from(args.batch) * data.windows.ctx();
         let all = data.learned_windows() * data.windows.ctx();
         let tokens = args.tokens.unwrap_or(all as u64);
@@ -239,7 +242,7 @@ impl Lesson {
         let likeness = Likeness { divergence, temperature: args.temperature as f32 };
         let adamw = AdamW { beta2: 0.95, weight_decay: args.weight_decay as f32, ..AdamW::default() };
         Self {
-            aim: Aim { likeness, cross_entropy: args.cross_entropy as f32 },
+            aim: Aim { likeness, cross_entropy: args.cross_entropy as f32, streams },
             optimizer: Optimizer { adamw, schedule, clip: Some(args.clip as f32) },
             step: Step { keep: Keep::Activations, precision: args.precision.into() },
         }
@@ -263,7 +266,7 @@ impl Lesson {
         });
         format!(
             "teacher: {}\nstudent: {}, {} parameters\ndata: {} windows of {} to learn from, {} held out\n\
-             {} steps of {} tokens, {} tokens in all\nmemory of the student and its optimizer: {}\n{device}",
+             {} steps of {} tokens, {} tokens in all\n{}memory of the student and its optimizer: {}\n{device}",
             args.teacher.display(),
             args.student.display(),
             thousands(student.parameters()),
@@ -273,6 +276,7 @@ impl Lesson {
             thousands(steps),
             thousands(step_tokens as u64),
             thousands(steps * step_tokens as u64),
+            self.aim.streams.as_ref().map_or(String::new(), |streams| say_layers(&streams.map)),
             human_bytes(memory),
         )
     }
@@ -297,8 +301,20 @@ impl Lesson {
     }
 }
 
+/// Which layers are compared, for a person.
+fn say_layers(map: &LayerMap) -> String {
+    let pairs = map.pairs().iter().map(|(student, teacher)| format!("{student}:{teacher}"));
+    format!("layers of the student compared with the teacher's: {}\n", pairs.collect::<Vec<_>>().join(","))
+}
+
 /// What the report says of a run.
-fn facts(args: &DistillArgs, data: &Data, record: Record, steps: u64) -> report::Distillation {
+fn facts(
+    args: &DistillArgs,
+    lesson: &Lesson,
+    data: &Data,
+    record: Record,
+    steps: u64,
+) -> report::Distillation {
     let ctx = data.windows.ctx() as u64;
     report::Distillation {
         teacher: args.teacher.display().to_string(),
@@ -307,6 +323,8 @@ fn facts(args: &DistillArgs, data: &Data, record: Record, steps: u64) -> report:
         loss: args.loss.name().to_owned(),
         temperature: args.temperature,
         cross_entropy: args.cross_entropy,
+        hidden_loss: args.hidden_loss,
+        layer_map: lesson.aim.streams.as_ref().map_or_else(Vec::new, |streams| reported(&streams.map)),
         steps,
         skipped_steps: record.skipped,
         step_tokens: u64::from(args.batch) * ctx,
@@ -353,6 +371,28 @@ impl DistillArgs {
         }
     }
 
+    /// What the residual stream is to be after which layers, if anything is asked of it.
+    fn streams(&self, original: &Original, student: &Source) -> Result<Option<Streams>> {
+        let Some(weight) = self.hidden_loss else { return Ok(None) };
+        let map = self.map(original, student).doing(|| "while comparing layers of student and teacher")?;
+        Ok(Some(Streams { map, weight: weight as f32 }))
+    }
+
+    /// Which layer of the teacher each of the student is compared with.
+    fn map(&self, original: &Original, student: &Source) -> Result<LayerMap> {
+        let Original::Model(teacher) = original else {
+            return Err(Failure::from(attar_distill::Error::KeptWithoutStreams)
+                .hint("give the teacher itself in place of its cache"));
+        };
+        let [of_student, of_teacher] = [&student.config, &teacher.config];
+        let even = || LayerMap::even(of_student.num_hidden_layers, of_teacher.num_hidden_layers);
+        let map = self.layer_map.clone().unwrap_or_else(even);
+        map.check(of_student, of_teacher).hint(|| {
+            "--layer-map names layers of both, and both need one hidden size; predictions alone can be learned by any student"
+        })?;
+        Ok(map)
+    }
+
     fn data(&self, original: &Original, student: &Source, tokenizer: &Tokenizer) -> Result<Data> {
         if let Original::Cache(cache) = original {
             return data::of_cache(cache.windows(), cache.path(), self.held_out);
@@ -395,12 +435,14 @@ impl DistillArgs {
         }
         let computer = global.computer(&models)?;
         let sizes = (usize::from(self.batch), data.windows.ctx());
-        let course = match self.scheme {
-            None => pupil::course(student, original, sizes, self.precision.into()),
-            Some(_) => {
-                Err(Failure::new("a student sees its weights as they are stored on the processor only")
-                    .hint("leave --device out, or --scheme, and quantize what was taught"))
-            }
+        let course = if self.scheme.is_some() {
+            Err(Failure::new("a student sees its weights as they are stored on the processor only")
+                .hint("leave --device out, or --scheme, and quantize what was taught"))
+        } else if self.hidden_loss.is_some() {
+            Err(Failure::from(attar_distill::Error::StreamsOnDevice)
+                .hint("leave --device out, or --hidden-loss, and learn from predictions alone"))
+        } else {
+            pupil::course(student, original, sizes, self.precision.into())
         };
         match course {
             Ok(course) => {
@@ -426,6 +468,10 @@ impl DistillArgs {
             _ => Ok(None),
         }
     }
+}
+
+fn reported(map: &LayerMap) -> Vec<[u64; 2]> {
+    map.pairs().iter().map(|&(student, teacher)| [student as u64, teacher as u64]).collect()
 }
 
 /// Weights as the plan's encodings store them, rounded to nearest.

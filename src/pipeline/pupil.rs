@@ -68,7 +68,7 @@ impl Pupil for OnProcessor<'_> {
     fn step(&mut self, data: &Data, which: &[usize]) -> Result<Done> {
         let mut parts = which.chunks(at_once(data)).map(|part| {
             let windows = data.of(part);
-            let signal = self.teacher.of(&windows, part, self.aim, which.len())?;
+            let signal = self.teacher.of(&windows, part, &self.aim, which.len())?;
             Ok((windows, signal))
         });
         Ok(self.training.step(&mut parts)?)
@@ -78,7 +78,7 @@ impl Pupil for OnProcessor<'_> {
         let ([mut loss, mut surprise], all) = ([0.0, 0.0], data.held_out.len());
         for part in data.held_out.chunks(at_once(data)) {
             let windows = data.of(part);
-            let signal = self.teacher.of(&windows, part, self.aim, all)?;
+            let signal = self.teacher.of(&windows, part, &self.aim, all)?;
             loss += self.training.loss(&windows, &signal)?;
             let share = part.len() as f64 / all as f64;
             surprise += self.training.loss(&windows, &NextToken::mean(&windows))? * share;
@@ -122,7 +122,7 @@ impl<T: Element> Pupil for OnDevice<'_, T> {
         let (cuda, config) = (training.student().cuda().clone(), training.student().config().clone());
         let mut parts = which
             .chunks(*at_once)
-            .map(|part| teacher.of((&cuda, &config), (&data.of(part), part), *aim, which.len()));
+            .map(|part| teacher.of((&cuda, &config), (&data.of(part), part), aim, which.len()));
         Ok(training.step(&mut parts)?)
     }
 
@@ -131,7 +131,7 @@ impl<T: Element> Pupil for OnDevice<'_, T> {
         let (mut found, all, student) = ([0.0, 0.0], data.held_out.len(), training.student());
         for part in data.held_out.chunks(*at_once) {
             let windows = data.of(part);
-            let lesson = teacher.of((student.cuda(), student.config()), (&windows, part), *aim, all)?;
+            let lesson = teacher.of((student.cuda(), student.config()), (&windows, part), aim, all)?;
             let [loss, surprise] = training.losses(&windows, &lesson)?;
             found = [found[0] + loss, found[1] + surprise * part.len() as f64 / all as f64];
         }

@@ -17,8 +17,11 @@ use crate::place::{Place, fixture};
 
 const CTX: usize = 11;
 const STEPS: u64 = 4;
-const AIM: Aim =
-    Aim { likeness: Likeness { divergence: Divergence::ReverseKl, temperature: 1.5 }, cross_entropy: 0.2 };
+const AIM: Aim = Aim {
+    likeness: Likeness { divergence: Divergence::ReverseKl, temperature: 1.5 },
+    cross_entropy: 0.2,
+    streams: None,
+};
 
 /// Tiny random models of one vocabulary, and a text.
 struct School {

@@ -1,6 +1,7 @@
 //! What a rendering for people shows, before it is laid out.
 
 use std::collections::HashSet;
+use std::fmt::Write as _;
 use std::path::Path;
 
 use super::figures::{bytes, duration, grouped, measured, percent, perplexity, short_perplexity, small};
@@ -90,12 +91,14 @@ fn distillation(taught: &Distillation) -> Section {
 }
 
 fn loss_label(taught: &Distillation) -> String {
-    let warmth = format!("{} at temperature {}", taught.loss, taught.temperature);
+    let mut label = format!("{} at temperature {}", taught.loss, taught.temperature);
     if taught.cross_entropy > 0.0 {
-        format!("{warmth}, {} of cross-entropy", percent(taught.cross_entropy))
-    } else {
-        warmth
+        let _ = write!(label, ", {} of cross-entropy", percent(taught.cross_entropy)); // a String never fails
     }
+    if let Some(weight) = taught.hidden_loss {
+        let _ = write!(label, ", {weight} of the error of {} layers", taught.layer_map.len());
+    }
+    label
 }
 
 fn curve_row(point: &CurvePoint) -> Vec<String> {

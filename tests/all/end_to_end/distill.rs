@@ -45,6 +45,26 @@ fn a_student_that_was_cut_comes_nearer_its_teacher_again() {
     }
 }
 
+/// What the stream is to be is learned beside what is predicted, and the report says of which layers.
+#[test]
+fn layers_of_a_student_come_nearer_those_of_its_teacher() {
+    let place = school();
+    let run = format!("{RUN} --tokens 2560 --hidden-loss 0.5 --no-eval")
+        .replace("--text heldout.txt --chunks 4", "");
+    place.done(&format!("{run} -o even --json even.json --report told"));
+    place.done(&format!("{run} -o named --json named.json --layer-map 0:0"));
+    let taught = |name: &str| place.json(name)["distillation"].clone();
+    let (even, named) = (taught("even.json"), taught("named.json"));
+    assert_eq!((&even["hidden_loss"], &named["layer_map"]), (&0.5.into(), &serde_json::json!([[0, 0]])));
+    for taught in [&even, &named] {
+        let curve = taught["curve"].as_array().unwrap();
+        let [first, last] =
+            [&curve[0], &curve[curve.len() - 1]].map(|at| at["held_out_loss"].as_f64().unwrap());
+        assert!(last < 0.9 * first, "{taught:#}");
+    }
+    assert!(fs::read_to_string(place.at("told/report.md")).unwrap().contains("0.5 of the error of"));
+}
+
 /// From what a teacher said once, hidden states to the bit, the same is learned as from the teacher.
 #[test]
 fn a_kept_teacher_teaches_what_it_would_say() {
@@ -126,8 +146,15 @@ fn what_cannot_be_taught_is_refused_before_any_work() {
     place.refuses(&format!("{ask} --data lines.jsonl"), &["line 2", "`messages`", "chat template"]);
     place.write("lines.jsonl", "{\"text\": \"a\"}\nno json\n");
     place.fails(&format!("{ask} --data lines.jsonl"), &["line 2 of `lines.jsonl`"]);
+    let layers = format!("{ask} --data calibration.txt --hidden-loss 1");
+    place.refuses(&format!("{layers} --layer-map 0:9"), &["the teacher has no layer 9", "--layer-map"]);
+    place.done("prune books-2m -o narrow --hidden 0.75 --no-eval --quiet");
+    let narrow = layers.replace("--student books-2m", "--student narrow");
+    place.refuses(&narrow, &["residual stream has", "hidden size"]);
+    place.refuses(&format!("{layers} --device cuda"), &["cuda"]);
     place.done("eval books-2m --text heldout.txt --ctx 64 --chunks 4 --quiet --save-reference kept");
     let ask = "distill --teacher kept --student books-2m -o out";
     place.refuses(&format!("{ask} --data calibration.txt"), &["text of its own", "--data"]);
     place.refuses(&format!("{ask} --ctx 32"), &["windows of its own length"]);
+    place.refuses(&format!("{ask} --hidden-loss 1"), &["says nothing of its layers", "teacher itself"]);
 }
