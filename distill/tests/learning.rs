@@ -3,15 +3,17 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use attar_distill::{
-    Aim, Decay, Disguise, Done, Error, LayerMap, Optimizer, Order, Schedule, Streams, Teacher, Training,
+    Aim, BlockLesson, BlockTraining, Decay, Disguise, Done, Error, LayerMap, Optimizer, Order, Schedule,
+    Streams, Teacher, Training,
 };
 use attar_model::{
-    AdamW, Divergence, Keep, Likeness, LoadError, Loss, Model, ModelConfig, Moments, Precision, Role, Step,
-    Weights, Windows,
+    AdamW, Block, Divergence, Keep, Likeness, LoadError, Loss, Model, ModelConfig, Moments, Precision, Role,
+    Step, Weights, Windows,
 };
-use ndarray::{Array, Array2, ArrayD, ArrayView2, IxDyn};
+use ndarray::{Array, Array2, ArrayD, ArrayView2, IxDyn, s};
 use serde_json::json;
 use std::collections::HashMap;
+use std::ops::Range;
 
 const VOCAB: usize = 64;
 const CTX: usize = 16;
@@ -327,4 +329,70 @@ fn another_vocabulary_is_refused() {
     other.vocab_size += 1;
     let error = Teacher::Online(&teacher).check(&other).unwrap_err();
     assert_eq!(error.to_string(), "the teacher knows 64 tokens, the student 65");
+}
+
+/// A block that learns, the stream it reads and the one its teacher's block makes of it.
+struct Bench {
+    training: BlockTraining,
+    input: Array2<f32>,
+    target: Array2<f32>,
+}
+
+impl Bench {
+    fn new(precision: Precision) -> Self {
+        let config = config(1, 32);
+        let block = |seed| Block::load(&config, 0, &Random(config.clone(), seed)).unwrap();
+        let mut noise = noise(5);
+        let input = Array2::from_shape_simple_fn((4 * CTX, 32), || 3.0 * noise());
+        let mut target = input.clone();
+        block(1).forward(&mut target, CTX);
+        Self { training: BlockTraining::new(block(2), optimizer(40), precision).unwrap(), input, target }
+    }
+
+    fn lesson(&self, windows: Range<usize>) -> BlockLesson {
+        let rows = s![windows.start * CTX..windows.end * CTX, ..];
+        let [input, target] = [&self.input, &self.target].map(|stream| stream.slice(rows).to_owned());
+        BlockLesson { input, target, ctx: CTX, share: 1.0 / (4 * CTX) as f32 }
+    }
+
+    fn step(&mut self, at_once: usize) -> Done {
+        let parts: Vec<_> =
+            (0..4).step_by(at_once).map(|first| Ok(self.lesson(first..first + at_once))).collect();
+        self.training.step(&mut parts.into_iter()).unwrap()
+    }
+}
+
+#[test]
+fn a_block_learns_alone_what_its_teachers_makes_of_the_stream() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        let mut bench = Bench::new(precision);
+        let before = bench.training.loss(bench.lesson(0..4));
+        let losses: Vec<f64> = (0..40).map(|_| bench.step(4).loss).collect();
+        assert!((losses[0] - before).abs() < 1e-9, "{before}, then {losses:?}");
+        assert!(losses[39] < 0.5 * losses[0], "{precision:?}: {losses:?}");
+    }
+}
+
+#[test]
+fn a_block_learns_the_same_in_parts_and_after_an_interruption() {
+    let (mut whole, mut parts) = (Bench::new(Precision::F32), Bench::new(Precision::F32));
+    let all: Vec<Done> = (0..8).map(|_| whole.step(4)).collect();
+    for whole in &all {
+        assert!((whole.loss - parts.step(1).loss).abs() < 1e-5);
+    }
+
+    let mut first = Bench::new(Precision::F32);
+    (0..3).for_each(|_| drop(first.step(4)));
+    let moments: HashMap<String, Moments> =
+        first.training.moments().map(|(name, moments)| (name, moments.clone())).collect();
+    let progress = first.training.progress();
+    let mut again = Bench::new(Precision::F32);
+    let mut block = Block::load(&config(1, 32), 0, &Random(config(1, 32), 3)).unwrap();
+    for spec in config(1, 32).tensors().iter().filter(|spec| spec.layer == Some(0)) {
+        let learned = first.training.block().parameter(spec.role).unwrap();
+        block.parameter_mut(spec.role).unwrap().assign(&learned);
+    }
+    let training = BlockTraining::new(block, optimizer(40), Precision::F32).unwrap();
+    again.training = training.after(progress, &mut |name| moments.get(name).cloned()).unwrap();
+    assert_eq!((0..5).map(|_| again.step(4)).collect::<Vec<_>>(), all[3..]);
 }

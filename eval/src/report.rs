@@ -248,6 +248,9 @@ pub struct Routing {
     pub expert_tokens: Vec<u64>,
 }
 
+/// What each layer of a student minimised alone: the error of the residual stream after it, relative to that after its teacher's.
+pub const BLOCK_OUTPUT: &str = "block-output";
+
 /// How a student was taught.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Distillation {
@@ -257,7 +260,7 @@ pub struct Distillation {
     pub data: Vec<String>,
     /// SHA-256 of the tokens of all windows, little-endian u32; lower-case hex.
     pub data_sha256: String,
-    /// What was minimised: `forward-kl`, `reverse-kl`, `jsd`.
+    /// What was minimised: `forward-kl`, `reverse-kl`, `jsd`; or, layer after layer, [`BLOCK_OUTPUT`].
     pub loss: String,
     /// What logits were divided by.
     pub temperature: f64,
@@ -295,6 +298,9 @@ pub struct Distillation {
 pub struct CurvePoint {
     /// Steps done.
     pub step: u64,
+    /// The layer that learned, and whose losses these are, where layers learned one after another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<u64>,
     /// Tokens learned from.
     pub tokens: u64,
     /// Seconds of training until then.

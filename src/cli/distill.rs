@@ -58,12 +58,17 @@ pub struct DistillArgs {
     pub cross_entropy: f64,
 
     /// Add the error of the residual stream after the student's layers, relative to the teacher's, times this
-    #[arg(long, value_name = "WEIGHT", value_parser = parse_positive)]
+    #[arg(long, value_name = "WEIGHT", group = "layers", value_parser = parse_positive)]
     pub hidden_loss: Option<f64>,
+
+    /// Teach one layer after another instead, each to turn the student's stream into the teacher's: one layer in memory at a time,
+    /// --tokens for each
+    #[arg(long, group = "layers", conflicts_with_all = ["loss", "beta", "temperature", "cross_entropy", "scheme"])]
+    pub local: bool,
 
     /// Which layer of the teacher each layer of the student is compared with, counted from 0: 0:1,1:3
     /// [default: all, evenly spread]
-    #[arg(long, value_name = "STUDENT:TEACHER,...", requires = "hidden_loss", value_parser = parse_layer_map)]
+    #[arg(long, value_name = "STUDENT:TEACHER,...", requires = "layers", value_parser = parse_layer_map)]
     pub layer_map: Option<LayerMap>,
 
     /// The highest learning rate

@@ -56,6 +56,7 @@ impl School {
             data: &self.data,
             batch: 3,
             steps,
+            part_steps: steps,
             seed: 1,
             state,
             save_every: Duration::from_hours(1),

@@ -7,8 +7,8 @@ use std::path::Path;
 use super::figures::{bytes, duration, grouped, measured, percent, perplexity, short_perplexity, small};
 use crate::Divergence;
 use crate::report::{
-    Calibration, CurvePoint, Distillation, Evaluation, Model, Output, Pruning, Reference, Report, Run, Shape,
-    Tensor,
+    BLOCK_OUTPUT, Calibration, CurvePoint, Distillation, Evaluation, Model, Output, Pruning, Reference,
+    Report, Run, Shape, Tensor,
 };
 
 /// A titled sequence of sections.
@@ -91,6 +91,9 @@ fn distillation(taught: &Distillation) -> Section {
 }
 
 fn loss_label(taught: &Distillation) -> String {
+    if taught.loss == BLOCK_OUTPUT {
+        return format!("{BLOCK_OUTPUT} of {} layers, one after another", taught.layer_map.len());
+    }
     let mut label = format!("{} at temperature {}", taught.loss, taught.temperature);
     if taught.cross_entropy > 0.0 {
         let _ = write!(label, ", {} of cross-entropy", percent(taught.cross_entropy)); // a String never fails
@@ -104,7 +107,7 @@ fn loss_label(taught: &Distillation) -> String {
 fn curve_row(point: &CurvePoint) -> Vec<String> {
     let figure = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.4}"));
     vec![
-        grouped(point.step),
+        point.layer.map_or(grouped(point.step), |layer| format!("{}, layer {layer}", grouped(point.step))),
         grouped(point.tokens),
         figure(point.loss),
         figure(point.held_out_loss),

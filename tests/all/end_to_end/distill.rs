@@ -65,6 +65,45 @@ fn layers_of_a_student_come_nearer_those_of_its_teacher() {
     assert!(fs::read_to_string(place.at("told/report.md")).unwrap().contains("0.5 of the error of"));
 }
 
+/// One layer after another, each nearer its teacher's than before; killed between two or within one, to the same weights.
+#[test]
+fn a_student_that_learns_layer_by_layer_comes_nearer_and_survives_being_killed() {
+    let place = Place::new();
+    place.done("prune books-2m -o thin --ffn 0.5 --no-eval --no-repair --quiet --calib heldout.txt");
+    let run = RUN.replace("--student cut", "--student thin --local --tokens 5120");
+    place.done(&format!("{run} -o whole --json whole.json --log steps.jsonl"));
+    let report = place.json("whole.json");
+    let taught = &report["distillation"];
+    assert_eq!((&taught["loss"], &taught["steps"]), (&"block-output".into(), &40.into()));
+    assert_eq!(taught["layer_map"], serde_json::json!([[0, 0], [1, 1]]));
+    let curve = taught["curve"].as_array().unwrap();
+    for layer in 0..2 {
+        let of_layer = curve.iter().filter(|point| point["layer"] == layer);
+        let losses: Vec<_> = of_layer.map(|point| point["held_out_loss"].as_f64().unwrap()).collect();
+        assert!(losses.len() > 5 && losses[losses.len() - 1] < 0.9 * losses[0], "{layer}: {losses:?}");
+    }
+    let log = fs::read_to_string(place.at("steps.jsonl")).unwrap();
+    let steps = |layer: usize| {
+        let named = format!("\"layer\":{layer}");
+        log.lines().filter(|line| line.contains("gradient_norm") && line.contains(&named)).count()
+    };
+    assert_eq!([steps(0), steps(1)], [20, 20]);
+    let line =
+        "eval thin --text heldout.txt --chunks 4 --ctx 64 --reference books-2m --quiet --json thin.json";
+    place.done(line);
+    let kl = |name: &str| place.json(name)["evaluation"]["kl_divergence"]["mean"].as_f64().unwrap();
+    assert!(kl("whole.json") < 0.7 * kl("thin.json"), "{}, {}", kl("whole.json"), kl("thin.json"));
+
+    let words =
+        format!("{run} -o killed --save-every 0 --no-eval").replace("--text heldout.txt --chunks 4", "");
+    for enough in [3, 25] {
+        let more = if enough == 3 { "" } else { " --resume" };
+        kill_once_kept(&place, &format!("{words}{more}"), "killed", enough);
+    }
+    place.done(&format!("{words} --resume --threads 1"));
+    assert!(weights(&place, "killed") == weights(&place, "whole"));
+}
+
 /// From what a teacher said once, hidden states to the bit, the same is learned as from the teacher.
 #[test]
 fn a_kept_teacher_teaches_what_it_would_say() {
@@ -109,26 +148,35 @@ fn a_run_that_is_killed_goes_on_to_the_same_weights() {
     let run = format!("{RUN} --tokens 10240 --no-eval").replace("--text heldout.txt --chunks 4", "");
     place.done(&format!("{run} -o whole"));
     let words = format!("{run} -o killed --save-every 0");
+    kill_once_kept(&place, &words, "killed", 1);
+    place.fails(&words, &["killed.training", "not finished", "--resume"]);
+    place.fails(&format!("{words} --resume --seed 1"), &["other settings"]);
+    place.done(&format!("{words} --resume --threads 1 --json killed.json"));
+    assert!(weights(&place, "killed") == weights(&place, "whole"));
+    assert_eq!(place.json("killed.json")["distillation"]["steps"], 40);
+}
+
+/// Kills a run on its way to `output` with SIGKILL once so many of its steps are kept.
+fn kill_once_kept(place: &Place, words: &str, output: &str, steps: u64) {
     let mut child = Command::new(ATTAR)
         .args(words.split_whitespace())
         .current_dir(place.at(""))
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let kept = place.at("killed.training/training.json");
+    let kept = place.at(output).with_extension("training").join("training.json");
+    let kept_steps = || {
+        let facts: serde_json::Value = serde_json::from_slice(&fs::read(&kept).ok()?).ok()?;
+        facts["steps"].as_u64()
+    };
     let started = Instant::now();
-    while !kept.exists() {
+    while kept_steps().is_none_or(|kept| kept < steps) {
         assert!(started.elapsed() < Duration::from_mins(4), "nothing was kept");
         std::thread::sleep(Duration::from_millis(5));
     }
     child.kill().unwrap(); // SIGKILL
     child.wait().unwrap();
-    assert!(!place.at("killed").exists(), "it was over before it was killed");
-    place.fails(&words, &["killed.training", "not finished", "--resume"]);
-    place.fails(&format!("{words} --resume --seed 1"), &["other settings"]);
-    place.done(&format!("{words} --resume --threads 1 --json killed.json"));
-    assert!(weights(&place, "killed") == weights(&place, "whole"));
-    assert_eq!(place.json("killed.json")["distillation"]["steps"], 40);
+    assert!(!place.at(output).exists(), "it was over before it was killed");
 }
 
 #[test]
@@ -152,6 +200,16 @@ fn what_cannot_be_taught_is_refused_before_any_work() {
     let narrow = layers.replace("--student books-2m", "--student narrow");
     place.refuses(&narrow, &["residual stream has", "hidden size"]);
     place.refuses(&format!("{layers} --device cuda"), &["cuda"]);
+    let local = format!("{ask} --data calibration.txt --local");
+    place.refuses(&format!("{local} --layer-map 0:1,1:0"), &["rise", "--layer-map"]);
+    place.refuses(&format!("{local} --max-memory 50MB"), &["--max-memory", "optimizer"]);
+    for clash in ["--hidden-loss 1", "--scheme q8_0", "--loss jsd", "--cross-entropy 0.5"] {
+        let run = place.run(&format!("{local} {clash}"));
+        assert_eq!((run.code, run.stdout.as_str()), (Some(2), ""), "{clash}");
+        assert!(run.stderr.contains("cannot be used with"), "{}", run.stderr);
+    }
+    let run = place.run(&format!("{ask} --data calibration.txt --layer-map 0:1"));
+    assert!(run.code == Some(2) && run.stderr.contains("--hidden-loss"), "{}", run.stderr);
     place.done("eval books-2m --text heldout.txt --ctx 64 --chunks 4 --quiet --save-reference kept");
     let ask = "distill --teacher kept --student books-2m -o out";
     place.refuses(&format!("{ask} --data calibration.txt"), &["text of its own", "--data"]);
