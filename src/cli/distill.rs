@@ -24,8 +24,8 @@ pub struct DistillArgs {
     #[arg(long, short)]
     pub output: PathBuf,
 
-    /// Text to learn from, plain or JSON lines with a `text` each (.jsonl); may be given more than once, with a weight:
-    /// FILE=2
+    /// Text to learn from, plain or JSON lines (.jsonl) with a `text` or, for the chat template, `messages` each; may be
+    /// given more than once, with a weight: FILE=2
     #[arg(long, value_name = "FILE[=WEIGHT]")]
     pub data: Vec<DataFile>,
 

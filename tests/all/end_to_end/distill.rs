@@ -156,6 +156,43 @@ fn a_run_that_is_killed_goes_on_to_the_same_weights() {
     assert_eq!(place.json("killed.json")["distillation"]["steps"], 40);
 }
 
+/// Conversations by a template that adds nothing but the end are the texts they are made of.
+#[test]
+fn conversations_are_learned_as_the_chat_template_writes_them() {
+    let place = school();
+    let text = fs::read_to_string(place.at("calibration.txt")).unwrap();
+    let (mut texts, mut chats) = (String::new(), String::new());
+    for part in text.split("\n\n").filter(|part| part.len() > 20).take(60) {
+        let (ask, answer) = part.split_at(part.char_indices().nth(10).unwrap().0);
+        let messages =
+            serde_json::json!([{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]);
+        texts += &format!("{}\n", serde_json::json!({"text": part}));
+        chats += &format!("{}\n", serde_json::json!({"messages": messages}));
+    }
+    place.write("texts.jsonl", &texts);
+    place.write("chats.jsonl", &chats);
+    let run = "distill --teacher books-2m --student cut --ctx 64 --batch 4 --tokens 512 --no-eval --quiet";
+    let line = |data: &str| format!("{run} --data {data} -o {data}.out --json {data}.json");
+    place.refuses(
+        &line("chats.jsonl"),
+        &["line 1 of `chats.jsonl`", "no chat template", "chat_template.jinja"],
+    );
+    let template = "{% for message in messages %}{{ message.content }}{% endfor %}{{ eos_token }}";
+    place.write("cut/chat_template.jinja", template);
+    place.done(&line("texts.jsonl"));
+    place.done(&line("chats.jsonl"));
+    assert!(weights(&place, "texts.jsonl.out") == weights(&place, "chats.jsonl.out"));
+    let sha256 = |name: &str| place.json(name)["distillation"]["data_sha256"].clone();
+    assert_eq!(sha256("texts.jsonl.json"), sha256("chats.jsonl.json"));
+    assert!(place.at("chats.jsonl.out/chat_template.jinja").is_file(), "the template goes with the student");
+
+    place.write("cut/chat_template.jinja", "{{ raise_exception('only the assistant speaks') }}");
+    let refused = line("chats.jsonl").replace(".out", ".no");
+    place.refuses(&refused, &["line 1 of `chats.jsonl`", "only the assistant speaks", "change its messages"]);
+    place.write("cut/chat_template.jinja", "{% for %}");
+    place.refuses(&refused, &["chat template of the tokenizer", "syntax error"]);
+}
+
 /// Kills a run on its way to `output` with SIGKILL once so many of its steps are kept.
 fn kill_once_kept(place: &Place, words: &str, output: &str, steps: u64) {
     let mut child = Command::new(ATTAR)
@@ -190,8 +227,8 @@ fn what_cannot_be_taught_is_refused_before_any_work() {
         &["no run to go on with", "out.training"],
     );
     place.refuses(&format!("{ask} --data calibration.txt --device cuda"), &["cuda", "CUDA", "--device cpu"]);
-    place.write("lines.jsonl", "{\"text\": \"a\"}\n{\"messages\": []}\n");
-    place.refuses(&format!("{ask} --data lines.jsonl"), &["line 2", "`messages`", "chat template"]);
+    place.write("lines.jsonl", "{\"text\": \"a\"}\n{\"words\": []}\n");
+    place.refuses(&format!("{ask} --data lines.jsonl"), &["line 2", "neither a `text` nor `messages`"]);
     place.write("lines.jsonl", "{\"text\": \"a\"}\nno json\n");
     place.fails(&format!("{ask} --data lines.jsonl"), &["line 2 of `lines.jsonl`"]);
     let layers = format!("{ask} --data calibration.txt --hidden-loss 1");
