@@ -7,6 +7,7 @@ use attar_checkpoint::tokenizer::Tokenizer;
 use attar_model::Windows;
 use serde::Deserialize;
 
+use crate::chat::{ChatTemplate, Conversation};
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::pipeline::training::{Data, LearnedText};
 use crate::text::Text;
@@ -36,44 +37,83 @@ impl FromStr for DataFile {
 
 /// A line of a `.jsonl` file.
 #[derive(Deserialize)]
-struct Line {
-    text: Option<String>,
-    messages: Option<serde_json::Value>,
+#[serde(untagged)]
+enum Line {
+    Text { text: String },
+    Conversation(Conversation),
 }
 
-impl DataFile {
-    /// The documents of the file.
-    fn documents(&self) -> Result<Vec<String>> {
-        let content = Text::read(&self.path)?.content;
-        if !self.path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("jsonl")) {
-            return Ok(vec![content]);
+/// Something to learn from, as it is tokenized.
+enum Document {
+    Text(String),
+    /// Written out by the chat template, which ends it itself.
+    Conversation(String),
+}
+
+/// Documents of files, and what writes conversations out once there are any.
+struct Reader<'a> {
+    tokenizer: &'a Tokenizer,
+    chat: Option<ChatTemplate>,
+}
+
+impl Reader<'_> {
+    /// The documents of a file.
+    fn documents(&mut self, file: &DataFile) -> Result<Vec<Document>> {
+        let content = Text::read(&file.path)?.content;
+        if !file.path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("jsonl")) {
+            return Ok(vec![Document::Text(content)]);
         }
         let lines = content.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         lines
             .map(|(number, line)| {
-                let at = || format!("while reading line {} of `{}`", number + 1, self.path.display());
-                let each = || "each line is an object such as {\"text\": \"...\"}";
-                match serde_json::from_str(line).doing(at).hint(each)? {
-                    Line { text: Some(text), .. } => Ok(text),
-                    Line { messages: Some(_), .. } => Err(Failure::new("it has `messages`").hint(
-                        "attar applies no chat template: write each conversation out under the key `text`",
-                    ))
-                    .doing(at),
-                    Line { .. } => Err(Failure::new("it has no `text`").hint(each())).doing(at),
-                }
+                let at = || format!("while reading line {} of `{}`", number + 1, file.path.display());
+                self.document(line).doing(at)
             })
             .collect()
     }
+
+    fn document(&mut self, line: &str) -> Result<Document> {
+        let value: serde_json::Value = serde_json::from_str(line).hint(|| EACH_LINE)?;
+        match serde_json::from_value(value) {
+            Ok(Line::Text { text }) => Ok(Document::Text(text)),
+            Ok(Line::Conversation(conversation)) => {
+                let chat = match self.chat.take() {
+                    Some(chat) => chat,
+                    None => ChatTemplate::of(self.tokenizer)?,
+                };
+                self.chat.insert(chat).write(&conversation).map(Document::Conversation)
+            }
+            Err(_) => Err(Failure::new("it has neither a `text` nor `messages`").hint(EACH_LINE)),
+        }
+    }
+
+    /// The tokens of documents, one after the other; `end` follows each text that is not alone.
+    fn tokens(&self, documents: &[Document], end: Option<u32>) -> Result<Vec<u32>> {
+        let mut stream = Vec::new();
+        for document in documents {
+            match document {
+                Document::Text(text) => {
+                    stream.extend(self.tokenizer.encode(text)?);
+                    stream.extend(end.filter(|_| documents.len() > 1));
+                }
+                Document::Conversation(text) => stream.extend(self.tokenizer.encode_with_controls(text)?),
+            }
+        }
+        Ok(stream)
+    }
 }
+
+/// What a line of a `.jsonl` file is.
+const EACH_LINE: &str = "each line is an object such as {\"text\": \"...\"} or {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}]}";
 
 /// Cuts the files into windows of `ctx` tokens; the last `held_out` share of each file's is never learned from, and
 /// 64 of all these at most are scored.
 ///
-/// Documents follow one another, with `end` between them where there is such a token; each window begins with BOS where the
-/// tokenizer adds one. What is left at a file's end is not used.
+/// Documents follow one another, texts with `end` behind each where there is such a token, conversations as the chat template
+/// writes them; each window begins with BOS where the tokenizer adds one. What is left at a file's end is not used.
 ///
 /// # Errors
-/// A file that cannot be read, one without two full windows.
+/// A file that cannot be read, one without two full windows; conversations where the tokenizer has no chat template for them.
 pub fn read(
     files: &[DataFile],
     tokenizer: &Tokenizer,
@@ -83,15 +123,13 @@ pub fn read(
 ) -> Result<Data> {
     let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
     let (mut tokens, mut texts, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+    let mut reader = Reader { tokenizer, chat: None };
     for file in files {
         let first = tokens.len() / ctx;
-        let mut stream = Vec::new();
-        let documents = file.documents()?;
-        let end = end.filter(|_| documents.len() > 1);
-        for document in documents {
-            stream.extend(tokenizer.encode(&document)?);
-            stream.extend(end);
-        }
+        let documents = reader.documents(file)?;
+        let stream = reader.tokens(&documents, end)?;
+        // What the template begins with begins the first window already.
+        let stream = bos.and_then(|bos| stream.strip_prefix(&[bos])).unwrap_or(&stream);
         for window in stream.chunks_exact(ctx - usize::from(bos.is_some())) {
             tokens.extend(bos);
             tokens.extend_from_slice(window);

@@ -4,6 +4,7 @@
 //! any work starts, [`pipeline`] calibrates, compresses, writes and verifies. Numbers live in the crates below; here
 //! live names, files and the user.
 
+mod chat;
 pub mod cli;
 pub mod commands;
 pub mod data;

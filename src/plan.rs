@@ -1,6 +1,7 @@
 //! What will happen: every tensor, its type and size, what it takes, and what cannot work, before any work starts.
 
 mod lines;
+mod local;
 mod machine;
 mod memory;
 mod pruned;
@@ -20,6 +21,7 @@ use crate::mix::{MixContext, shape_fallback};
 use crate::scheme::{IntegerScheme, Scheme};
 use crate::source::Source;
 use crate::talk::{human_bytes, thousands};
+pub use local::{LocalMemory, PART_TOKENS};
 pub use memory::Memory;
 pub use scoring::{ScoringMemory, ScoringSize};
 

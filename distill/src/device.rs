@@ -1,7 +1,7 @@
 //! Steps of a student on a CUDA device: what [`Training`](crate::Training) and [`Teacher`](crate::Teacher) are on the processor.
 
 use crate::lesson::{placed, token_weights};
-use crate::training::{Update, name_of};
+use crate::optimizer::{Update, name_of};
 use crate::{Aim, Done, Error, Optimizer, Progress};
 use attar_model::device::{Cuda, DeviceLesson, DeviceModel, DeviceTeacher, Element, KeptHead};
 use attar_model::teacher::Cache;
@@ -39,18 +39,18 @@ impl<'a, T: Element> TeacherThere<'a, T> {
     /// its share of `all` windows of a step.
     ///
     /// # Errors
-    /// A token outside the vocabulary; what was kept cannot be read; the device.
+    /// A token outside the vocabulary; what was kept cannot be read; layers to be compared; the device.
     pub fn of<'t>(
         &'t self,
         (cuda, student): (&Cuda, &ModelConfig),
         (windows, which): (&Windows, &[usize]),
-        aim: Aim,
+        aim: &Aim,
         all: usize,
     ) -> Result<DeviceLesson<'t, T>, Error> {
         let positions = self.positions(windows.ctx());
         let weights = token_weights(windows, positions.clone(), all);
         let lesson = DeviceLesson::next_token(cuda, student, windows, weights.view())?;
-        let Aim { likeness, cross_entropy } = aim;
+        let &Aim { likeness, cross_entropy, streams: None } = aim else { return Err(Error::StreamsOnDevice) };
         match self {
             Self::Online(teacher) => Ok(lesson.taught_by(teacher, likeness, cross_entropy)?),
             Self::Kept(cache, head) => {

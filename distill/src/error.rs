@@ -29,6 +29,39 @@ pub enum Error {
         /// Of the student.
         student: usize,
     },
+    /// A map of no layers.
+    #[error("no layers are named")]
+    NoLayers,
+    /// Two layers of the teacher for one of the student.
+    #[error("layer {layer} of the student has two of the teacher's")]
+    LayerTwice {
+        /// Of the student.
+        layer: usize,
+    },
+    /// A layer that is not there.
+    #[error("the {whose} has no layer {layer}: its {layers} are numbered from 0")]
+    NoSuchLayer {
+        /// The `student` or the `teacher`.
+        whose: &'static str,
+        /// The layer.
+        layer: usize,
+        /// How many there are.
+        layers: usize,
+    },
+    /// Streams that cannot be compared.
+    #[error("the student's residual stream has {student} features, the teacher's {teacher}")]
+    Width {
+        /// Of the student.
+        student: usize,
+        /// Of the teacher.
+        teacher: usize,
+    },
+    /// A teacher that was kept without its blocks.
+    #[error("what was kept of the teacher says nothing of its layers")]
+    KeptWithoutStreams,
+    /// Layers are compared on the processor only.
+    #[error("a student on a CUDA device is not compared layer by layer")]
+    StreamsOnDevice,
     /// A teacher that a device does not learn from.
     #[error("from a cache of the likeliest tokens a student does not learn on a CUDA device")]
     LikeliestOnDevice,

@@ -1,12 +1,13 @@
 //! What a teacher says of some windows, as a loss for its student.
 
-use crate::Error;
+use crate::{Error, LayerMap};
 use attar_model::teacher::{Cache, TopK};
 use attar_model::{
     HeadRows, Likeness, Loss, Mixture, Model, ModelConfig, NextToken, TowardsLikeliest, TowardsTeacher,
-    Windows,
+    Windows, relative_error_backward,
 };
-use ndarray::{Array1, Array2, ArrayView, ArrayViewMut2, Dimension, RemoveAxis, Slice};
+use ndarray::{Array1, Array2, ArrayView, ArrayView2, ArrayViewMut2, Dimension, RemoveAxis, Slice};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Where what the teacher says comes from.
@@ -19,12 +20,26 @@ pub enum Teacher<'a> {
 }
 
 /// What a student is to learn.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Aim {
     /// How it is to come near its teacher.
     pub likeness: Likeness,
     /// The share of cross-entropy with the tokens of the text, 0 to 1; the rest is the teacher's.
     pub cross_entropy: f32,
+    /// What its residual stream is to be, beside what it predicts.
+    pub streams: Option<Streams>,
+}
+
+/// The residual stream after some blocks of a student is to be that after some of its teacher's.
+///
+/// What is minimised is the square error relative to the square of the teacher's stream, token by token; its mean over all tokens of
+/// all windows and over the pairs of blocks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Streams {
+    /// The blocks.
+    pub map: LayerMap,
+    /// What the mean error is multiplied by before it is added to what predictions cost.
+    pub weight: f32,
 }
 
 /// What a teacher said of some windows.
@@ -33,7 +48,9 @@ pub struct Signal<'a> {
     said: Said<'a>,
     weights: Array1<f32>, // [tokens]
     text: NextToken,
-    aim: Aim,
+    aim: &'a Aim,
+    streams: BTreeMap<usize, Array2<f32>>, // the teacher's, by the student's block, [tokens, hidden_size]
+    stream_weight: f32,                    // of each token after each block
 }
 
 #[derive(Debug)]
@@ -89,21 +106,30 @@ impl<'a> Teacher<'a> {
     /// its share of `all` windows of a step.
     ///
     /// # Errors
-    /// A token outside the vocabulary; what was kept cannot be read.
+    /// A token outside the vocabulary; what was kept cannot be read, or is to say what the streams of its layers are.
     pub fn of(
         &'a self,
         windows: &Windows,
         which: &[usize],
-        aim: Aim,
+        aim: &'a Aim,
         all: usize,
     ) -> Result<Signal<'a>, Error> {
+        if aim.streams.is_some() && matches!(self, Self::Kept(..)) {
+            return Err(Error::KeptWithoutStreams);
+        }
+        let mut streams = BTreeMap::new();
         let positions = self.positions(windows.ctx());
         let ctx = windows.ctx();
         let rows = |window: &usize| window * positions.len()..(window + 1) * positions.len();
         let said = match self {
             Self::Online(model) => {
+                let pairs = aim.streams.as_ref().map_or(&[][..], |streams| streams.map.pairs());
+                let hidden = model.streams(windows, &mut |layer, stream| {
+                    let followers = pairs.iter().filter(|pair| pair.1 == layer);
+                    streams.extend(followers.map(|pair| (pair.0, stream.to_owned())));
+                })?;
                 let head = model.head();
-                Said::Normed(head.rows(), head.norm(model.hidden_states(windows)?.view()))
+                Said::Normed(head.rows(), head.norm(hidden.view()))
             }
             Self::Kept(cache, Some(head)) => {
                 let kept = which.iter().map(|window| cache.hidden(rows(window)));
@@ -122,7 +148,12 @@ impl<'a> Teacher<'a> {
             }
         };
         let weights = token_weights(windows, positions, all);
-        Ok(Signal { said, text: NextToken::weighted(windows, weights.clone()), weights, aim })
+        let text = NextToken::weighted(windows, weights.clone());
+        let stream_weight = aim
+            .streams
+            .as_ref()
+            .map_or(0.0, |of| f64::from(of.weight) / (all * ctx * of.map.pairs().len()).max(1) as f64);
+        Ok(Signal { said, weights, text, aim, streams, stream_weight: stream_weight as f32 })
     }
 }
 
@@ -149,7 +180,7 @@ pub(crate) fn placed<'a, T: Clone + Default + 'a, D: Dimension + RemoveAxis>(
 
 impl Loss for Signal<'_> {
     fn backward(&self, rows: Range<usize>, logits: ArrayViewMut2<'_, f32>) -> f64 {
-        let (weights, Aim { likeness, cross_entropy }) = (self.weights.clone(), self.aim);
+        let (weights, &Aim { likeness, cross_entropy, .. }) = (self.weights.clone(), self.aim);
         let likeness: Box<dyn Loss + '_> = match &self.said {
             Said::Normed(teacher, normed) => {
                 Box::new(TowardsTeacher { teacher, normed: normed.view(), weights, likeness })
@@ -162,5 +193,12 @@ impl Loss for Signal<'_> {
             return likeness.backward(rows, logits);
         }
         Mixture(vec![(1.0 - cross_entropy, &*likeness), (cross_entropy, &self.text)]).backward(rows, logits)
+    }
+
+    fn stream_backward(&self, layer: usize, stream: ArrayView2<'_, f32>) -> Option<(f64, Array2<f32>)> {
+        let target = self.streams.get(&layer)?;
+        let mut gradient = stream.to_owned();
+        let error = relative_error_backward(gradient.view_mut(), target.view(), self.stream_weight);
+        Some((error, gradient))
     }
 }

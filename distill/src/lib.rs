@@ -10,14 +10,20 @@
 
 mod device;
 mod error;
+mod layers;
 mod lesson;
+mod local;
+mod optimizer;
 mod order;
 mod schedule;
 mod training;
 
 pub use device::{DeviceTraining, TeacherThere};
 pub use error::Error;
-pub use lesson::{Aim, Signal, Teacher, token_weights};
+pub use layers::LayerMap;
+pub use lesson::{Aim, Signal, Streams, Teacher, token_weights};
+pub use local::{BlockLesson, BlockTraining};
+pub use optimizer::{Done, Optimizer, Progress};
 pub use order::Order;
 pub use schedule::{Decay, Schedule};
-pub use training::{Disguise, Done, Optimizer, Progress, Training};
+pub use training::{Disguise, Training};

@@ -2,14 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use attar_distill::{Aim, Decay, Disguise, Done, Error, Optimizer, Order, Schedule, Teacher, Training};
-use attar_model::{
-    AdamW, Divergence, Keep, Likeness, LoadError, Loss, Model, ModelConfig, Moments, Precision, Role, Step,
-    Weights, Windows,
+use attar_distill::{
+    Aim, BlockLesson, BlockTraining, Decay, Disguise, Done, Error, LayerMap, Optimizer, Order, Schedule,
+    Streams, Teacher, Training,
 };
-use ndarray::{Array, Array2, ArrayD, ArrayView2, IxDyn};
+use attar_model::{
+    AdamW, Block, Divergence, Keep, Likeness, LoadError, Loss, Model, ModelConfig, Moments, Precision, Role,
+    Step, Weights, Windows,
+};
+use ndarray::{Array, Array2, ArrayD, ArrayView2, IxDyn, s};
 use serde_json::json;
 use std::collections::HashMap;
+use std::ops::Range;
 
 const VOCAB: usize = 64;
 const CTX: usize = 16;
@@ -75,8 +79,11 @@ fn optimizer(steps: u64) -> Optimizer {
 
 const F32: Step = Step { keep: Keep::Activations, precision: Precision::F32 };
 
-const AIM: Aim =
-    Aim { likeness: Likeness { divergence: Divergence::ForwardKl, temperature: 1.0 }, cross_entropy: 0.0 };
+const AIM: Aim = Aim {
+    likeness: Likeness { divergence: Divergence::ForwardKl, temperature: 1.0 },
+    cross_entropy: 0.0,
+    streams: None,
+};
 
 /// A teacher, a student on its way, and the text between them.
 struct School<'a> {
@@ -98,7 +105,7 @@ impl<'a> School<'a> {
 
     fn step(&mut self) -> Result<Done, Error> {
         let which = self.order.next_step();
-        let (windows, teacher, aim) = (&self.windows, &self.teacher, self.aim);
+        let (windows, teacher, aim) = (&self.windows, &self.teacher, &self.aim);
         let mut parts = which.chunks(self.at_once).map(|part| {
             let tokens = part.iter().flat_map(|&window| &windows.tokens()[window * CTX..][..CTX]);
             let windows = Windows::new(CTX, tokens.copied().collect());
@@ -131,6 +138,43 @@ fn a_student_comes_nearer_its_teacher_whatever_is_minimised() {
     }
 }
 
+/// A half of the error of all layers, or of some.
+fn streams(map: LayerMap) -> Streams {
+    Streams { map, weight: 0.5 }
+}
+
+/// What is asked of the stream is one mean over tokens and layers, however a step is cut into parts.
+#[test]
+fn the_error_of_the_stream_is_added_to_that_of_predictions_and_falls() {
+    let teacher = model(4, 16, 1);
+    let at = |at_once: usize, streams: Option<Streams>| {
+        let mut school = School::new(&teacher, model(2, 16, 2));
+        (school.aim.streams, school.at_once) = (streams, at_once);
+        school.steps(40).iter().map(|done| done.loss).collect::<Vec<_>>()
+    };
+    let all = at(4, Some(streams(LayerMap::even(2, 4))));
+    let predictions = at(4, None);
+    assert!(all[0] > predictions[0] + 0.1 && all[39] < 0.7 * all[0], "{all:?}, {predictions:?}");
+    let [first, last] = [(0, 1), (1, 3)].map(|pair| at(4, Some(streams(LayerMap::new([pair]).unwrap())))[0]);
+    let mean = f64::midpoint(first, last);
+    assert!((all[0] - mean).abs() < 1e-5, "{} is not the mean {mean} of each layer's", all[0]);
+    let in_parts = at(1, Some(streams(LayerMap::even(2, 4))));
+    assert!(all[..5].iter().zip(in_parts).all(|(all, parts)| (all - parts).abs() < 1e-4));
+}
+
+#[test]
+fn a_layer_map_that_does_not_fit_is_refused() {
+    let map = LayerMap::new([(0, 1), (1, 3)]).unwrap();
+    assert!(map.check(&config(2, 16), &config(4, 16)).is_ok());
+    for (student, teacher, expected) in [
+        (config(1, 16), config(4, 16), "the student has no layer 1: its 1 are numbered from 0"),
+        (config(2, 16), config(3, 16), "the teacher has no layer 3: its 3 are numbered from 0"),
+        (config(2, 32), config(4, 16), "the student's residual stream has 32 features, the teacher's 16"),
+    ] {
+        assert_eq!(map.check(&student, &teacher).unwrap_err().to_string(), expected);
+    }
+}
+
 #[test]
 fn a_share_of_cross_entropy_learns_the_text() {
     let teacher = model(2, 32, 1);
@@ -146,6 +190,7 @@ fn a_teacher_has_nothing_to_teach_itself() {
     let teacher = model(2, 32, 1);
     let mut school = School::new(&teacher, model(2, 32, 1));
     let before = school.weights();
+    school.aim.streams = Some(streams(LayerMap::even(2, 2)));
     let done = school.step().unwrap();
     assert!(done.loss.abs() < 1e-9 && done.gradient_norm < 1e-6, "{done:?}");
     assert_eq!(before.len(), school.weights().len());
@@ -271,7 +316,7 @@ fn measuring_a_loss_changes_nothing() {
     let mut school = School::new(&teacher, model(1, 16, 2));
     let before = school.weights();
     let windows = text(2);
-    let signal = school.teacher.of(&windows, &[0, 1], AIM, 2).unwrap();
+    let signal = school.teacher.of(&windows, &[0, 1], &AIM, 2).unwrap();
     let loss: &dyn Loss = &signal;
     let found = school.training.loss(&windows, loss).unwrap();
     assert!(found > 0.0 && school.weights() == before && school.training.progress().steps == 0);
@@ -284,4 +329,72 @@ fn another_vocabulary_is_refused() {
     other.vocab_size += 1;
     let error = Teacher::Online(&teacher).check(&other).unwrap_err();
     assert_eq!(error.to_string(), "the teacher knows 64 tokens, the student 65");
+}
+
+/// A block that learns, the stream it reads and the one its teacher's block makes of it.
+struct Bench {
+    training: BlockTraining,
+    input: Array2<f32>,
+    target: Array2<f32>,
+}
+
+impl Bench {
+    fn new(precision: Precision) -> Self {
+        let config = config(1, 32);
+        let block = |seed| Block::load(&config, 0, &Random(config.clone(), seed)).unwrap();
+        let mut noise = noise(5);
+        let input = Array2::from_shape_simple_fn((4 * CTX, 32), || 3.0 * noise());
+        let mut target = input.clone();
+        block(1).forward(&mut target, CTX);
+        Self { training: BlockTraining::new(block(2), optimizer(40), precision).unwrap(), input, target }
+    }
+
+    fn lesson(&self, windows: Range<usize>) -> BlockLesson {
+        let rows = s![windows.start * CTX..windows.end * CTX, ..];
+        let [input, target] = [&self.input, &self.target].map(|stream| stream.slice(rows).to_owned());
+        BlockLesson { input, target, ctx: CTX, share: 1.0 / (4 * CTX) as f32 }
+    }
+
+    fn step(&mut self, at_once: usize) -> Done {
+        let parts: Vec<_> =
+            (0..4).step_by(at_once).map(|first| Ok(self.lesson(first..first + at_once))).collect();
+        self.training.step(&mut parts.into_iter()).unwrap()
+    }
+}
+
+#[test]
+fn a_block_learns_alone_what_its_teachers_makes_of_the_stream() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        let mut bench = Bench::new(precision);
+        let before = bench.training.loss(bench.lesson(0..4));
+        let losses: Vec<f64> = (0..40).map(|_| bench.step(4).loss).collect();
+        assert!((losses[0] - before).abs() < 1e-9, "{before}, then {losses:?}");
+        assert!(losses[39] < 0.5 * losses[0], "{precision:?}: {losses:?}");
+    }
+}
+
+#[test]
+fn a_block_learns_the_same_in_parts_and_after_an_interruption() {
+    let (mut whole, mut parts) = (Bench::new(Precision::F32), Bench::new(Precision::F32));
+    let all: Vec<Done> = (0..8).map(|_| whole.step(4)).collect();
+    for whole in &all {
+        assert!((whole.loss - parts.step(1).loss).abs() < 1e-5);
+    }
+
+    let mut first = Bench::new(Precision::F32);
+    for _ in 0..3 {
+        first.step(4);
+    }
+    let moments: HashMap<String, Moments> =
+        first.training.moments().map(|(name, moments)| (name, moments.clone())).collect();
+    let progress = first.training.progress();
+    let mut again = Bench::new(Precision::F32);
+    let mut block = Block::load(&config(1, 32), 0, &Random(config(1, 32), 3)).unwrap();
+    for spec in config(1, 32).tensors().iter().filter(|spec| spec.layer == Some(0)) {
+        let learned = first.training.block().parameter(spec.role).unwrap();
+        block.parameter_mut(spec.role).unwrap().assign(&learned);
+    }
+    let training = BlockTraining::new(block, optimizer(40), Precision::F32).unwrap();
+    again.training = training.after(progress, &mut |name| moments.get(name).cloned()).unwrap();
+    assert_eq!((0..5).map(|_| again.step(4)).collect::<Vec<_>>(), all[3..]);
 }

@@ -248,6 +248,9 @@ pub struct Routing {
     pub expert_tokens: Vec<u64>,
 }
 
+/// What each layer of a student minimised alone: the error of the residual stream after it, relative to that after its teacher's.
+pub const BLOCK_OUTPUT: &str = "block-output";
+
 /// How a student was taught.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Distillation {
@@ -257,12 +260,19 @@ pub struct Distillation {
     pub data: Vec<String>,
     /// SHA-256 of the tokens of all windows, little-endian u32; lower-case hex.
     pub data_sha256: String,
-    /// What was minimised: `forward-kl`, `reverse-kl`, `jsd`.
+    /// What was minimised: `forward-kl`, `reverse-kl`, `jsd`; or, layer after layer, [`BLOCK_OUTPUT`].
     pub loss: String,
     /// What logits were divided by.
     pub temperature: f64,
     /// The share of cross-entropy with the text, 0 to 1.
     pub cross_entropy: f64,
+    /// What the mean error of the residual stream after the layers of `layer_map`, relative to the teacher's, was multiplied by before
+    /// it was added to the loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden_loss: Option<f64>,
+    /// Layers of the student, and with each that of the teacher it was compared with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layer_map: Vec<[u64; 2]>,
     /// Steps.
     pub steps: u64,
     /// Steps that changed nothing, since loss or gradient was not finite.
@@ -288,6 +298,9 @@ pub struct Distillation {
 pub struct CurvePoint {
     /// Steps done.
     pub step: u64,
+    /// The layer that learned, and whose losses these are, where layers learned one after another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<u64>,
     /// Tokens learned from.
     pub tokens: u64,
     /// Seconds of training until then.

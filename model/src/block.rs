@@ -176,6 +176,11 @@ impl Block {
         })
     }
 
+    /// Its number in the model.
+    pub fn layer(&self) -> usize {
+        self.layer
+    }
+
     /// The matrix of one role and its bias.
     ///
     /// # Panics

@@ -30,7 +30,7 @@ mod train;
 mod weight;
 mod weights;
 
-pub use attar_tensor::op::{AdamW, Divergence, Moments, global_norm};
+pub use attar_tensor::op::{AdamW, Divergence, Moments, global_norm, relative_error_backward};
 pub use attar_tensor::{NotPositiveDefinite, Precision, cholesky_of_inverse, gram_add, matmul};
 pub use block::{Block, Kept, Learner, Linear};
 pub use config::{

@@ -12,6 +12,12 @@ use std::ops::Range;
 pub trait Loss: Sync {
     /// The share of the tokens of some rows; their logits `[rows.len(), vocab_size]` become its gradient.
     fn backward(&self, rows: Range<usize>, logits: ArrayViewMut2<'_, f32>) -> f64;
+
+    /// The share of the residual stream after the block `layer`, `[tokens, hidden_size]`, and its gradient; `None` where nothing is
+    /// asked of that stream.
+    fn stream_backward(&self, _layer: usize, _stream: ArrayView2<'_, f32>) -> Option<(f64, Array2<f32>)> {
+        None
+    }
 }
 
 impl<F: Fn(Range<usize>, ArrayViewMut2<'_, f32>) -> f64 + Sync> Loss for F {
@@ -127,5 +133,14 @@ impl Loss for Mixture<'_> {
         }
         logits.assign(&gradient);
         total
+    }
+
+    fn stream_backward(&self, layer: usize, stream: ArrayView2<'_, f32>) -> Option<(f64, Array2<f32>)> {
+        let asked = self.0.iter().filter(|(factor, _)| *factor != 0.0);
+        let parts = asked.filter_map(|(factor, loss)| {
+            let (share, gradient) = loss.stream_backward(layer, stream)?;
+            Some((f64::from(*factor) * share, gradient * *factor))
+        });
+        parts.reduce(|(total, sum), (share, gradient)| (total + share, sum + gradient))
     }
 }

@@ -8,6 +8,7 @@ use crate::{
 };
 use attar_tensor::op::{embedding_backward, soft_cap_backward};
 use ndarray::{Array2, ArrayD, ArrayView2, ArrayViewD, ArrayViewMutD, Axis, Slice};
+use std::collections::BTreeMap;
 
 /// What is kept of a forward pass for the backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +41,14 @@ pub struct Model {
 enum Trace {
     Input(Array2<f32>),
     Activations(Vec<Kept>),
+}
+
+/// What a forward pass leaves for the backward pass.
+struct Forward {
+    hidden: Array2<f32>, // after the last block
+    traces: Vec<Trace>,
+    streams_loss: f64,
+    d_streams: BTreeMap<usize, Array2<f32>>, // by the block after which something is asked of the stream
 }
 
 impl Model {
@@ -108,8 +117,23 @@ impl Model {
     /// # Errors
     /// A token outside the vocabulary.
     pub fn hidden_states(&self, windows: &Windows) -> Result<Array2<f32>, Error> {
+        self.streams(windows, &mut |_, _| ())
+    }
+
+    /// [`hidden_states`](Self::hidden_states), where `see` is shown the residual stream after each block, `[tokens, hidden_size]`.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary.
+    pub fn streams(
+        &self,
+        windows: &Windows,
+        see: &mut dyn FnMut(usize, ArrayView2<'_, f32>),
+    ) -> Result<Array2<f32>, Error> {
         let mut hidden = crate::forward::embed_from(&self.config, self.embedding(), windows.tokens())?;
-        self.blocks.iter().for_each(|block| block.forward(&mut hidden, windows.ctx()));
+        for (layer, block) in self.blocks.iter().enumerate() {
+            block.forward(&mut hidden, windows.ctx());
+            see(layer, hidden.view());
+        }
         Ok(hidden)
     }
 
@@ -139,15 +163,20 @@ impl Model {
         let trains_embedding = specs.iter().any(|spec| spec.role == Role::Embedding);
         let lowest =
             if trains_embedding { Some(0) } else { specs.iter().filter_map(|spec| spec.layer).min() };
-        let (hidden, mut traces) = self.forward(windows, step, lowest)?;
+        let Forward { hidden, mut traces, streams_loss, mut d_streams } =
+            self.forward(windows, loss, step, lowest)?;
         let outside = specs.iter().filter(|spec| spec.layer.is_none());
         let mut ends = Gradients::zeros(outside.map(|spec| (spec.role, spec.shape.as_slice())));
         let (loss, mut d) =
             self.head.backward(hidden.view(), loss, step.precision, self.head_role(), &mut ends);
         drop(hidden);
+        let loss = loss + streams_loss;
         for layer in (lowest.unwrap_or(self.blocks.len())..self.blocks.len()).rev() {
             let mut gradients = self.blocks[layer].gradients(trained)?;
             let learner = self.blocks[layer].learner(step.precision);
+            if let Some(asked) = d_streams.remove(&layer) {
+                d += &asked;
+            }
             match traces.pop() {
                 Some(Trace::Activations(chunks)) => {
                     let rows = d.axis_chunks_iter_mut(Axis(0), Block::windows_at_once(ctx));
@@ -175,35 +204,40 @@ impl Model {
         if self.embedding.is_some() { Role::Head } else { Role::Embedding }
     }
 
-    /// The hidden states after the last block, and what the blocks from `lowest` on leave for the backward pass.
+    /// The forward pass; the blocks from `lowest` on leave what the backward pass will read.
     fn forward(
         &self,
         windows: &Windows,
+        loss: &dyn Loss,
         step: Step,
         lowest: Option<usize>,
-    ) -> Result<(Array2<f32>, Vec<Trace>), Error> {
+    ) -> Result<Forward, Error> {
         let ctx = windows.ctx();
         let mut hidden = crate::forward::embed_from(&self.config, self.embedding(), windows.tokens())?;
-        let mut traces = Vec::new();
+        let (mut traces, mut streams_loss, mut d_streams) = (Vec::new(), 0.0, BTreeMap::new());
         for (layer, block) in self.blocks.iter().enumerate() {
             let learner = block.learner(step.precision);
-            if lowest.is_none_or(|lowest| layer < lowest) {
-                learner.forward(&mut hidden, ctx);
-                continue;
-            }
-            traces.push(match step.keep {
-                Keep::Inputs => {
-                    let input = hidden.clone();
+            let learns = lowest.is_some_and(|lowest| layer >= lowest);
+            match step.keep {
+                Keep::Inputs if learns => {
+                    traces.push(Trace::Input(hidden.clone()));
                     learner.forward(&mut hidden, ctx);
-                    Trace::Input(input)
                 }
-                Keep::Activations => {
+                Keep::Activations if learns => {
                     let chunks = hidden.axis_chunks_iter_mut(Axis(0), Block::windows_at_once(ctx));
-                    Trace::Activations(chunks.map(|hidden| learner.forward_keeping(hidden, ctx)).collect())
+                    let kept = chunks.map(|hidden| learner.forward_keeping(hidden, ctx)).collect();
+                    traces.push(Trace::Activations(kept));
                 }
-            });
+                _ => learner.forward(&mut hidden, ctx),
+            }
+            if let Some((share, asked)) = loss.stream_backward(layer, hidden.view()) {
+                streams_loss += share;
+                if learns {
+                    d_streams.insert(layer, asked);
+                }
+            }
         }
-        Ok((hidden, traces))
+        Ok(Forward { hidden, traces, streams_loss, d_streams })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use attar_distill::LayerMap;
 use clap::{Args, ValueEnum};
 
 use super::{PrecisionArg, parse_scheme};
@@ -23,8 +24,8 @@ pub struct DistillArgs {
     #[arg(long, short)]
     pub output: PathBuf,
 
-    /// Text to learn from, plain or JSON lines with a `text` each (.jsonl); may be given more than once, with a weight:
-    /// FILE=2
+    /// Text to learn from, plain or JSON lines (.jsonl) with a `text` or, for the chat template, `messages` each; may be
+    /// given more than once, with a weight: FILE=2
     #[arg(long, value_name = "FILE[=WEIGHT]")]
     pub data: Vec<DataFile>,
 
@@ -55,6 +56,20 @@ pub struct DistillArgs {
     /// The share of cross-entropy with the text itself, 0 to 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = parse_share)]
     pub cross_entropy: f64,
+
+    /// Add the error of the residual stream after the student's layers, relative to the teacher's, times this
+    #[arg(long, value_name = "WEIGHT", group = "layers", value_parser = parse_positive)]
+    pub hidden_loss: Option<f64>,
+
+    /// Teach one layer after another instead, each to turn the student's stream into the teacher's: one layer in memory at a time,
+    /// --tokens for each
+    #[arg(long, group = "layers", conflicts_with_all = ["loss", "beta", "temperature", "cross_entropy", "scheme"])]
+    pub local: bool,
+
+    /// Which layer of the teacher each layer of the student is compared with, counted from 0: 0:1,1:3
+    /// [default: all, evenly spread]
+    #[arg(long, value_name = "STUDENT:TEACHER,...", requires = "layers", value_parser = parse_layer_map)]
+    pub layer_map: Option<LayerMap>,
 
     /// The highest learning rate
     #[arg(long, value_name = "RATE", default_value_t = 3e-4, value_parser = parse_positive)]
@@ -165,6 +180,18 @@ fn parse_not_negative(text: &str) -> Result<f64, String> {
 
 fn parse_share(text: &str) -> Result<f64, String> {
     number(text, "a share from 0 to 1", |x| (0.0..=1.0).contains(&x))
+}
+
+fn parse_layer_map(text: &str) -> Result<LayerMap, String> {
+    let pair = |pair: &str| {
+        let (student, teacher) = pair.split_once(':')?;
+        Some((student.trim().parse().ok()?, teacher.trim().parse().ok()?))
+    };
+    let pairs = text.split(',').map(|text| {
+        pair(text)
+            .ok_or_else(|| format!("`{text}` is not a student's layer, a colon and a teacher's: 0:1,1:3"))
+    });
+    LayerMap::new(pairs.collect::<Result<Vec<_>, _>>()?).map_err(|error| error.to_string())
 }
 
 fn parse_open_share(text: &str) -> Result<f64, String> {

@@ -1,34 +1,35 @@
 //! `attar distill`: a student learns from its teacher, is written, reopened and scored.
 
+mod lesson;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use attar_checkpoint::atomic::Overwrite;
 use attar_checkpoint::tokenizer::Tokenizer;
-use attar_distill::{Aim, Decay, DeviceTraining, Disguise, Optimizer, Progress, Schedule, Teacher, Training};
-use attar_eval::{Convention, report};
+use attar_distill::{DeviceTraining, Disguise, LayerMap, Progress, Teacher, Training};
+use attar_eval::Convention;
 use attar_model::device::{Element, bf16};
-use attar_model::teacher::tokens_sha256;
-use attar_model::{AdamW, Device, Divergence, Keep, Likeness, Precision, Role, Step};
+use attar_model::{Device, ModelConfig, Precision, Role};
 use attar_quant::Named;
 use ndarray::{Array2, ArrayView2};
-use sha2::{Digest, Sha256};
 
-use crate::cli::{DecayArg, DistillArgs, Global, LossArg, Method};
+use crate::cli::{DistillArgs, Global, Method};
 use crate::commands::quantize::check_weights;
 use crate::commands::{ScoringRequest, prepare};
 use crate::data;
 use crate::device::{self, Computer};
 use crate::diagnostic::{Explain, Failure, Result};
+use crate::pipeline::local::{self, BlockByBlock};
 use crate::pipeline::pupil::{self, Desk, OnDevice, OnProcessor};
 use crate::pipeline::teacher::Original;
 use crate::pipeline::training::{self, Data, Kept, Record, Run};
 use crate::pipeline::{Clock, Job, describe, refuse_quantized};
-use crate::plan::{Plan, Treatment};
+use crate::plan::{CalibrationSize, LocalMemory, Plan, Treatment};
 use crate::source::Source;
-use crate::talk::{Talk, human_bytes, say, thousands};
-use crate::text::hex;
+use crate::talk::{Talk, say, thousands};
+use lesson::{Lesson, Manner, facts};
 
 /// What is said of a teacher whose tokens are others.
 const SAME_TOKENS: &str = "a student learns from a teacher with the same tokenizer only";
@@ -51,8 +52,9 @@ pub fn run(args: &DistillArgs, global: &Global) -> Result<()> {
     if let Original::Model(teacher) = &original {
         check_tokens(teacher, &tokenizer, talk)?;
     }
+    let map = args.layers(&original, &student)?;
     let data = args.data(&original, &student, &tokenizer)?;
-    let lesson = Lesson::new(args, &data);
+    let lesson = Lesson::new(args, map.as_ref(), &data);
 
     let scheme = match args.scheme {
         Some(scheme) => scheme,
@@ -60,6 +62,7 @@ pub fn run(args: &DistillArgs, global: &Global) -> Result<()> {
     };
     let cpu = Computer::cpu();
     let (computer, desk) = args.desk(&original, &student, &data, global)?;
+    let manner = args.manner((desk, map), (&student, &original), (&data, &lesson), global.max_memory)?;
     let job = |source| Job {
         source,
         tokenizer: Some(&tokenizer),
@@ -77,7 +80,7 @@ pub fn run(args: &DistillArgs, global: &Global) -> Result<()> {
         talk,
     };
     if global.dry_run {
-        let lesson = lesson.plan(args, &student, &data, desk.as_ref());
+        let lesson = lesson.plan(args, &student, &data, &manner);
         return say(&format!("{lesson}\n{}\n", job(&student).plan()?));
     }
     let Some(plan) = prepare(&job(&student), &delivery, global)? else { return Ok(()) };
@@ -88,25 +91,41 @@ pub fn run(args: &DistillArgs, global: &Global) -> Result<()> {
     } else {
         Some(args.scoring(&original, &computer, global).read(&student, &tokenizer)?)
     };
-    let fingerprint = lesson.fingerprint(args, &student, &data, desk.as_ref());
+    let fingerprint = lesson.fingerprint(args, &student, &data, &manner);
     let kept = args.taken_up(&state, &fingerprint, global)?;
 
     let mut clock = Clock::default();
     clock.time("check", || check_weights(&student, talk))?;
     training::end_on_signal()?;
     let disguise = args.scheme.map(|_| Stored::new(&plan));
-    let school = School { args, student: &student, original: &original, data: &data, lesson: &lesson, talk };
-    let (record, progress) = clock.time("distill", || match (&desk, args.precision.into()) {
-        (None, _) => school.teach(&state, fingerprint, kept, disguise.as_ref()),
-        (Some(desk), Precision::F32) => school.teach_there::<f32>(desk, &state, fingerprint, kept),
-        (Some(desk), Precision::Bf16) => school.teach_there::<bf16>(desk, &state, fingerprint, kept),
+    let school = School {
+        args,
+        student: &student,
+        original: &original,
+        data: &data,
+        lesson: &lesson,
+        manner: &manner,
+        state: &state,
+        fingerprint: &fingerprint,
+        talk,
+    };
+    let (record, progress) = clock.time("distill", || match (&manner, args.precision.into()) {
+        (Manner::Whole, _) => school.teach(kept, disguise.as_ref()),
+        (Manner::There(desk), Precision::F32) => school.teach_there::<f32>(desk, kept),
+        (Manner::There(desk), Precision::Bf16) => school.teach_there::<bf16>(desk, kept),
+        (Manner::Layers { map, seen, memory }, precision) => {
+            let Original::Model(teacher) = &original else { unreachable!("layers are held to a model's") };
+            let (optimizer, keeping) = (lesson.optimizer, &memory.keeping);
+            let course = local::Course { teacher, map, optimizer, precision, keeping, state: &state };
+            school.teach_layers(course, seen, kept)
+        }
     })?;
 
     let taught = Source::open(&state)?;
     let job = job(&taught);
     let (written, mut report) = job.run(&job.plan()?, &mut clock)?;
     report.model = describe(&student);
-    report.distillation = Some(facts(args, &data, record, progress.steps));
+    report.distillation = Some(facts(args, (&lesson, &manner), &data, record, progress.steps));
     if let Some(scoring) = &scoring {
         let reference = match &original {
             Original::Model(teacher) => Some(clock.time("reference", || scoring.reference(teacher, talk))?),
@@ -116,7 +135,7 @@ pub fn run(args: &DistillArgs, global: &Global) -> Result<()> {
             Some(clock.time("evaluate", || scoring.score(&written, reference.as_ref(), talk))?);
     }
     let mut run = clock.run(Some(job.precision), [&Device::Cpu]);
-    if let Some(desk) = &desk {
+    if let Manner::There(desk) = &manner {
         run.device = device::name_of(&desk.cuda);
     }
     report.run = Some(run);
@@ -150,18 +169,15 @@ struct School<'a> {
     original: &'a Original,
     data: &'a Data,
     lesson: &'a Lesson,
+    manner: &'a Manner,
+    state: &'a Path,
+    fingerprint: &'a str,
     talk: Talk,
 }
 
 impl School<'_> {
     /// Takes the run up where it was kept, or begins it, and goes on to its last step.
-    fn teach(
-        &self,
-        state: &Path,
-        fingerprint: String,
-        kept: Option<Kept>,
-        disguise: Option<&Stored>,
-    ) -> Result<(Record, Progress)> {
+    fn teach(&self, kept: Option<Kept>, disguise: Option<&Stored>) -> Result<(Record, Progress)> {
         let Self { args, student, original, lesson, .. } = *self;
         let model = training::load(kept.as_ref().map_or(student, |kept| &kept.student))?;
         let mut training = Training::new(model, lesson.optimizer, lesson.step);
@@ -182,18 +198,12 @@ impl School<'_> {
             }
             Original::Cache(cache) => Teacher::kept(cache)?,
         };
-        let mut pupil = OnProcessor { training, teacher: &teacher, aim: lesson.aim };
-        self.course(state, fingerprint).train(&mut pupil, record)
+        let mut pupil = OnProcessor { training, teacher: &teacher, aim: lesson.aim.clone() };
+        self.run().train(&mut pupil, record)
     }
 
     /// [`teach`](Self::teach) on a CUDA device.
-    fn teach_there<T: Element>(
-        &self,
-        desk: &Desk,
-        state: &Path,
-        fingerprint: String,
-        kept: Option<Kept>,
-    ) -> Result<(Record, Progress)> {
+    fn teach_there<T: Element>(&self, desk: &Desk, kept: Option<Kept>) -> Result<(Record, Progress)> {
         let (lesson, ctx) = (self.lesson, self.data.windows.ctx());
         let student = desk.student::<T>(kept.as_ref().map_or(self.student, |kept| &kept.student), ctx)?;
         let training = DeviceTraining::new(student, lesson.optimizer);
@@ -203,21 +213,37 @@ impl School<'_> {
         };
         let teacher = desk.teacher(self.original, ctx)?;
         let at_once = desk.plan.windows_at_once as usize;
-        let mut pupil = OnDevice { training, teacher, aim: lesson.aim, at_once };
-        self.course(state, fingerprint).train(&mut pupil, record)
+        let mut pupil = OnDevice { training, teacher, aim: lesson.aim.clone(), at_once };
+        self.run().train(&mut pupil, record)
     }
 
-    fn course<'s>(&'s self, state: &'s Path, fingerprint: String) -> Run<'s> {
-        let Self { args, student, data, lesson, talk, .. } = *self;
+    /// [`teach`](Self::teach) layer by layer.
+    fn teach_layers(
+        &self,
+        course: local::Course<'_>,
+        seen: &[usize],
+        kept: Option<Kept>,
+    ) -> Result<(Record, Progress)> {
+        let pupil = BlockByBlock::new(course, self.student, self.data, seen.to_vec())?;
+        let (mut pupil, record) = match kept {
+            Some(kept) => kept.resumed(|progress, remembered| pupil.after(progress, remembered))?,
+            None => (pupil, Record::default()),
+        };
+        self.run().train(&mut pupil, record)
+    }
+
+    fn run(&self) -> Run<'_> {
+        let Self { args, student, data, lesson, manner, state, fingerprint, talk, .. } = *self;
         Run {
             source: student,
             data,
             batch: args.batch.into(),
-            steps: lesson.optimizer.schedule.steps,
+            steps: lesson.steps(manner),
+            part_steps: lesson.optimizer.schedule.steps,
             seed: args.seed,
             state,
             save_every: Duration::from_secs_f64(60.0 * args.save_every),
-            fingerprint,
+            fingerprint: fingerprint.to_owned(),
             log: args.log.as_deref(),
             talk,
         }
@@ -229,119 +255,6 @@ fn state_of(output: &Path) -> PathBuf {
     let mut name = output.file_name().unwrap_or_default().to_owned();
     name.push(".training");
     output.with_file_name(name)
-}
-
-/// What is done at each step, and how often.
-struct Lesson {
-    aim: Aim,
-    optimizer: Optimizer,
-    step: Step,
-}
-
-impl Lesson {
-    fn new(args: &DistillArgs, data: &Data) -> Self {
-        let step_tokens = usize::from(args.batch) * data.windows.ctx();
-        let all = data.learned_windows() * data.windows.ctx();
-        let tokens = args.tokens.unwrap_or(all as u64);
-        let steps = tokens.div_ceil(step_tokens as u64).max(1);
-        let decay = match args.decay {
-            DecayArg::Cosine => Decay::Cosine,
-            DecayArg::Wsd => Decay::Wsd { share: 0.2 },
-            DecayArg::Constant => Decay::Constant,
-        };
-        let schedule = Schedule {
-            peak: args.learning_rate,
-            floor: 0.1,
-            warmup_steps: args.warmup.unwrap_or((steps / 20).min(100)),
-            steps,
-            decay,
-        };
-        let divergence = match args.loss {
-            LossArg::ForwardKl => Divergence::ForwardKl,
-            LossArg::ReverseKl => Divergence::ReverseKl,
-            LossArg::Jsd => Divergence::JensenShannon { beta: args.beta as f32 },
-        };
-        let likeness = Likeness { divergence, temperature: args.temperature as f32 };
-        let adamw = AdamW { beta2: 0.95, weight_decay: args.weight_decay as f32, ..AdamW::default() };
-        Self {
-            aim: Aim { likeness, cross_entropy: args.cross_entropy as f32 },
-            optimizer: Optimizer { adamw, schedule, clip: Some(args.clip as f32) },
-            step: Step { keep: Keep::Activations, precision: args.precision.into() },
-        }
-    }
-
-    /// What will happen, for a person.
-    fn plan(&self, args: &DistillArgs, student: &Source, data: &Data, desk: Option<&Desk>) -> String {
-        let (steps, step_tokens) =
-            (self.optimizer.schedule.steps, usize::from(args.batch) * data.windows.ctx());
-        // Weights, gradients and two moments, in f32.
-        let memory = 16 * student.parameters();
-        let device = desk.map_or(String::new(), |Desk { cuda, plan }| {
-            let kept = if plan.keeps_activations { "nothing is" } else { "blocks are" };
-            format!(
-                "device: {}, {} of {} to be used; {} windows at once, {kept} computed twice\n",
-                cuda.facts().name,
-                human_bytes(plan.peak_bytes()),
-                human_bytes(cuda.limit_bytes()),
-                plan.windows_at_once
-            )
-        });
-        format!(
-            "teacher: {}\nstudent: {}, {} parameters\ndata: {} windows of {} to learn from, {} held out\n\
-             {} steps of {} tokens, {} tokens in all\nmemory of the student and its optimizer: {}\n{device}",
-            args.teacher.display(),
-            args.student.display(),
-            thousands(student.parameters()),
-            thousands(data.learned_windows() as u64),
-            data.windows.ctx(),
-            data.held_out.len(),
-            thousands(steps),
-            thousands(step_tokens as u64),
-            thousands(steps * step_tokens as u64),
-            human_bytes(memory),
-        )
-    }
-
-    /// All that decides the result but the number of threads, in one line.
-    fn fingerprint(&self, args: &DistillArgs, student: &Source, data: &Data, desk: Option<&Desk>) -> String {
-        let mut hash = Sha256::new();
-        for part in [
-            format!("{:?} {:?} {:?}", self.aim, self.optimizer, self.step.precision),
-            format!("{} {} {:?} {:?}", args.batch, args.seed, data.texts, data.held_out),
-            format!("{:?} {:?}", args.scheme, student.config),
-            format!("{} {}", args.teacher.display(), args.student.display()),
-            tokens_sha256(data.windows.tokens()),
-        ] {
-            hash.update(part.as_bytes());
-            hash.update([0]);
-        }
-        if let Some(desk) = desk {
-            hash.update(format!("{} {:?}", desk.cuda.facts().name, desk.plan));
-        }
-        hex(&hash.finalize())
-    }
-}
-
-/// What the report says of a run.
-fn facts(args: &DistillArgs, data: &Data, record: Record, steps: u64) -> report::Distillation {
-    let ctx = data.windows.ctx() as u64;
-    report::Distillation {
-        teacher: args.teacher.display().to_string(),
-        data: args.data.iter().map(|file| file.path.display().to_string()).collect(),
-        data_sha256: tokens_sha256(data.windows.tokens()),
-        loss: args.loss.name().to_owned(),
-        temperature: args.temperature,
-        cross_entropy: args.cross_entropy,
-        steps,
-        skipped_steps: record.skipped,
-        step_tokens: u64::from(args.batch) * ctx,
-        data_tokens: data.learned_windows() as u64 * ctx,
-        held_out_tokens: data.held_out.len() as u64 * ctx,
-        learning_rate: args.learning_rate,
-        seed: args.seed,
-        seconds: record.seconds,
-        curve: record.curve,
-    }
 }
 
 impl DistillArgs {
@@ -376,6 +289,73 @@ impl DistillArgs {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Which layer of the teacher each of the student is held to, if any is: as the user has it, or all, evenly spread.
+    fn layers(&self, original: &Original, student: &Source) -> Result<Option<LayerMap>> {
+        if !self.local && self.hidden_loss.is_none() {
+            return Ok(None);
+        }
+        let at = || "while comparing layers of student and teacher";
+        let Original::Model(teacher) = original else {
+            return Err(Failure::from(attar_distill::Error::KeptWithoutStreams)
+                .hint("give the teacher itself in place of its cache"))
+            .doing(at);
+        };
+        let [of_student, of_teacher] = [&student.config, &teacher.config];
+        let even = || LayerMap::even(of_student.num_hidden_layers, of_teacher.num_hidden_layers);
+        let map = self.layer_map.clone().unwrap_or_else(even);
+        map.check(of_student, of_teacher).doing(at).hint(|| {
+            "--layer-map names layers of both, and both need one hidden size; predictions alone can be learned by any student"
+        })?;
+        if !self.local {
+            return Ok(Some(map));
+        }
+        if !map.rises() {
+            return Err(Failure::new("layers that learn one after another follow layers that rise too")
+                .hint(
+                    "let the teacher's numbers rise in --layer-map, or use --hidden-loss in place of --local",
+                ))
+            .doing(at);
+        }
+        match map.pairs().iter().find(|(layer, _)| of_student.experts_of(*layer).is_some()) {
+            Some(&(layer, _)) => Err(Failure::from(attar_model::Error::NoBackward { layer })
+                .hint("leave layers with experts out of --layer-map"))
+            .doing(at),
+            None => Ok(Some(map)),
+        }
+    }
+
+    /// How the student is taught: on a device, layer by layer, or whole.
+    fn manner(
+        &self,
+        (desk, map): (Option<Desk>, Option<LayerMap>),
+        (student, original): (&Source, &Original),
+        work: (&Data, &Lesson),
+        max_memory: Option<u64>,
+    ) -> Result<Manner> {
+        match (desk, map, original) {
+            (Some(desk), ..) => Ok(Manner::There(desk)),
+            (None, Some(map), Original::Model(teacher)) if self.local => {
+                self.layer_by_layer(map, [&student.config, &teacher.config], work, max_memory)
+            }
+            _ => Ok(Manner::Whole),
+        }
+    }
+
+    /// What a student needs whose layers learn one after another.
+    fn layer_by_layer(
+        &self,
+        map: LayerMap,
+        configs: [&ModelConfig; 2],
+        (data, lesson): (&Data, &Lesson),
+        max_memory: Option<u64>,
+    ) -> Result<Manner> {
+        let ctx = data.windows.ctx();
+        let seen = data.seen(self.batch.into(), self.seed, lesson.optimizer.schedule.steps);
+        let size = CalibrationSize { tokens: seen.len() * ctx, ctx };
+        let memory = LocalMemory::within(configs, size, max_memory)?;
+        Ok(Manner::Layers { map, seen, memory })
     }
 
     fn data(&self, original: &Original, student: &Source, tokenizer: &Tokenizer) -> Result<Data> {
@@ -420,12 +400,14 @@ impl DistillArgs {
         }
         let computer = global.computer(&models)?;
         let sizes = (usize::from(self.batch), data.windows.ctx());
-        let course = match self.scheme {
-            None => pupil::course(student, original, sizes, self.precision.into()),
-            Some(_) => {
-                Err(Failure::new("a student sees its weights as they are stored on the processor only")
-                    .hint("leave --device out, or --scheme, and quantize what was taught"))
-            }
+        let course = if self.scheme.is_some() {
+            Err(Failure::new("a student sees its weights as they are stored on the processor only")
+                .hint("leave --device out, or --scheme, and quantize what was taught"))
+        } else if self.local || self.hidden_loss.is_some() {
+            Err(Failure::from(attar_distill::Error::StreamsOnDevice)
+                .hint("leave --device out, or --local and --hidden-loss, and learn from predictions alone"))
+        } else {
+            pupil::course(student, original, sizes, self.precision.into())
         };
         match course {
             Ok(course) => {

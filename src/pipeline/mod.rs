@@ -3,6 +3,7 @@
 mod coded_there;
 pub mod compress;
 mod experts;
+pub mod local;
 pub mod on_device;
 mod outlet;
 pub mod passage;

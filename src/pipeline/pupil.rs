@@ -18,17 +18,31 @@ pub trait Pupil {
     /// How far it has come.
     fn progress(&self) -> Progress;
 
+    /// Gets ready for the next step: where blocks learn one after another and one has had its steps, which are on the disk by now, the
+    /// next one's turn begins.
+    ///
+    /// # Errors
+    /// Files that cannot be read.
+    fn turn(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// The layer that learns, where one does alone.
+    fn layer(&self) -> Option<usize> {
+        None
+    }
+
     /// One step over the windows of these numbers.
     ///
     /// # Errors
     /// A teacher that cannot be asked; ten steps in a row without a finite gradient.
     fn step(&mut self, data: &Data, which: &[usize]) -> Result<Done>;
 
-    /// The loss of the windows that are held out, and how surprising their tokens are.
+    /// What becomes of the windows that are held out.
     ///
     /// # Errors
     /// A teacher that cannot be asked.
-    fn held_out(&mut self, data: &Data) -> Result<[f64; 2]>;
+    fn held_out(&mut self, data: &Data) -> Result<HeldOut>;
 
     /// A tensor of the student as it is stored.
     ///
@@ -44,6 +58,15 @@ pub trait Pupil {
     /// # Errors
     /// If it cannot be had; those of `keep`.
     fn moments(&self, keep: &mut dyn FnMut(&str, &Moments) -> Result<()>) -> Result<()>;
+}
+
+/// What becomes of windows that are never learned from.
+#[derive(Clone, Copy, Debug)]
+pub struct HeldOut {
+    /// What is minimised, its mean.
+    pub loss: f64,
+    /// How surprising their tokens are, its mean; unknown where a layer learns alone.
+    pub surprise: Option<f64>,
 }
 
 /// On the processor.
@@ -68,22 +91,22 @@ impl Pupil for OnProcessor<'_> {
     fn step(&mut self, data: &Data, which: &[usize]) -> Result<Done> {
         let mut parts = which.chunks(at_once(data)).map(|part| {
             let windows = data.of(part);
-            let signal = self.teacher.of(&windows, part, self.aim, which.len())?;
+            let signal = self.teacher.of(&windows, part, &self.aim, which.len())?;
             Ok((windows, signal))
         });
         Ok(self.training.step(&mut parts)?)
     }
 
-    fn held_out(&mut self, data: &Data) -> Result<[f64; 2]> {
+    fn held_out(&mut self, data: &Data) -> Result<HeldOut> {
         let ([mut loss, mut surprise], all) = ([0.0, 0.0], data.held_out.len());
         for part in data.held_out.chunks(at_once(data)) {
             let windows = data.of(part);
-            let signal = self.teacher.of(&windows, part, self.aim, all)?;
+            let signal = self.teacher.of(&windows, part, &self.aim, all)?;
             loss += self.training.loss(&windows, &signal)?;
             let share = part.len() as f64 / all as f64;
             surprise += self.training.loss(&windows, &NextToken::mean(&windows))? * share;
         }
-        Ok([loss, surprise])
+        Ok(HeldOut { loss, surprise: Some(surprise) })
     }
 
     fn stored(&self, spec: &TensorSpec) -> Result<Vec<f32>> {
@@ -122,20 +145,20 @@ impl<T: Element> Pupil for OnDevice<'_, T> {
         let (cuda, config) = (training.student().cuda().clone(), training.student().config().clone());
         let mut parts = which
             .chunks(*at_once)
-            .map(|part| teacher.of((&cuda, &config), (&data.of(part), part), *aim, which.len()));
+            .map(|part| teacher.of((&cuda, &config), (&data.of(part), part), aim, which.len()));
         Ok(training.step(&mut parts)?)
     }
 
-    fn held_out(&mut self, data: &Data) -> Result<[f64; 2]> {
+    fn held_out(&mut self, data: &Data) -> Result<HeldOut> {
         let Self { training, teacher, aim, at_once } = self;
         let (mut found, all, student) = ([0.0, 0.0], data.held_out.len(), training.student());
         for part in data.held_out.chunks(*at_once) {
             let windows = data.of(part);
-            let lesson = teacher.of((student.cuda(), student.config()), (&windows, part), *aim, all)?;
+            let lesson = teacher.of((student.cuda(), student.config()), (&windows, part), aim, all)?;
             let [loss, surprise] = training.losses(&windows, &lesson)?;
             found = [found[0] + loss, found[1] + surprise * part.len() as f64 / all as f64];
         }
-        Ok(found)
+        Ok(HeldOut { loss: found[0], surprise: Some(found[1]) })
     }
 
     fn stored(&self, spec: &TensorSpec) -> Result<Vec<f32>> {

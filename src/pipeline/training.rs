@@ -1,6 +1,6 @@
 //! A student on its way: taught step by step, kept on the disk now and then, taken up again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::pupil::Pupil;
+use super::pupil::{HeldOut, Pupil};
 use super::write::Target;
 use crate::device::Computer;
 use crate::diagnostic::{Explain, Failure, Result};
@@ -99,6 +99,14 @@ impl Data {
         numbers.into_iter().map(find).collect()
     }
 
+    /// The numbers of all windows that are seen in so many steps, those held out among them, rising.
+    pub fn seen(&self, batch: usize, seed: u64, steps: u64) -> Vec<usize> {
+        let mut order = self.order(batch, seed);
+        let drawn = (0..steps).flat_map(|_| self.learned(order.next_step()));
+        let all: BTreeSet<_> = drawn.chain(self.held_out.iter().copied()).collect();
+        all.into_iter().collect()
+    }
+
     fn order(&self, batch: usize, seed: u64) -> Order {
         let texts: Vec<_> = self.texts.iter().map(|text| (text.learned, text.weight)).collect();
         Order::new(&texts, batch, seed)
@@ -115,6 +123,8 @@ pub struct Run<'a> {
     pub batch: usize,
     /// All steps.
     pub steps: u64,
+    /// Steps of a part of the run, after which the data begins anew: of one layer where layers learn one after another, else all.
+    pub part_steps: u64,
     /// Decides the order of windows.
     pub seed: u64,
     /// Where it is kept on the way.
@@ -206,18 +216,21 @@ impl Run<'_> {
     pub fn train(&self, pupil: &mut dyn Pupil, mut record: Record) -> Result<(Record, Progress)> {
         let started = Instant::now();
         let before = record.seconds;
-        let goes_on = pupil.progress().steps > 0;
-        let mut log = Log::open(self.log, pupil.progress().steps)?;
-        let mut order = self.data.order(self.batch, self.seed).after(pupil.progress().steps);
+        let first = pupil.progress().steps;
+        let mut log = Log::open(self.log, first)?;
+        let order = || self.data.order(self.batch, self.seed);
+        let mut windows = order().after(first % self.part_steps);
         let tokens = (self.batch * self.data.windows.ctx()) as u64;
         let stage = self.talk.stage("distilling", self.steps * tokens, "tokens");
-        stage.step(pupil.progress().steps * tokens, "");
-        if !goes_on {
-            self.measure(pupil, None, &mut record, &mut log, &stage)?;
-        }
+        stage.step(first * tokens, "");
         let (mut saved, mut losses) = (Instant::now(), (0.0, 0u32));
         while pupil.progress().steps < self.steps {
-            let which = self.data.learned(order.next_step());
+            if pupil.progress().steps.is_multiple_of(self.part_steps) {
+                pupil.turn()?;
+                windows = order();
+                self.measure(pupil, None, &mut record, &mut log, &stage)?;
+            }
+            let which = self.data.learned(windows.next_step());
             let done = pupil.step(self.data, &which).hint(|| {
                 "a lower --learning-rate or a longer --warmup may help; --resume goes on from what was kept last"
             })?;
@@ -226,15 +239,25 @@ impl Run<'_> {
             if !done.skipped {
                 losses = (losses.0 + done.loss, losses.1 + 1);
             }
-            log.line(&json!({
+            let mut line = json!({
                 "step": done.step, "loss": done.loss, "gradient_norm": done.gradient_norm, "rate": done.rate,
                 "skipped": done.skipped, "seconds": record.seconds,
-            }))?;
+            });
+            if let Some(layer) = pupil.layer() {
+                line["layer"] = layer.into();
+            }
+            log.line(&line)?;
             stage.step(tokens, &format!("loss {:.4}", done.loss));
-            if done.step == self.steps || done.step % self.measured_every() == 0 {
+            let of_part = done.step % self.part_steps;
+            if of_part.is_multiple_of(self.measured_every()) {
                 let mean = (losses.1 > 0).then(|| losses.0 / f64::from(losses.1));
                 self.measure(pupil, mean.map(|mean| (mean, done)), &mut record, &mut log, &stage)?;
                 losses = (0.0, 0);
+            }
+            if of_part == 0 && done.step < self.steps {
+                // What comes next reads the layer that has learned from there.
+                self.save(pupil, &record)?;
+                saved = Instant::now();
             }
             if STOP.load(Ordering::SeqCst) {
                 self.save(pupil, &record)?;
@@ -250,13 +273,16 @@ impl Run<'_> {
             }
         }
         stage.done();
-        self.save(pupil, &record)?;
+        if pupil.progress().steps > first {
+            self.save(pupil, &record)?;
+        }
         Ok((record, pupil.progress()))
     }
 
     /// Steps from one point of the curve to the next.
     fn measured_every(&self) -> u64 {
-        self.steps.div_ceil(20).max(1)
+        let points = (20 * self.part_steps / self.steps.max(1)).max(1);
+        self.part_steps.div_ceil(points).max(1)
     }
 
     /// Adds a point to the curve.
@@ -269,15 +295,16 @@ impl Run<'_> {
         stage: &Stage,
     ) -> Result<()> {
         let measured = !self.data.held_out.is_empty();
-        let [loss, surprise] = pupil.held_out(self.data)?;
+        let HeldOut { loss, surprise } = pupil.held_out(self.data)?;
         let point = CurvePoint {
             step: pupil.progress().steps,
+            layer: pupil.layer().map(|layer| layer as u64),
             tokens: pupil.progress().steps * (self.batch * self.data.windows.ctx()) as u64,
             seconds: record.seconds,
             loss: learned.map(|(loss, _)| loss),
             rate: learned.map(|(_, done)| f64::from(done.rate)),
             held_out_loss: measured.then_some(loss),
-            held_out_perplexity: measured.then(|| surprise.exp()),
+            held_out_perplexity: surprise.filter(|_| measured).map(f64::exp),
         };
         log.line(&serde_json::to_value(&point)?)?;
         stage.note(&in_one_line(&point));
@@ -371,7 +398,8 @@ pub fn check_room(state: &Path, student: &Source, output_bytes: u64) -> Result<(
 fn in_one_line(point: &CurvePoint) -> String {
     let part = |name: &str, x: Option<f64>| x.map_or(String::new(), |x| format!(", {name} {x:.4}"));
     format!(
-        "step {}{}{}{}",
+        "{}step {}{}{}{}",
+        point.layer.map_or(String::new(), |layer| format!("layer {layer}, ")),
         thousands(point.step),
         part("loss", point.loss),
         part("held-out loss", point.held_out_loss),
@@ -441,9 +469,9 @@ impl Kept {
     ///
     /// # Errors
     /// Those of `after`.
-    pub fn resumed<P>(
+    pub fn resumed<P, E: Into<Failure>>(
         self,
-        after: impl FnOnce(Progress, &mut Remembered<'_>) -> std::result::Result<P, attar_distill::Error>,
+        after: impl FnOnce(Progress, &mut Remembered<'_>) -> std::result::Result<P, E>,
     ) -> Result<(P, Record)> {
         let Facts { steps, updates, skipped_in_a_row, skipped, seconds, curve, .. } = self.facts;
         let progress = Progress { steps, updates, skipped_in_a_row };
@@ -455,7 +483,8 @@ impl Kept {
         let training = after(progress, &mut |parameter| {
             let [mean, mean_square] = names_of(parameter).map(|name| read(&name));
             Some(Moments { mean: mean?, mean_square: mean_square? })
-        })?;
+        });
+        let training = training.map_err(Into::into)?;
         Ok((training, Record { curve, skipped, seconds }))
     }
 }

@@ -26,7 +26,7 @@ pub(super) const PROGRAM_BYTES: u64 = 64 << 20;
 
 /// The part of what a pass holds, one in so many bytes, that comes on top of it: buffers of products, and freed memory that
 /// the allocator has not given back. Of a pass that was counted at 530 MB without it, 580 MB stood in memory.
-const ALLOCATOR_PART: u64 = 8;
+pub(super) const ALLOCATOR_PART: u64 = 8;
 
 /// Without a limit from the user, the part of the available memory that is used before anything is computed twice or goes
 /// to the disk. The rest serves others, and the system as the cache through which the model is read.

@@ -17,8 +17,11 @@ use crate::place::{Place, fixture};
 
 const CTX: usize = 11;
 const STEPS: u64 = 4;
-const AIM: Aim =
-    Aim { likeness: Likeness { divergence: Divergence::ReverseKl, temperature: 1.5 }, cross_entropy: 0.2 };
+const AIM: Aim = Aim {
+    likeness: Likeness { divergence: Divergence::ReverseKl, temperature: 1.5 },
+    cross_entropy: 0.2,
+    streams: None,
+};
 
 /// Tiny random models of one vocabulary, and a text.
 struct School {
@@ -53,6 +56,7 @@ impl School {
             data: &self.data,
             batch: 3,
             steps,
+            part_steps: steps,
             seed: 1,
             state,
             save_every: Duration::from_hours(1),

@@ -1,6 +1,7 @@
 //! Encodes by a `tokenizer.json`, with the `tokenizers` crate.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::OnceLock;
 
 use serde_json::Value;
 use tokenizers::{AddedToken, Model as _, ModelWrapper};
@@ -16,6 +17,7 @@ use super::vocabulary::{ADDED_SCORE, Token, TokenKind, by_id, byte_of, looks_lik
 #[derive(Debug)]
 pub(super) struct Json {
     inner: tokenizers::Tokenizer,
+    with_controls: OnceLock<Box<tokenizers::Tokenizer>>, // the same, finding control tokens in texts
     style: Style,
     cut: Option<Cut>,
 }
@@ -90,7 +92,7 @@ impl Json {
         }
         let tokens = tokens(&inner, &style, &parts)?;
         let cut = cut_of(&inner, &style, &parts, &tokens);
-        Ok((Self { inner, style, cut }, tokens))
+        Ok((Self { inner, with_controls: OnceLock::new(), style, cut }, tokens))
     }
 
     pub fn style(&self) -> &Style {
@@ -110,6 +112,19 @@ impl Json {
             };
             self.encode_whole(part, Surrounding::None)
         })
+    }
+
+    /// Ids of a text in which control tokens are spelled out.
+    ///
+    /// # Errors
+    /// The vocabulary cannot express it.
+    pub fn encode_with_controls(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let inner = self.with_controls.get_or_init(|| {
+            let mut inner = self.inner.clone();
+            inner.set_encode_special_tokens(false);
+            Box::new(inner)
+        });
+        ids(inner, text, Surrounding::None)
     }
 
     /// # Errors
@@ -168,10 +183,18 @@ impl Json {
     }
 
     fn encode_whole(&self, text: &str, surrounding: Surrounding) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self.inner.encode_fast(text, surrounding == Surrounding::Special);
-        let encoding = encoding.map_err(|error| TokenizerError::Encode { cause: error.to_string() })?;
-        Ok(encoding.get_ids().to_vec())
+        ids(&self.inner, text, surrounding)
     }
+}
+
+fn ids(
+    inner: &tokenizers::Tokenizer,
+    text: &str,
+    surrounding: Surrounding,
+) -> Result<Vec<u32>, TokenizerError> {
+    let encoding = inner.encode_fast(text, surrounding == Surrounding::Special);
+    let encoding = encoding.map_err(|error| TokenizerError::Encode { cause: error.to_string() })?;
+    Ok(encoding.get_ids().to_vec())
 }
 
 /// What is put around a text.

@@ -70,6 +70,33 @@ impl Tokenizer {
         }
     }
 
+    /// The ids of a text in which control tokens are spelled out, as chat templates write conversations; they are found first.
+    ///
+    /// # Errors
+    /// The vocabulary cannot express the text.
+    pub fn encode_with_controls(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        match &self.encoder {
+            Encoder::Json(json) => json.encode_with_controls(text),
+            Encoder::SentencePiece(pieces) => {
+                let controls = (0..).zip(&self.tokens).filter(|(_, token)| token.kind == TokenKind::Control);
+                Ok(pieces.encode_with(controls.map(|(id, token)| (token.text.as_str(), id)), text))
+            }
+        }
+    }
+
+    /// The Jinja template that writes a conversation out, where one came with the tokenizer.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_template.as_deref()
+    }
+
+    /// Hugging Face's names of the tokens with a part to play, `bos_token` and others, and their texts.
+    pub fn special_tokens(&self) -> impl Iterator<Item = (String, &str)> {
+        self.specials.ids.iter().filter_map(|&(role, id)| {
+            let (_, name) = folder::ROLES.iter().find(|(other, _)| *other == role)?;
+            Some((format!("{name}_token"), self.tokens.get(id as usize)?.text.as_str()))
+        })
+    }
+
     /// The text of `ids`, special tokens spelled out; bytes that are no UTF-8 become U+FFFD.
     ///
     /// # Errors

@@ -119,6 +119,20 @@ impl SentencePiece {
         ids
     }
 
+    /// [`encode`](Self::encode) of the text between some tokens, which are found first, the longest where several begin at one place.
+    pub fn encode_with<'a>(&self, tokens: impl Iterator<Item = (&'a str, u32)>, text: &str) -> Vec<u32> {
+        let mut known: Vec<_> = tokens.filter(|(text, _)| !text.is_empty()).collect();
+        known.sort_by_key(|(text, _)| std::cmp::Reverse(text.len()));
+        let mut ids = Vec::new();
+        for fragment in split(text, &known) {
+            match fragment {
+                Raw::Text(text) => ids.extend(self.encode(text)),
+                Raw::Piece(id) => ids.push(id),
+            }
+        }
+        ids
+    }
+
     fn encode_part(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::new();
         match self.algorithm {
@@ -144,7 +158,7 @@ impl SentencePiece {
 
     /// `text` normalized, cut where user defined pieces stand.
     fn fragments(&self, text: &str) -> Vec<Fragment> {
-        let raw = self.split_user_defined(text);
+        let raw = split(text, &self.user_defined);
         let last = raw.len().saturating_sub(1);
         let mut fragments = Vec::with_capacity(raw.len() + 1);
         let mut wants_prefix = self.space_prefix != SpacePrefix::None;
@@ -170,31 +184,6 @@ impl SentencePiece {
         fragments
     }
 
-    fn split_user_defined<'a>(&self, text: &'a str) -> Vec<Raw<'a>> {
-        if self.user_defined.is_empty() {
-            return vec![Raw::Text(text)];
-        }
-        let mut fragments = Vec::new();
-        let (mut start, mut at) = (0, 0);
-        while let Some(c) = text[at..].chars().next() {
-            match self.user_defined.iter().find(|(piece, _)| text[at..].starts_with(piece.as_str())) {
-                Some((piece, id)) => {
-                    if start < at {
-                        fragments.push(Raw::Text(&text[start..at]));
-                    }
-                    fragments.push(Raw::Piece(*id));
-                    at += piece.len();
-                    start = at;
-                }
-                None => at += c.len_utf8(),
-            }
-        }
-        if start < text.len() {
-            fragments.push(Raw::Text(&text[start..]));
-        }
-        fragments
-    }
-
     fn normalize(&self, text: &str, is_first: bool, is_last: bool) -> String {
         let mut text = self.charsmap.as_ref().map_or(Cow::Borrowed(text), |map| map.apply(text));
         if self.normalizer.remove_extra_whitespaces {
@@ -211,6 +200,32 @@ impl SentencePiece {
 enum Raw<'a> {
     Text(&'a str),
     Piece(u32),
+}
+
+/// Cuts a text at known pieces, which are tried in their order.
+fn split<'a>(text: &'a str, known: &[(impl AsRef<str>, u32)]) -> Vec<Raw<'a>> {
+    if known.is_empty() {
+        return vec![Raw::Text(text)];
+    }
+    let mut fragments = Vec::new();
+    let (mut start, mut at) = (0, 0);
+    while let Some(c) = text[at..].chars().next() {
+        match known.iter().find(|(piece, _)| text[at..].starts_with(piece.as_ref())) {
+            Some((piece, id)) => {
+                if start < at {
+                    fragments.push(Raw::Text(&text[start..at]));
+                }
+                fragments.push(Raw::Piece(*id));
+                at += piece.as_ref().len();
+                start = at;
+            }
+            None => at += c.len_utf8(),
+        }
+    }
+    if start < text.len() {
+        fragments.push(Raw::Text(&text[start..]));
+    }
+    fragments
 }
 
 enum Fragment {

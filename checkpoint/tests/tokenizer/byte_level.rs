@@ -101,7 +101,24 @@ fn a_chat_template_is_taken_from_its_file_then_from_the_config_and_goes_with_the
         let files: Vec<_> = files.into_iter().chain([("tokenizer.json", books().to_string())]).collect();
         let there_and_back = through_folder(&through_gguf(&read(&files).unwrap()));
         let metadata = there_and_back.gguf_metadata(5000, None).unwrap();
+        assert_eq!(there_and_back.chat_template(), Some(expected));
         assert!(metadata.contains(&("tokenizer.chat_template".to_owned(), expected.into())), "{expected}");
+    }
+}
+
+#[test]
+fn control_tokens_that_a_chat_template_spells_out_are_found_and_in_a_text_they_are_text() {
+    let tokenizer = books_2m();
+    let [first, second] = ["Ho", " the end"].map(|text| tokenizer.encode(text).unwrap());
+    let (text, expected) =
+        ("<|begin_of_text|>Ho<|end_of_text|> the end", [&[4094], &first[..], &[4095], &second].concat());
+    for tokenizer in [&tokenizer, &through_gguf(&tokenizer)] {
+        assert_eq!(tokenizer.encode_with_controls(text).unwrap(), expected);
+        assert!(!tokenizer.encode(text).unwrap().contains(&4094));
+        let specials: Vec<_> = tokenizer.special_tokens().collect();
+        for (name, text) in [("bos_token", "<|begin_of_text|>"), ("eos_token", "<|end_of_text|>")] {
+            assert!(specials.contains(&(name.to_owned(), text)), "{specials:?}");
+        }
     }
 }
 

@@ -50,6 +50,15 @@ proptest! {
 }
 
 #[test]
+fn control_tokens_that_a_chat_template_spells_out_are_found_in_all_kinds_of_files() {
+    for tokenizer in STORED.iter() {
+        let [first, second] = ["the in", "ther"].map(|text| tokenizer.encode(text).unwrap());
+        let expected = [&[1], &first[..], &[2], &second].concat();
+        assert_eq!(tokenizer.encode_with_controls("<s>the in</s>ther").unwrap(), expected);
+    }
+}
+
+#[test]
 fn gguf_metadata_have_scores_and_kinds_whichever_file_they_come_from() {
     let expected = pieces();
     for tokenizer in [of_model(), read(&of_both()).unwrap()] {

@@ -1,13 +1,14 @@
 //! What a rendering for people shows, before it is laid out.
 
 use std::collections::HashSet;
+use std::fmt::Write as _;
 use std::path::Path;
 
 use super::figures::{bytes, duration, grouped, measured, percent, perplexity, short_perplexity, small};
 use crate::Divergence;
 use crate::report::{
-    Calibration, CurvePoint, Distillation, Evaluation, Model, Output, Pruning, Reference, Report, Run, Shape,
-    Tensor,
+    BLOCK_OUTPUT, Calibration, CurvePoint, Distillation, Evaluation, Model, Output, Pruning, Reference,
+    Report, Run, Shape, Tensor,
 };
 
 /// A titled sequence of sections.
@@ -90,18 +91,23 @@ fn distillation(taught: &Distillation) -> Section {
 }
 
 fn loss_label(taught: &Distillation) -> String {
-    let warmth = format!("{} at temperature {}", taught.loss, taught.temperature);
-    if taught.cross_entropy > 0.0 {
-        format!("{warmth}, {} of cross-entropy", percent(taught.cross_entropy))
-    } else {
-        warmth
+    if taught.loss == BLOCK_OUTPUT {
+        return format!("{BLOCK_OUTPUT} of {} layers, one after another", taught.layer_map.len());
     }
+    let mut label = format!("{} at temperature {}", taught.loss, taught.temperature);
+    if taught.cross_entropy > 0.0 {
+        let _ = write!(label, ", {} of cross-entropy", percent(taught.cross_entropy)); // a String never fails
+    }
+    if let Some(weight) = taught.hidden_loss {
+        let _ = write!(label, ", {weight} of the error of {} layers", taught.layer_map.len());
+    }
+    label
 }
 
 fn curve_row(point: &CurvePoint) -> Vec<String> {
     let figure = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.4}"));
     vec![
-        grouped(point.step),
+        point.layer.map_or(grouped(point.step), |layer| format!("{}, layer {layer}", grouped(point.step))),
         grouped(point.tokens),
         figure(point.loss),
         figure(point.held_out_loss),

@@ -3,10 +3,10 @@
 use crate::checkpoint::{Folder, config, floats, golden, read};
 use attar_model::{
     Block, Divergence, Gradients, Head, Keep, Likeness, Loss, Model, ModelConfig, NextToken, Precision, Role,
-    Step, TensorSpec, TowardsTeacher, Weights, Windows, embed, hidden_states,
+    Step, TensorSpec, TowardsTeacher, Weights, Windows, embed, hidden_states, relative_error_backward,
 };
 use attar_tensor::op::{AdamW, Moments, global_norm};
-use ndarray::{Array1, ArrayD, ArrayViewMut2, Axis, Ix2, concatenate};
+use ndarray::{Array1, Array2, ArrayD, ArrayView2, ArrayViewMut2, Axis, Ix2, concatenate};
 use safetensors::SafeTensors;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -169,6 +169,76 @@ fn distillation_by_another_model_agrees_with_pytorch() {
     assert!((found - f64::from(expected["loss"][0])).abs() < 1e-4, "{found}");
     assert_near(&gradients[&(None, Role::FinalNorm)], &expected["model.norm.weight"], "norm");
     assert_near(&gradients[&(None, Role::Head)], &expected["lm_head.weight"], "head");
+}
+
+/// Nothing is asked of logits, and of the stream after some blocks that it be waves.
+struct Waves(&'static [usize]);
+
+impl Waves {
+    const WEIGHT: f32 = 0.02;
+
+    fn target([tokens, features]: [usize; 2]) -> Array2<f32> {
+        Array2::from_shape_fn((tokens, features), |(row, col)| ((3 * row + 7 * col) as f32).sin())
+    }
+}
+
+impl Loss for Waves {
+    fn backward(&self, _: Range<usize>, mut logits: ArrayViewMut2<'_, f32>) -> f64 {
+        logits.fill(0.0);
+        0.0
+    }
+
+    fn stream_backward(&self, layer: usize, stream: ArrayView2<'_, f32>) -> Option<(f64, Array2<f32>)> {
+        let mut gradient = self.0.contains(&layer).then(|| stream.to_owned())?;
+        let target = Self::target([stream.nrows(), stream.ncols()]);
+        let loss = relative_error_backward(gradient.view_mut(), target.view(), Self::WEIGHT);
+        Some((loss, gradient))
+    }
+}
+
+/// Moved along its gradient a model's loss changes by the square of the gradient's norm.
+#[test]
+fn the_gradient_of_what_is_asked_of_streams_equals_a_finite_difference() {
+    for case in cases() {
+        let loss = Waves(&[0, 1]);
+        let (_, gradients) = run(&case.model(), &case.windows, &loss, Keep::Activations);
+        let norm = global_norm(gradients.values().map(|gradient| gradient.view()));
+        let at = |distance: f64| {
+            let mut model = case.model();
+            for ((layer, role), gradient) in &gradients {
+                let mut weight = model.parameter_mut(*role, *layer).unwrap();
+                weight.scaled_add((distance / norm) as f32, gradient);
+            }
+            run_for(&model, &case.windows, &loss, Keep::Inputs, &|_| false).0
+        };
+        let slope = (at(5e-3) - at(-5e-3)) / 1e-2;
+        assert!((slope - norm).abs() < 1e-2 * norm, "{}: {slope} instead of {norm}", case.name);
+    }
+}
+
+#[test]
+fn what_is_asked_of_the_last_stream_is_asked_of_the_last_block_alone() {
+    for case in cases() {
+        let (ctx, last) = (case.windows.ctx(), case.config.num_hidden_layers - 1);
+        let mut hidden = embed(&case.config, &case.weights, case.windows.tokens()).unwrap();
+        let block = |layer| Block::load(&case.config, layer, &case.weights).unwrap();
+        (0..last).for_each(|layer| block(layer).forward(&mut hidden, ctx));
+        let (block, input) = (block(last), hidden.clone());
+        block.forward(&mut hidden, ctx);
+        let (mut d, target) = (hidden.clone(), Waves::target([hidden.nrows(), hidden.ncols()]));
+        let expected = relative_error_backward(d.view_mut(), target.view(), Waves::WEIGHT);
+        let mut gradients = block.gradients(&|_| true).unwrap();
+        block.learner(Precision::F32).backward_from_input(input.view(), ctx, d.view_mut(), &mut gradients);
+        let asked: &'static [usize] = Box::leak(Box::new([last]));
+        for keep in [Keep::Inputs, Keep::Activations] {
+            let (found, all) = run(&case.model(), &case.windows, &Waves(asked), keep);
+            assert!(found.to_bits() == expected.to_bits(), "{}: {found}, not {expected}", case.name);
+            for (role, gradient) in gradients.iter() {
+                assert_eq!(all[&(Some(last), role)], gradient, "{}, {role:?}", case.name);
+            }
+            assert!(all[&(None, Role::FinalNorm)].iter().all(|&x| x == 0.0));
+        }
+    }
 }
 
 #[test]

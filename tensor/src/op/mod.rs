@@ -13,6 +13,7 @@ mod divergence;
 mod embedding;
 mod linear;
 mod log_sum_exp;
+mod relative_error;
 mod rms_norm;
 mod rope;
 mod silu_mul;
@@ -25,6 +26,7 @@ pub use divergence::{Divergence, LikeliestTokens, bucketed_divergence_backward, 
 pub use embedding::embedding_backward;
 pub use linear::{bias_backward, input_backward, weight_backward};
 pub use log_sum_exp::log_sum_exp;
+pub use relative_error::relative_error_backward;
 pub use rms_norm::{rms_norm, rms_norm_backward, rms_norm_heads, rms_norm_heads_backward};
 pub use rope::{Rope, rope_frequencies};
 pub use silu_mul::{GateBackward, gelu_mul, gelu_mul_backward, silu_mul, silu_mul_backward};

@@ -48,6 +48,65 @@ fn a_student_that_was_cut_comes_nearer_its_teacher_again() {
     }
 }
 
+/// What the stream is to be is learned beside what is predicted, and the report says of which layers.
+#[test]
+fn layers_of_a_student_come_nearer_those_of_its_teacher() {
+    let place = school();
+    let run = format!("{RUN} --tokens 2560 --hidden-loss 0.5 --no-eval")
+        .replace("--text heldout.txt --chunks 4", "");
+    place.done(&format!("{run} -o even --json even.json --report told"));
+    place.done(&format!("{run} -o named --json named.json --layer-map 0:0"));
+    let taught = |name: &str| place.json(name)["distillation"].clone();
+    let (even, named) = (taught("even.json"), taught("named.json"));
+    assert_eq!((&even["hidden_loss"], &named["layer_map"]), (&0.5.into(), &serde_json::json!([[0, 0]])));
+    for taught in [&even, &named] {
+        let curve = taught["curve"].as_array().unwrap();
+        let [first, last] =
+            [&curve[0], &curve[curve.len() - 1]].map(|at| at["held_out_loss"].as_f64().unwrap());
+        assert!(last < 0.9 * first, "{taught:#}");
+    }
+    assert!(fs::read_to_string(place.at("told/report.md")).unwrap().contains("0.5 of the error of"));
+}
+
+/// One layer after another, each nearer its teacher's than before; killed between two or within one, to the same weights.
+#[test]
+fn a_student_that_learns_layer_by_layer_comes_nearer_and_survives_being_killed() {
+    let place = Place::new();
+    place.done("prune books-2m -o thin --ffn 0.5 --no-eval --no-repair --quiet --calib heldout.txt");
+    let run = RUN.replace("--student cut", "--student thin --local --tokens 5120");
+    place.done(&format!("{run} -o whole --json whole.json --log steps.jsonl"));
+    let report = place.json("whole.json");
+    let taught = &report["distillation"];
+    assert_eq!((&taught["loss"], &taught["steps"]), (&"block-output".into(), &40.into()));
+    assert_eq!(taught["layer_map"], serde_json::json!([[0, 0], [1, 1]]));
+    let curve = taught["curve"].as_array().unwrap();
+    for layer in 0..2 {
+        let of_layer = curve.iter().filter(|point| point["layer"] == layer);
+        let losses: Vec<_> = of_layer.map(|point| point["held_out_loss"].as_f64().unwrap()).collect();
+        assert!(losses.len() > 5 && losses[losses.len() - 1] < 0.9 * losses[0], "{layer}: {losses:?}");
+    }
+    let log = fs::read_to_string(place.at("steps.jsonl")).unwrap();
+    let steps = |layer: usize| {
+        let named = format!("\"layer\":{layer}");
+        log.lines().filter(|line| line.contains("gradient_norm") && line.contains(&named)).count()
+    };
+    assert_eq!([steps(0), steps(1)], [20, 20]);
+    let line =
+        "eval thin --text heldout.txt --chunks 4 --ctx 64 --reference books-2m --quiet --json thin.json";
+    place.done(line);
+    let kl = |name: &str| place.json(name)["evaluation"]["kl_divergence"]["mean"].as_f64().unwrap();
+    assert!(kl("whole.json") < 0.7 * kl("thin.json"), "{}, {}", kl("whole.json"), kl("thin.json"));
+
+    let words =
+        format!("{run} -o killed --save-every 0 --no-eval").replace("--text heldout.txt --chunks 4", "");
+    for enough in [3, 25] {
+        let more = if enough == 3 { "" } else { " --resume" };
+        kill_once_kept(&place, &format!("{words}{more}"), "killed", enough);
+    }
+    place.done(&format!("{words} --resume --threads 1"));
+    assert!(weights(&place, "killed") == weights(&place, "whole"));
+}
+
 /// From what a teacher said once, hidden states to the bit, the same is learned as from the teacher.
 #[test]
 fn a_kept_teacher_teaches_what_it_would_say() {
@@ -91,8 +150,45 @@ fn unscored() -> String {
     format!("{RUN} --tokens 10240 --no-eval").replace("--text heldout.txt --chunks 4", "")
 }
 
-/// Runs `words`, which write `output`, until something has been kept of it, and kills it.
-fn kill_once_kept(place: &Place, words: &str, output: &str) {
+/// Conversations by a template that adds nothing but the end are the texts they are made of.
+#[test]
+fn conversations_are_learned_as_the_chat_template_writes_them() {
+    let place = school();
+    let text = fs::read_to_string(place.at("calibration.txt")).unwrap();
+    let (mut texts, mut chats) = (Vec::new(), Vec::new());
+    for part in text.split("\n\n").filter(|part| part.len() > 20).take(60) {
+        let (ask, answer) = part.split_at(part.char_indices().nth(10).unwrap().0);
+        let messages =
+            serde_json::json!([{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]);
+        texts.push(serde_json::json!({"text": part}).to_string());
+        chats.push(serde_json::json!({"messages": messages}).to_string());
+    }
+    place.write("texts.jsonl", &texts.join("\n"));
+    place.write("chats.jsonl", &chats.join("\n"));
+    let run = "distill --teacher books-2m --student cut --ctx 64 --batch 4 --tokens 512 --no-eval --quiet";
+    let line = |data: &str| format!("{run} --data {data} -o {data}.out --json {data}.json");
+    place.refuses(
+        &line("chats.jsonl"),
+        &["line 1 of `chats.jsonl`", "no chat template", "chat_template.jinja"],
+    );
+    let template = "{% for message in messages %}{{ message.content }}{% endfor %}{{ eos_token }}";
+    place.write("cut/chat_template.jinja", template);
+    place.done(&line("texts.jsonl"));
+    place.done(&line("chats.jsonl"));
+    assert!(weights(&place, "texts.jsonl.out") == weights(&place, "chats.jsonl.out"));
+    let sha256 = |name: &str| place.json(name)["distillation"]["data_sha256"].clone();
+    assert_eq!(sha256("texts.jsonl.json"), sha256("chats.jsonl.json"));
+    assert!(place.at("chats.jsonl.out/chat_template.jinja").is_file(), "the template goes with the student");
+
+    place.write("cut/chat_template.jinja", "{{ raise_exception('only the assistant speaks') }}");
+    let refused = line("chats.jsonl").replace(".out", ".no");
+    place.refuses(&refused, &["line 1 of `chats.jsonl`", "only the assistant speaks", "change its messages"]);
+    place.write("cut/chat_template.jinja", "{% for %}");
+    place.refuses(&refused, &["chat template of the tokenizer", "syntax error"]);
+}
+
+/// Kills a run on its way to `output` with SIGKILL once so many of its steps are kept.
+fn kill_once_kept(place: &Place, words: &str, output: &str, steps: u64) {
     let mut child = Command::new(ATTAR)
         .args(words.split_whitespace())
         .current_dir(place.at(""))
@@ -100,8 +196,12 @@ fn kill_once_kept(place: &Place, words: &str, output: &str) {
         .spawn()
         .unwrap();
     let kept = place.at(output).with_extension("training").join("training.json");
+    let kept_steps = || {
+        let facts: serde_json::Value = serde_json::from_slice(&fs::read(&kept).ok()?).ok()?;
+        facts["steps"].as_u64()
+    };
     let started = Instant::now();
-    while !kept.exists() {
+    while kept_steps().is_none_or(|kept| kept < steps) {
         assert!(started.elapsed() < Duration::from_mins(4), "nothing was kept");
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -116,7 +216,7 @@ fn a_run_that_is_killed_goes_on_to_the_same_weights() {
     let run = unscored();
     place.done(&format!("{run} -o whole"));
     let words = format!("{run} -o killed --save-every 0 --log steps.jsonl");
-    kill_once_kept(&place, &words, "killed");
+    kill_once_kept(&place, &words, "killed", 1);
     place.fails(&words, &["killed.training", "not finished", "--resume"]);
     place.fails(&format!("{words} --resume --seed 1"), &["other settings"]);
     place.done(&format!("{words} --resume --threads 1 --json killed.json"));
@@ -140,7 +240,7 @@ fn a_disk_that_fills_up_costs_the_steps_since_the_run_was_kept_and_no_others() {
         &mut on_a_full_disk(&words, 1000),
         &["short.training", "after step 1", "too large", "disk"],
     );
-    kill_once_kept(&place, &words, "short");
+    kill_once_kept(&place, &words, "short", 1);
     let kept = &place.json("short.training/training.json")["steps"];
     let still = format!("still keeps step {kept}, from which --resume goes on");
     let words = format!("{words} --resume");
@@ -211,12 +311,29 @@ fn what_cannot_be_taught_is_refused_before_any_work() {
         &["no run to go on with", "out.training"],
     );
     place.refuses(&format!("{ask} --data calibration.txt --device cuda"), &["cuda", "CUDA", "--device cpu"]);
-    place.write("lines.jsonl", "{\"text\": \"a\"}\n{\"messages\": []}\n");
-    place.refuses(&format!("{ask} --data lines.jsonl"), &["line 2", "`messages`", "chat template"]);
+    place.write("lines.jsonl", "{\"text\": \"a\"}\n{\"words\": []}\n");
+    place.refuses(&format!("{ask} --data lines.jsonl"), &["line 2", "neither a `text` nor `messages`"]);
     place.write("lines.jsonl", "{\"text\": \"a\"}\nno json\n");
     place.fails(&format!("{ask} --data lines.jsonl"), &["line 2 of `lines.jsonl`"]);
+    let layers = format!("{ask} --data calibration.txt --hidden-loss 1");
+    place.refuses(&format!("{layers} --layer-map 0:9"), &["the teacher has no layer 9", "--layer-map"]);
+    place.done("prune books-2m -o narrow --hidden 0.75 --no-eval --quiet");
+    let narrow = layers.replace("--student books-2m", "--student narrow");
+    place.refuses(&narrow, &["residual stream has", "hidden size"]);
+    place.refuses(&format!("{layers} --device cuda"), &["cuda"]);
+    let local = format!("{ask} --data calibration.txt --local");
+    place.refuses(&format!("{local} --layer-map 0:1,1:0"), &["rise", "--layer-map"]);
+    place.refuses(&format!("{local} --max-memory 50MB"), &["--max-memory", "optimizer"]);
+    for clash in ["--hidden-loss 1", "--scheme q8_0", "--loss jsd", "--cross-entropy 0.5"] {
+        let run = place.run(&format!("{local} {clash}"));
+        assert_eq!((run.code, run.stdout.as_str()), (Some(2), ""), "{clash}");
+        assert!(run.stderr.contains("cannot be used with"), "{}", run.stderr);
+    }
+    let run = place.run(&format!("{ask} --data calibration.txt --layer-map 0:1"));
+    assert!(run.code == Some(2) && run.stderr.contains("--hidden-loss"), "{}", run.stderr);
     place.done("eval books-2m --text heldout.txt --ctx 64 --chunks 4 --quiet --save-reference kept");
     let ask = "distill --teacher kept --student books-2m -o out";
     place.refuses(&format!("{ask} --data calibration.txt"), &["text of its own", "--data"]);
     place.refuses(&format!("{ask} --ctx 32"), &["windows of its own length"]);
+    place.refuses(&format!("{ask} --hidden-loss 1"), &["says nothing of its layers", "teacher itself"]);
 }
