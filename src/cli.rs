@@ -99,11 +99,20 @@ pub enum Command {
     Eval(EvalArgs),
     /// Teach a smaller or pruned model to predict what its teacher predicts
     Distill(DistillArgs),
-    /// Carry out a recipe: several outputs from one model, compared in one table
-    Run {
-        /// A TOML file, see fixtures/demo.toml
-        recipe: PathBuf,
-    },
+    /// Carry out a recipe: prune a model, teach what is left, make several outputs of it, compare all in one table
+    Run(RunArgs),
+}
+
+/// `attar run`.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// A TOML file, see fixtures/demo.toml and fixtures/smaller.toml
+    pub recipe: PathBuf,
+
+    /// Go on with a recipe that was interrupted: outputs that are there are kept and compared with the others, and a student
+    /// that had not learned all is taught on
+    #[arg(long)]
+    pub resume: bool,
 }
 
 /// Calibration tokens where no number is given.

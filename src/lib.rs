@@ -40,6 +40,6 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Convert(args) => commands::convert::run(args, &cli.global),
         Command::Eval(args) => commands::eval::run(args, &cli.global),
         Command::Distill(args) => commands::distill::run(args, &cli.global),
-        Command::Run { recipe } => recipe::run(recipe, &cli.global),
+        Command::Run(args) => recipe::run(args, &cli.global),
     }
 }

@@ -1,26 +1,28 @@
-//! `attar run`: a recipe in TOML, several outputs from one model compared in one table.
+//! `attar run`: a recipe in TOML. A model may be pruned, what is left taught by the original, and of that several outputs made; all of
+//! them are compared with the original in one table.
 //!
 //! Paths in a recipe start from the folder it lies in.
 
+mod chain;
+mod options;
+
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use attar_eval::{Convention, Reference, Report};
+use attar_eval::Convention;
+use attar_model::Precision;
 use serde::Deserialize;
+use toml::Table;
 
-use crate::cli::{Global, Method, PrecisionArg};
-use crate::commands::deliver::Delivery;
-use crate::commands::quantize::{check_weights, devices};
-use crate::commands::{CalibrationRequest, ScoringRequest};
+use crate::cli::{DistillArgs, Method, PrecisionArg, PruneArgs, RunArgs};
+use crate::commands::distill::state_of;
 use crate::diagnostic::{Explain, Failure, Result};
-use crate::pipeline::score::Scoring;
-use crate::pipeline::teacher::open_cache_of;
-use crate::pipeline::{Clock, Job, refuse_quantized};
-use crate::plan::{Plan, TensorRule};
+use crate::pipeline::training::Kept;
+use crate::plan::TensorRule;
 use crate::scheme::Scheme;
-use crate::source::Source;
-use crate::talk::say;
+pub use chain::run;
 
 /// What is to be done, in the order it is done.
 #[derive(Debug, Deserialize)]
@@ -37,7 +39,18 @@ struct Recipe {
     calibration: CalibrationTable,
     #[serde(default)]
     evaluation: EvaluationTable,
+    /// The options of `attar prune`.
+    prune: Option<Table>,
+    /// The options of `attar distill`.
+    distill: Option<Table>,
+    #[serde(default)]
     quantize: Vec<QuantizeTable>,
+}
+
+/// The stages before anything is quantized, as their commands would be told to do them.
+struct Stages {
+    prune: Option<PruneArgs>,
+    distill: Option<DistillArgs>,
 }
 
 /// Text to learn from; the built-in one where no files are named.
@@ -87,17 +100,19 @@ struct QuantizeTable {
 }
 
 impl Recipe {
-    fn read(path: &Path) -> Result<Self> {
-        Self::read_inner(path)
-            .doing(|| format!("while reading the recipe `{}`", path.display()))
+    fn read(args: &RunArgs) -> Result<(Self, Stages)> {
+        Self::read_inner(args)
+            .doing(|| format!("while reading the recipe `{}`", args.recipe.display()))
             .hint(|| "a recipe is a TOML file; fixtures/demo.toml is one to start from")
     }
 
-    fn read_inner(path: &Path) -> Result<Self> {
+    fn read_inner(args: &RunArgs) -> Result<(Self, Stages)> {
+        let path = &args.recipe;
         let text = fs::read_to_string(path)?;
         let mut recipe: Self = toml::from_str(&text).map_err(|error| Failure::new(error.to_string()))?;
-        if recipe.quantize.is_empty() {
-            return Err(Failure::new("the recipe makes nothing").hint("add a [[quantize]] table"));
+        if recipe.quantize.is_empty() && recipe.prune.is_none() && recipe.distill.is_none() {
+            return Err(Failure::new("the recipe makes nothing")
+                .hint("add a [[quantize]] table, or one called [prune] or [distill]"));
         }
         let folder = path.parent().unwrap_or(Path::new(""));
         let paths =
@@ -106,12 +121,71 @@ impl Recipe {
         for path in paths.chain(recipe.quantize.iter_mut().map(|table| &mut table.output)) {
             *path = tidy(&folder.join(&*path));
         }
-        let mut outputs = HashSet::new();
-        if let Some(twice) = recipe.quantize.iter().find(|table| !outputs.insert(&table.output)) {
-            return Err(Failure::new(format!("it makes the output `{}` twice", twice.output.display()))
-                .hint("give every [[quantize]] table an output of its own"));
+        let mut stages = recipe.stages(folder)?;
+        if let Some(distill) = &mut stages.distill {
+            distill.resume =
+                args.resume && !distill.output.exists() && Kept::is_at(&state_of(&distill.output));
         }
-        Ok(recipe)
+        check_outputs(&recipe.outputs(&stages))?;
+        Ok((recipe, stages))
+    }
+
+    /// Each stage reads what the one before it wrote; the model teaches unless another teacher is named.
+    fn stages(&self, folder: &Path) -> Result<Stages> {
+        let option = |name: &str, value: &Path| {
+            let mut word = OsString::from(format!("--{name}="));
+            word.push(value);
+            word
+        };
+        let prune = self
+            .prune
+            .as_ref()
+            .map(|table| options::PRUNE.parse::<PruneArgs>(table, folder, vec![self.model.clone().into()]));
+        let prune = prune.transpose()?;
+        let distill = self.distill.as_ref().map(|table| {
+            let student = prune.as_ref().map_or(&self.model, |args| &args.output);
+            let mut decided = vec![option("student", student)];
+            if !table.contains_key("teacher") {
+                decided.push(option("teacher", &self.model));
+            }
+            if !table.contains_key("precision") {
+                decided.push(format!("--precision={}", Precision::from(self.precision).name()).into());
+            }
+            options::DISTILL.parse::<DistillArgs>(table, folder, decided)
+        });
+        Ok(Stages { distill: distill.transpose()?, prune })
+    }
+
+    /// What is written, in that order.
+    fn outputs<'a>(&'a self, stages: &'a Stages) -> Vec<&'a Path> {
+        let [prune, distill] = [
+            stages.prune.as_ref().map(|args| &args.output),
+            stages.distill.as_ref().map(|args| &args.output),
+        ];
+        let quantize = self.quantize.iter().map(|table| &table.output);
+        prune.into_iter().chain(distill).chain(quantize).map(PathBuf::as_path).collect()
+    }
+}
+
+/// Refuses outputs that would take one another's place.
+fn check_outputs(outputs: &[&Path]) -> Result<()> {
+    let mut seen = HashSet::new();
+    if let Some(twice) = outputs.iter().find(|output| !seen.insert(**output)) {
+        return Err(Failure::new(format!("it makes the output `{}` twice", twice.display()))
+            .hint("give every stage and every [[quantize]] table an output of its own"));
+    }
+    let nested = outputs.iter().find_map(|inner| {
+        let outer = inner.ancestors().skip(1).find(|outer| seen.contains(outer))?;
+        Some((inner, outer))
+    });
+    match nested {
+        Some((inner, outer)) => Err(Failure::new(format!(
+            "the output `{}` would lie in the output `{}`",
+            inner.display(),
+            outer.display()
+        ))
+        .hint("give every output a folder of its own")),
+        None => Ok(()),
     }
 }
 
@@ -152,103 +226,21 @@ impl<'a> Order<'a> {
     }
 }
 
-/// Reads the recipe, plans and checks every output, makes them one after the other, compares them.
-///
-/// # Errors
-/// Whatever kept it from being done; all that can be found out before the first output is made is.
-pub fn run(path: &Path, global: &Global) -> Result<()> {
-    let talk = global.talk();
-    let recipe = Recipe::read(path)?;
-    let delivery = Delivery { folder: global.report.clone().or(recipe.report.clone()), ..global.delivery() };
-    let orders = recipe.quantize.iter().map(Order::parse).collect::<Result<Vec<_>>>()?;
-    let source = Source::open(&recipe.model)?;
-    refuse_quantized(&source)?;
-    let tokenizer = source.tokenizer()?;
-    let CalibrationTable { files, tokens, ctx } = &recipe.calibration;
-    let calibration = if orders.iter().any(|order| order.learns(&recipe.calibration)) {
-        let request = CalibrationRequest { files, tokens: *tokens, ctx: *ctx };
-        Some(request.read(&source, &tokenizer)?)
-    } else {
-        None
-    };
-    let EvaluationTable { text, ctx, chunks, convention, reference } = &recipe.evaluation;
-    let cache = reference.as_deref().map(|path| open_cache_of(&source, path)).transpose()?;
-    let computer = global.computer(&[&source.config])?;
-    let precision = recipe.precision.into();
-    let request = ScoringRequest {
-        file: text.as_ref(),
-        ctx: *ctx,
-        chunks: *chunks,
-        convention: *convention,
-        precision,
-        as_in: cache.as_ref(),
-        models: 1 + usize::from(cache.is_none()),
-        max_memory: global.max_memory,
-        computer: &computer,
-    };
-    let scoring = request.read(&source, &tokenizer)?;
-
-    let jobs: Vec<Job<'_>> = orders
-        .iter()
-        .map(|order| Job {
-            source: &source,
-            tokenizer: Some(&tokenizer),
-            scheme: Some(order.scheme),
-            method: order.table.method,
-            zeros: None,
-            rules: &order.rules,
-            calibration: calibration.as_ref().filter(|_| order.learns(&recipe.calibration)),
-            output: &order.table.output,
-            overwrite: global.overwrite(),
-            pre_tokenizer: order.table.pre_tokenizer.as_deref(),
-            precision,
-            max_memory: global.max_memory,
-            computer: &computer,
-            talk,
-        })
-        .collect();
-    let plans = jobs.iter().map(Job::plan).collect::<Result<Vec<Plan>>>()?;
-    if global.dry_run {
-        for (job, plan) in jobs.iter().zip(&plans) {
-            say(&format!("{}\n{plan}\n\n", job.output.display()))?;
-        }
-        return Ok(());
-    }
-    jobs.iter().zip(&plans).try_for_each(|(job, plan)| job.check(plan))?;
-    delivery.check(&jobs.iter().map(|job| job.output).collect::<Vec<_>>())?;
-    check_weights(&source, talk)?;
-    let reference = match cache {
-        Some(cache) => Reference::kept(cache),
-        None => scoring.reference(&source, talk)?,
-    };
-    make(&jobs, &plans, &scoring, &reference, &delivery)
-}
-
-/// Makes every output and scores it against the model.
-fn make(
-    jobs: &[Job<'_>],
-    plans: &[Plan],
-    scoring: &Scoring,
-    reference: &Reference<'_>,
-    delivery: &Delivery,
-) -> Result<()> {
-    let Some(talk) = jobs.first().map(|job| job.talk) else { return Ok(()) };
-    let mut reports: Vec<Report> = Vec::with_capacity(jobs.len());
-    for (job, plan) in jobs.iter().zip(plans) {
-        talk.note(&format!("\n{}", job.output.display()));
-        let mut clock = Clock::default();
-        let (written, mut report) = job.run(plan, &mut clock)?;
-        report.evaluation = Some(clock.time("evaluate", || scoring.score(&written, Some(reference), talk))?);
-        report.run = Some(clock.run(Some(job.precision), devices(plan, Some(scoring))));
-        reports.push(report);
-    }
-    talk.note("");
-    delivery.compared(&reports)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn outputs_do_not_take_one_anothers_place() {
+        let check = |outputs: &[&str]| check_outputs(&outputs.iter().map(Path::new).collect::<Vec<_>>());
+        assert!(check(&["a/b", "a/c", "ab"]).is_ok());
+        for (outputs, part) in
+            [(["a", "a"], "twice"), (["a/b/c", "a"], "would lie in"), (["a", "a/b.gguf"], "would lie in")]
+        {
+            let error = check(&outputs).map_err(|error| error.to_string());
+            assert!(error.is_err_and(|error| error.contains(part)), "{outputs:?}");
+        }
+    }
 
     #[test]
     fn paths_are_tidied_and_never_climb_by_accident() {

@@ -1,12 +1,14 @@
 //! Any checkpoint attar reads, as the weights a model asks for by their Hugging Face names.
 
+mod error;
+
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use attar_checkpoint::compressed_tensors::{self, Packed};
 use attar_checkpoint::tokenizer::Tokenizer;
-use attar_checkpoint::{Container, Dtype, TensorInfo, decode_floats, gguf, hf, safetensors};
+use attar_checkpoint::{Container, Dtype, TensorInfo, Unwritten, decode_floats, gguf, hf, safetensors};
 use attar_model::{FilePlace, LoadError, ModelConfig, RowOrder, TensorSpec, Weights};
 use attar_quant::{Encoding, IntEncoding, ScaleDtype, encoding_of};
 use ndarray::{Array2, ArrayD, Axis, IxDyn};
@@ -15,6 +17,7 @@ use sha2::{Digest, Sha256};
 
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::text::hex;
+pub use error::StorageError;
 
 /// Values of a tensor that are worked on together: enough to fill every thread, few enough to stay small.
 pub const CHUNK_WEIGHTS: usize = 1 << 21;
@@ -38,7 +41,7 @@ pub struct Source {
 
 #[derive(Debug)]
 enum Opened {
-    Folder { files: safetensors::Folder, folder: hf::Folder, packed: Option<Packed> },
+    Folder { files: Box<dyn Container>, folder: hf::Folder, packed: Option<Packed> },
     Gguf(gguf::File),
 }
 
@@ -53,50 +56,6 @@ impl Opened {
             }
         }
     }
-}
-
-/// Why a tensor's numbers cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum StorageError {
-    /// The file.
-    #[error(transparent)]
-    File(#[from] attar_checkpoint::Error),
-    /// The description of packed integers.
-    #[error(transparent)]
-    Packed(#[from] compressed_tensors::Flaw),
-    /// The bytes.
-    #[error(transparent)]
-    Bytes(#[from] attar_quant::Error),
-    /// A name that is none of the model's.
-    #[error("the model has no tensor `{name}`")]
-    Unknown {
-        /// The name.
-        name: String,
-    },
-    /// A tensor the configuration promises and the file lacks.
-    #[error("tensor `{name}` is missing")]
-    Missing {
-        /// The name in the file.
-        name: String,
-    },
-    /// A number format that is written by others and not known here.
-    #[error("tensor `{name}` is stored as `{stored}`, which attar does not decode")]
-    Type {
-        /// The name in the file.
-        name: String,
-        /// The format.
-        stored: String,
-    },
-    /// A row past the last.
-    #[error("tensor `{name}` has {rows} rows, row {row} was asked for")]
-    Row {
-        /// The tensor.
-        name: String,
-        /// The row.
-        row: usize,
-        /// Rows there are.
-        rows: usize,
-    },
 }
 
 /// How a tensor's numbers are stored.
@@ -136,11 +95,28 @@ impl Source {
             let folder = hf::Folder::open(path)?;
             let config = ModelConfig::from_hf(&folder.config).hint(|| WHAT_RUNS)?;
             let packed = compressed_tensors::parse(&folder.config)?;
-            (config, Opened::Folder { files, folder, packed })
+            (config, Opened::Folder { files: Box::new(files), folder, packed })
         } else {
             let file = gguf::File::open(path)?;
             (ModelConfig::from_gguf(&file).hint(|| WHAT_RUNS)?, Opened::Gguf(file))
         };
+        Self::of(path, config, opened)
+    }
+
+    /// A folder of floats before it is written: what this `config.json` and these tensors will make it. Its numbers cannot be
+    /// loaded.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open) of the folder once it is there.
+    pub fn unwritten(path: &Path, config: serde_json::Value, tensors: Vec<TensorInfo>) -> Result<Self> {
+        let files = Box::new(Unwritten::new(path, tensors)?);
+        let folder = hf::Folder { path: path.to_owned(), config, generation_config: None };
+        let config = ModelConfig::from_hf(&folder.config)?;
+        Self::of(path, config, Opened::Folder { files, folder, packed: None })
+    }
+
+    /// Checks that every tensor of the model is there.
+    fn of(path: &Path, config: ModelConfig, opened: Opened) -> Result<Self> {
         let specs = config.tensors();
         let by_name = specs.iter().enumerate().map(|(i, spec)| (spec.name.clone(), i)).collect();
         let stacked =
@@ -172,7 +148,7 @@ impl Source {
 
     fn container(&self) -> &dyn Container {
         match &self.opened {
-            Opened::Folder { files, .. } => files,
+            Opened::Folder { files, .. } => &**files,
             Opened::Gguf(file) => file,
         }
     }
@@ -227,7 +203,7 @@ impl Source {
         spec: &TensorSpec,
     ) -> std::result::Result<Option<(compressed_tensors::Scheme, [usize; 2])>, StorageError> {
         match &self.opened {
-            Opened::Folder { packed: Some(packed), files, .. } => Ok(packed.find(files, &spec.name)?),
+            Opened::Folder { packed: Some(packed), files, .. } => Ok(packed.find(&**files, &spec.name)?),
             _ => Ok(None),
         }
     }

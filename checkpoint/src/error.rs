@@ -85,6 +85,14 @@ pub enum Error {
         /// The container's path.
         path: PathBuf,
     },
+    /// The container is planned, and its numbers are not there yet.
+    #[error("`{name}` of {} is not written yet", path.display())]
+    NotYetWritten {
+        /// The tensor.
+        name: String,
+        /// Where it is going to be.
+        path: PathBuf,
+    },
     /// Values of this storage type are not plain floats.
     #[error("{dtype} holds no plain floating-point values")]
     NotFloats {

@@ -18,6 +18,7 @@ pub mod safetensors;
 pub mod scratch;
 mod slots;
 pub mod tokenizer;
+mod unwritten;
 
 pub use container::{Container, TensorInfo};
 pub use dtype::{Dtype, GgmlType};
@@ -25,3 +26,4 @@ pub use error::Error;
 pub use floats::{decode_floats, encode_floats};
 pub use format::{FORMATS, Format, open};
 pub use scratch::Scratch;
+pub use unwritten::Unwritten;

@@ -1,5 +1,6 @@
 //! How far a compressed model's predictions moved from the reference's.
 
+use ndarray::{ArrayView2, Zip};
 use serde::{Deserialize, Serialize};
 
 use crate::perplexity::mean_and_stderr;
@@ -43,6 +44,19 @@ impl Divergence {
             max: quantile(&sorted, 1.0),
         }
     }
+}
+
+/// KL(reference || candidate) of each token, in nats, from logits, `[tokens, vocab_size]` both.
+///
+/// # Panics
+/// Where the shapes differ, or logits are not row major.
+pub fn kl_divergences(reference: ArrayView2<'_, f32>, candidate: ArrayView2<'_, f32>) -> Vec<f64> {
+    assert_eq!(reference.dim(), candidate.dim(), "both logits must be of the same tokens");
+    let row_major = "logits are row major";
+    let each = |p: ndarray::ArrayView1<'_, f32>, q: ndarray::ArrayView1<'_, f32>| {
+        Pair::of(p.to_slice().expect(row_major), q.to_slice().expect(row_major)).kl_divergence()
+    };
+    Zip::from(reference.rows()).and(candidate.rows()).par_map_collect(each).to_vec()
 }
 
 /// The value below which `fraction` of `sorted` lies, between neighbours by straight line at

@@ -8,7 +8,7 @@ mod pruning;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{Convention, Divergence, Perplexity};
-pub use pruning::{DroppedLayer, Lost, PrunedLayer, Pruning, Shape};
+pub use pruning::{Candidate, DroppedLayer, Lost, PrunedLayer, Pruning, Search, Shape};
 
 /// The schema this version reads and writes.
 pub const SCHEMA: &str = "attar-report/1";
@@ -28,6 +28,9 @@ pub struct Report {
     pub schema: Schema,
     /// What was read.
     pub model: Model,
+    /// The model that this began with and is compared with, where what was read was made of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub original: Option<Model>,
     /// What was written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<Output>,
@@ -57,6 +60,7 @@ impl Report {
         Self {
             schema: Schema,
             model,
+            original: None,
             output: None,
             pruning: None,
             evaluation: None,
@@ -65,6 +69,16 @@ impl Report {
             distillation: None,
             run: None,
         }
+    }
+
+    /// The model that all began with.
+    pub fn beginning(&self) -> &Model {
+        self.original.as_ref().unwrap_or(&self.model)
+    }
+
+    /// Elements of all weight tensors of what was written, or of the model alone.
+    pub fn parameters(&self) -> u64 {
+        self.output.as_ref().and_then(|output| output.parameters).unwrap_or(self.model.parameters)
     }
 
     /// Reads a report from JSON.
@@ -118,9 +132,12 @@ pub struct Output {
     pub format: String,
     /// Scheme, by the field's name: `q4_k_m`, `w4a16-g64`...
     pub scheme: String,
-    /// How the codes were chosen: `rtn`, `gptq`...
+    /// How the codes were chosen: `rtn`, `gptq`...; of floats how they were made: `prune`, `distill`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
+    /// Elements of all weight tensors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parameters: Option<u64>,
     /// Bytes of all files of the output.
     pub bytes: u64,
     /// 8 times the bytes of all weight tensors over their element count, embeddings and head included.

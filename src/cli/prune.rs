@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{CALIB_TOKENS, ConventionArg, ZerosArgs};
-use crate::pipeline::prune::shape::Amount;
+use crate::pipeline::prune::shape::{Amount, parse_parameters};
 
 /// `attar prune`.
 #[derive(Args, Clone, Debug)]
@@ -44,6 +44,17 @@ pub struct PruneArgs {
     /// Experts of every layer that stay, those that count for most (REAP)
     #[arg(long, value_name = "N", help_heading = "What goes")]
     pub experts: Option<usize>,
+
+    /// Parameters that stay: a share such as 0.6, or a number such as 4M; layers, channels and heads are found that keep no more,
+    /// by the KL divergence of each shape on a part of the calibration text. --hidden may be given beside it
+    #[arg(
+        long,
+        value_name = "SHARE|N",
+        value_parser = parse_parameters,
+        conflicts_with_all = ["layers", "drop", "ffn", "heads", "kv_heads", "experts", "sparsity"],
+        help_heading = "What goes"
+    )]
+    pub target_params: Option<Amount>,
 
     /// What widths are multiples of [default: 256, or the largest smaller power of two that comes close to what is asked for]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536), help_heading = "What goes")]

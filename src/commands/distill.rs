@@ -9,15 +9,15 @@ use std::time::Duration;
 use attar_checkpoint::atomic::Overwrite;
 use attar_checkpoint::tokenizer::Tokenizer;
 use attar_distill::{DeviceTraining, Disguise, LayerMap, Progress, Teacher, Training};
-use attar_eval::Convention;
+use attar_eval::{Convention, Report, report};
 use attar_model::device::{Element, bf16};
 use attar_model::{Device, ModelConfig, Precision, Role};
 use attar_quant::Named;
 use ndarray::{Array2, ArrayView2};
 
 use crate::cli::{DistillArgs, Global, Method};
+use crate::commands::ScoringRequest;
 use crate::commands::quantize::check_weights;
-use crate::commands::{ScoringRequest, prepare};
 use crate::data;
 use crate::device::{self, Computer};
 use crate::diagnostic::{Explain, Failure, Result};
@@ -27,12 +27,16 @@ use crate::pipeline::teacher::Original;
 use crate::pipeline::training::{self, Data, Kept, Record, Run};
 use crate::pipeline::{Clock, Job, describe, refuse_quantized};
 use crate::plan::{CalibrationSize, LocalMemory, Plan, Treatment};
+use crate::scheme::Scheme;
 use crate::source::Source;
 use crate::talk::{Talk, say, thousands};
 use lesson::{Lesson, Manner, facts};
 
 /// What is said of a teacher whose tokens are others.
 const SAME_TOKENS: &str = "a student learns from a teacher with the same tokenizer only";
+
+/// What the report calls how floats were made.
+pub const METHOD: &str = "distill";
 
 /// Tokens per window where the user names none, unless a model was made for less.
 const CTX: usize = 512;
@@ -47,85 +51,24 @@ pub fn run(args: &DistillArgs, global: &Global) -> Result<()> {
     let student = Source::open(&args.student)?;
     refuse_quantized(&student)?;
     let original = Original::open(&args.teacher)?;
-    args.check(&original, &student)?;
     let tokenizer = student.tokenizer()?;
-    if let Original::Model(teacher) = &original {
-        check_tokens(teacher, &tokenizer, talk)?;
-    }
-    let map = args.layers(&original, &student)?;
-    let data = args.data(&original, &student, &tokenizer)?;
-    let lesson = Lesson::new(args, map.as_ref(), &data);
-
-    let scheme = match args.scheme {
-        Some(scheme) => scheme,
-        None => student.matrix_dtype().to_string().parse()?,
-    };
-    let cpu = Computer::cpu();
-    let (computer, desk) = args.desk(&original, &student, &data, global)?;
-    let manner = args.manner((desk, map), (&student, &original), (&data, &lesson), global.max_memory)?;
-    let job = |source| Job {
-        source,
-        tokenizer: Some(&tokenizer),
-        scheme: Some(scheme),
-        method: Method::Rtn,
-        zeros: None,
-        rules: &[],
-        calibration: None,
-        output: &args.output,
-        overwrite: global.overwrite(),
-        pre_tokenizer: None,
-        precision: args.precision.into(),
-        max_memory: global.max_memory,
-        computer: &cpu,
-        talk,
-    };
+    let computer = global.computer(&shapes(&student, &original))?;
+    let pair = Pair { original: &original, student: &student, tokenizer: &tokenizer };
+    let school = School::open(args, pair, computer, global)?;
     if global.dry_run {
-        let lesson = lesson.plan(args, &student, &data, &manner);
-        return say(&format!("{lesson}\n{}\n", job(&student).plan()?));
+        return say(&format!("{}\n", school.plan(&student)?));
     }
-    let Some(plan) = prepare(&job(&student), &delivery, global)? else { return Ok(()) };
-    let state = state_of(&args.output);
-    training::check_room(&state, &student, plan.bytes())?;
+    let kept = school.check(&student)?;
+    delivery.check(&[&args.output])?;
     let scoring = if args.no_eval {
         None
     } else {
-        Some(args.scoring(&original, &computer, global).read(&student, &tokenizer)?)
+        Some(args.scoring(&original, &school.computer, global).read(&student, &tokenizer)?)
     };
-    let fingerprint = lesson.fingerprint(args, &student, &data, &manner);
-    let kept = args.taken_up(&state, &fingerprint, global)?;
 
     let mut clock = Clock::default();
     clock.time("check", || check_weights(&student, talk))?;
-    training::end_on_signal()?;
-    let disguise = args.scheme.map(|_| Stored::new(&plan));
-    let school = School {
-        args,
-        student: &student,
-        original: &original,
-        data: &data,
-        lesson: &lesson,
-        manner: &manner,
-        state: &state,
-        fingerprint: &fingerprint,
-        talk,
-    };
-    let (record, progress) = clock.time("distill", || match (&manner, args.precision.into()) {
-        (Manner::Whole, _) => school.teach(kept, disguise.as_ref()),
-        (Manner::There(desk), Precision::F32) => school.teach_there::<f32>(desk, kept),
-        (Manner::There(desk), Precision::Bf16) => school.teach_there::<bf16>(desk, kept),
-        (Manner::Layers { map, seen, memory }, precision) => {
-            let Original::Model(teacher) = &original else { unreachable!("layers are held to a model's") };
-            let (optimizer, keeping) = (lesson.optimizer, &memory.keeping);
-            let course = local::Course { teacher, map, optimizer, precision, keeping, state: &state };
-            school.teach_layers(course, seen, kept)
-        }
-    })?;
-
-    let taught = Source::open(&state)?;
-    let job = job(&taught);
-    let (written, mut report) = job.run(&job.plan()?, &mut clock)?;
-    report.model = describe(&student);
-    report.distillation = Some(facts(args, (&lesson, &manner), &data, record, progress.steps));
+    let (written, mut report) = school.run(&student, kept, &mut clock)?;
     if let Some(scoring) = &scoring {
         let reference = match &original {
             Original::Model(teacher) => Some(clock.time("reference", || scoring.reference(teacher, talk))?),
@@ -134,14 +77,9 @@ pub fn run(args: &DistillArgs, global: &Global) -> Result<()> {
         report.evaluation =
             Some(clock.time("evaluate", || scoring.score(&written, reference.as_ref(), talk))?);
     }
-    let mut run = clock.run(Some(job.precision), [&Device::Cpu]);
-    if let Manner::There(desk) = &manner {
-        run.device = device::name_of(&desk.cuda);
-    }
-    report.run = Some(run);
+    report.run = Some(school.facts_of_run(&clock));
     delivery.one(&report)?;
-    drop(taught);
-    std::fs::remove_dir_all(&state).doing(|| format!("while removing `{}`", state.display()))
+    school.close()
 }
 
 /// Holds a student's tokens to its teacher's, where those are known.
@@ -162,23 +100,220 @@ fn check_tokens(teacher: &Source, student: &Tokenizer, talk: Talk) -> Result<()>
     .hint(SAME_TOKENS))
 }
 
-/// Who teaches whom what.
-struct School<'a> {
+/// The shapes of the models that learn and teach.
+pub fn shapes<'a>(student: &'a Source, original: &'a Original) -> Vec<&'a ModelConfig> {
+    let teacher = match original {
+        Original::Model(teacher) => Some(&teacher.config),
+        Original::Cache(_) => None,
+    };
+    [&student.config].into_iter().chain(teacher).collect()
+}
+
+/// A teacher and its student, which need not be written yet.
+#[derive(Clone, Copy)]
+pub struct Pair<'a, 's> {
+    /// What is learned from.
+    pub original: &'a Original,
+    /// What learns.
+    pub student: &'s Source,
+    /// Its tokenizer.
+    pub tokenizer: &'a Tokenizer,
+}
+
+/// Who teaches whom what, and where.
+pub struct School<'a> {
     args: &'a DistillArgs,
-    student: &'a Source,
     original: &'a Original,
-    data: &'a Data,
-    lesson: &'a Lesson,
-    manner: &'a Manner,
-    state: &'a Path,
-    fingerprint: &'a str,
+    tokenizer: &'a Tokenizer,
+    scheme: Scheme,
+    data: Data,
+    lesson: Lesson,
+    computer: Computer,
+    manner: Manner,
+    cpu: Computer,
+    state: PathBuf,
+    overwrite: Overwrite,
+    max_memory: Option<u64>,
     talk: Talk,
 }
 
-impl School<'_> {
+impl<'a> School<'a> {
+    /// Holds what is asked for to the teacher and the student, and reads what is learned from.
+    ///
+    /// # Errors
+    /// Vocabularies that differ, texts that cannot be read or are too short, a device that was named and cannot do it.
+    pub fn open(
+        args: &'a DistillArgs,
+        pair: Pair<'a, '_>,
+        computer: Computer,
+        global: &Global,
+    ) -> Result<Self> {
+        let Pair { original, student, tokenizer } = pair;
+        args.check(original, student)?;
+        if let Original::Model(teacher) = original {
+            check_tokens(teacher, tokenizer, global.talk())?;
+        }
+        let map = args.layers(original, student)?;
+        let data = args.data(original, student, tokenizer)?;
+        let lesson = Lesson::new(args, map.as_ref(), &data);
+        let (computer, desk) = args.desk(pair, &data, computer)?;
+        let manner = args.manner((desk, map), (student, original), (&data, &lesson), global.max_memory)?;
+        let scheme = match args.scheme {
+            Some(scheme) => scheme,
+            None => student.matrix_dtype().to_string().parse()?,
+        };
+        Ok(Self {
+            args,
+            original,
+            tokenizer,
+            scheme,
+            data,
+            lesson,
+            computer,
+            manner,
+            cpu: Computer::cpu(),
+            state: state_of(&args.output),
+            overwrite: global.overwrite(),
+            max_memory: global.max_memory,
+            talk: global.talk(),
+        })
+    }
+
+    /// How `student` is written once it has learned.
+    fn job<'s>(&'s self, student: &'s Source) -> Job<'s> {
+        Job {
+            source: student,
+            tokenizer: Some(self.tokenizer),
+            scheme: Some(self.scheme),
+            method: Method::Rtn,
+            zeros: None,
+            rules: &[],
+            calibration: None,
+            output: &self.args.output,
+            overwrite: self.overwrite,
+            pre_tokenizer: None,
+            precision: self.args.precision.into(),
+            max_memory: self.max_memory,
+            computer: &self.cpu,
+            talk: self.talk,
+        }
+    }
+
+    /// What will happen, for a person.
+    ///
+    /// # Errors
+    /// As [`Job::plan`].
+    pub fn plan(&self, student: &Source) -> Result<String> {
+        let lesson = self.lesson.plan(self.args, student, &self.data, &self.manner);
+        Ok(format!("{lesson}\n{}", self.job(student).plan()?))
+    }
+
+    /// The student as it will be found once it is written.
+    ///
+    /// # Errors
+    /// An output that nothing can be made of afterwards.
+    pub fn promise(&self, student: &Source) -> Result<Source> {
+        let job = self.job(student);
+        job.promise(&job.plan()?)
+    }
+
+    /// Whether there is a run that was not finished, or was not cleared away.
+    pub fn has_state(&self) -> bool {
+        Kept::is_at(&self.state)
+    }
+
+    /// What is written.
+    pub fn output(&self) -> &Path {
+        &self.args.output
+    }
+
+    /// What would keep the output from being written; the run that is to be taken up again, if one is.
+    ///
+    /// # Errors
+    /// As [`Job::check`]; a run that was not finished, or none where one is to be taken up.
+    pub fn check(&self, student: &Source) -> Result<Option<Kept>> {
+        let job = self.job(student);
+        let plan = job.plan()?;
+        job.check(&plan)?;
+        training::check_room(&self.state, student, plan.bytes())?;
+        match (Kept::is_at(&self.state), self.args.resume) {
+            (true, true) => Kept::open(&self.state, &self.fingerprint(student)).map(Some),
+            (true, false) if self.overwrite == Overwrite::No => {
+                Err(Failure::new(format!("`{}` keeps a run that was not finished", self.state.display()))
+                    .hint("--resume goes on with it, --force begins anew"))
+            }
+            (false, true) => {
+                Err(Failure::new(format!("there is no run to go on with: no `{}`", self.state.display()))
+                    .hint("leave --resume out to begin one"))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Teaches, writes and reopens. The report still lacks evaluation and run; until [`close`](Self::close) the run can be
+    /// taken up again at its end.
+    ///
+    /// # Errors
+    /// As [`Run::train`] and [`Job::run`].
+    pub fn run(&self, student: &Source, kept: Option<Kept>, clock: &mut Clock) -> Result<(Source, Report)> {
+        let Self { args, lesson, manner, .. } = self;
+        let plan = self.job(student).plan()?;
+        training::end_on_signal()?;
+        let disguise = args.scheme.map(|_| Stored::new(&plan));
+        let (record, progress) = clock.time("distill", || match (manner, args.precision.into()) {
+            (Manner::Whole, _) => self.teach(student, kept, disguise.as_ref()),
+            (Manner::There(desk), Precision::F32) => self.teach_there::<f32>(desk, student, kept),
+            (Manner::There(desk), Precision::Bf16) => self.teach_there::<bf16>(desk, student, kept),
+            (Manner::Layers { map, seen, memory }, precision) => {
+                let Original::Model(teacher) = self.original else {
+                    unreachable!("layers are held to a model's")
+                };
+                let (optimizer, keeping) = (lesson.optimizer, &memory.keeping);
+                let course =
+                    local::Course { teacher, map, optimizer, precision, keeping, state: &self.state };
+                self.teach_layers(student, course, seen, kept)
+            }
+        })?;
+        let taught = Source::open(&self.state)?;
+        let job = self.job(&taught);
+        let (written, mut report) = job.run(&job.plan()?, clock)?;
+        report.model = describe(student);
+        if let (Some(output), None) = (&mut report.output, args.scheme) {
+            output.method = Some(METHOD.to_owned());
+        }
+        report.distillation = Some(facts(args, (lesson, manner), &self.data, record, progress.steps));
+        Ok((written, report))
+    }
+
+    /// What the report says of where and how long it ran.
+    pub fn facts_of_run(&self, clock: &Clock) -> report::Run {
+        let mut run = clock.run(Some(self.args.precision.into()), [&Device::Cpu]);
+        if let Manner::There(desk) = &self.manner {
+            run.device = device::name_of(&desk.cuda);
+        }
+        run
+    }
+
+    /// Removes what was kept on the way: the student is written and reported.
+    ///
+    /// # Errors
+    /// A folder that cannot be removed.
+    pub fn close(&self) -> Result<()> {
+        std::fs::remove_dir_all(&self.state).doing(|| format!("while removing `{}`", self.state.display()))
+    }
+
+    fn fingerprint(&self, student: &Source) -> String {
+        self.lesson.fingerprint(self.args, student, &self.data, &self.manner)
+    }
+
     /// Takes the run up where it was kept, or begins it, and goes on to its last step.
-    fn teach(&self, kept: Option<Kept>, disguise: Option<&Stored>) -> Result<(Record, Progress)> {
-        let Self { args, student, original, lesson, .. } = *self;
+    fn teach(
+        &self,
+        student: &Source,
+        kept: Option<Kept>,
+        disguise: Option<&Stored>,
+    ) -> Result<(Record, Progress)> {
+        let Self { args, original, lesson, .. } = self;
         let model = training::load(kept.as_ref().map_or(student, |kept| &kept.student))?;
         let mut training = Training::new(model, lesson.optimizer, lesson.step);
         if let Some(disguise) = disguise {
@@ -199,14 +334,19 @@ impl School<'_> {
             Original::Cache(cache) => Teacher::kept(cache)?,
         };
         let mut pupil = OnProcessor { training, teacher: &teacher, aim: lesson.aim.clone() };
-        self.run().train(&mut pupil, record)
+        self.course(student).train(&mut pupil, record)
     }
 
     /// [`teach`](Self::teach) on a CUDA device.
-    fn teach_there<T: Element>(&self, desk: &Desk, kept: Option<Kept>) -> Result<(Record, Progress)> {
-        let (lesson, ctx) = (self.lesson, self.data.windows.ctx());
-        let student = desk.student::<T>(kept.as_ref().map_or(self.student, |kept| &kept.student), ctx)?;
-        let training = DeviceTraining::new(student, lesson.optimizer);
+    fn teach_there<T: Element>(
+        &self,
+        desk: &Desk,
+        student: &Source,
+        kept: Option<Kept>,
+    ) -> Result<(Record, Progress)> {
+        let (lesson, ctx) = (&self.lesson, self.data.windows.ctx());
+        let model = desk.student::<T>(kept.as_ref().map_or(student, |kept| &kept.student), ctx)?;
+        let training = DeviceTraining::new(model, lesson.optimizer);
         let (training, record) = match kept {
             Some(kept) => kept.resumed(|progress, remembered| training.after(progress, remembered))?,
             None => (training, Record::default()),
@@ -214,44 +354,45 @@ impl School<'_> {
         let teacher = desk.teacher(self.original, ctx)?;
         let at_once = desk.plan.windows_at_once as usize;
         let mut pupil = OnDevice { training, teacher, aim: lesson.aim.clone(), at_once };
-        self.run().train(&mut pupil, record)
+        self.course(student).train(&mut pupil, record)
     }
 
     /// [`teach`](Self::teach) layer by layer.
     fn teach_layers(
         &self,
+        student: &Source,
         course: local::Course<'_>,
         seen: &[usize],
         kept: Option<Kept>,
     ) -> Result<(Record, Progress)> {
-        let pupil = BlockByBlock::new(course, self.student, self.data, seen.to_vec())?;
+        let pupil = BlockByBlock::new(course, student, &self.data, seen.to_vec())?;
         let (mut pupil, record) = match kept {
             Some(kept) => kept.resumed(|progress, remembered| pupil.after(progress, remembered))?,
             None => (pupil, Record::default()),
         };
-        self.run().train(&mut pupil, record)
+        self.course(student).train(&mut pupil, record)
     }
 
-    fn run(&self) -> Run<'_> {
-        let Self { args, student, data, lesson, manner, state, fingerprint, talk, .. } = *self;
+    fn course<'s>(&'s self, student: &'s Source) -> Run<'s> {
+        let Self { args, lesson, manner, .. } = self;
         Run {
             source: student,
-            data,
+            data: &self.data,
             batch: args.batch.into(),
             steps: lesson.steps(manner),
             part_steps: lesson.optimizer.schedule.steps,
             seed: args.seed,
-            state,
+            state: &self.state,
             save_every: Duration::from_secs_f64(60.0 * args.save_every),
-            fingerprint: fingerprint.to_owned(),
+            fingerprint: self.fingerprint(student),
             log: args.log.as_deref(),
-            talk,
+            talk: self.talk,
         }
     }
 }
 
 /// The folder a run is kept in on the way to `output`.
-fn state_of(output: &Path) -> PathBuf {
+pub fn state_of(output: &Path) -> PathBuf {
     let mut name = output.file_name().unwrap_or_default().to_owned();
     name.push(".training");
     output.with_file_name(name)
@@ -386,19 +527,8 @@ impl DistillArgs {
         }
     }
 
-    /// What computes, and where on it the student learns if that is a CUDA device.
-    fn desk(
-        &self,
-        original: &Original,
-        student: &Source,
-        data: &Data,
-        global: &Global,
-    ) -> Result<(Computer, Option<Desk>)> {
-        let mut models = vec![&student.config];
-        if let Original::Model(teacher) = original {
-            models.push(&teacher.config);
-        }
-        let computer = global.computer(&models)?;
+    /// Where the student learns if that is a CUDA device; what computes all else.
+    fn desk(&self, pair: Pair<'_, '_>, data: &Data, computer: Computer) -> Result<(Computer, Option<Desk>)> {
         let sizes = (usize::from(self.batch), data.windows.ctx());
         let course = if self.scheme.is_some() {
             Err(Failure::new("a student sees its weights as they are stored on the processor only")
@@ -407,7 +537,7 @@ impl DistillArgs {
             Err(Failure::from(attar_distill::Error::StreamsOnDevice)
                 .hint("leave --device out, or --local and --hidden-loss, and learn from predictions alone"))
         } else {
-            pupil::course(student, original, sizes, self.precision.into())
+            pupil::course(pair.student, pair.original, sizes, self.precision.into())
         };
         match course {
             Ok(course) => {
@@ -415,22 +545,6 @@ impl DistillArgs {
                 Ok((computer, desk))
             }
             Err(reason) => Ok((computer.without_device(reason)?, None)),
-        }
-    }
-
-    /// The run that is to be taken up again, if one is.
-    fn taken_up(&self, state: &Path, fingerprint: &str, global: &Global) -> Result<Option<Kept>> {
-        match (Kept::is_at(state), self.resume) {
-            (true, true) => Kept::open(state, fingerprint).map(Some),
-            (true, false) if global.overwrite() == Overwrite::No => {
-                Err(Failure::new(format!("`{}` keeps a run that was not finished", state.display()))
-                    .hint("--resume goes on with it, --force begins anew"))
-            }
-            (false, true) => {
-                Err(Failure::new(format!("there is no run to go on with: no `{}`", state.display()))
-                    .hint("leave --resume out to begin one"))
-            }
-            _ => Ok(None),
         }
     }
 }

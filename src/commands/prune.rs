@@ -1,5 +1,7 @@
 //! `attar prune`: a smaller model of the same kind.
 
+use attar_checkpoint::tokenizer::Tokenizer;
+use attar_model::{Device, Precision};
 use attar_prune::criterion::{CRITERIA, Depth, Kind, Width, criterion};
 
 use crate::cli::{Global, Method, PrecisionArg, PruneArgs, QuantizeArgs};
@@ -7,12 +9,14 @@ use crate::commands::quantize::{self, check_weights};
 use crate::commands::{CalibrationRequest, ScoringRequest};
 use crate::device::{Computer, DeviceArg};
 use crate::diagnostic::{Failure, Result};
+use crate::pipeline::prune::grid::Goal;
 use crate::pipeline::prune::shape::{Shape, Wanted};
 use crate::pipeline::prune::{Chooser, Compensation, PruneJob};
-use crate::pipeline::{Clock, is_gguf, refuse_quantized};
+use crate::pipeline::{Calibration, Clock, is_gguf, refuse_quantized};
 use crate::source::Source;
 use crate::talk::say;
-use attar_model::{Device, Precision};
+
+pub use crate::pipeline::prune::METHOD;
 
 /// Plans, checks, chooses, cuts, reopens, scores, reports.
 ///
@@ -28,18 +32,14 @@ pub fn run(args: &PruneArgs, global: &Global) -> Result<()> {
         return Err(Failure::new("attar prune computes on the processor only").hint("leave --device out"));
     }
     let cpu = Computer::cpu();
-    let (width, depth) = (args.width()?, args.depth()?);
     let source = Source::open(&args.model)?;
     refuse_quantized(&source)?;
-    let wanted = args.wanted();
     // Before any text is read.
-    let after = Shape::resolve(&source.config, &wanted)?;
-    let named = Shape { layers: after.layers, ..Shape::of(&source.config) };
-    let chooses = wanted.drop.is_empty() || after != named;
-    let needs_tokens = chooses || !args.no_eval || is_gguf(&args.output);
+    let order = Order::new(args, &source)?;
+    let needs_tokens = order.chooses() || !args.no_eval || is_gguf(&args.output);
     let tokenizer = if needs_tokens { Some(source.tokenizer()?) } else { source.tokenizer().ok() };
     let calibration = match &tokenizer {
-        Some(tokenizer) if chooses => {
+        Some(tokenizer) if order.chooses() => {
             let request = CalibrationRequest { files: &args.calib, tokens: args.calib_tokens, ctx: args.ctx };
             Some(request.read(&source, tokenizer)?)
         }
@@ -62,20 +62,7 @@ pub fn run(args: &PruneArgs, global: &Global) -> Result<()> {
         ),
         _ => None,
     };
-    let job = PruneJob {
-        source: &source,
-        tokenizer: tokenizer.as_ref(),
-        wanted: &wanted,
-        width,
-        depth,
-        compensation: if args.no_repair { Compensation::None } else { Compensation::LeastSquares },
-        calibration: calibration.as_ref(),
-        output: &args.output,
-        overwrite: global.overwrite(),
-        pre_tokenizer: args.pre_tokenizer.as_deref(),
-        max_memory: global.max_memory,
-        talk,
-    };
+    let job = order.job(tokenizer.as_ref(), calibration.as_ref(), global);
     let plan = job.plan()?;
     if global.dry_run {
         return say(&format!("{plan}\n"));
@@ -85,13 +72,65 @@ pub fn run(args: &PruneArgs, global: &Global) -> Result<()> {
 
     let mut clock = Clock::default();
     clock.time("check", || check_weights(&source, talk))?;
-    let (written, mut report) = job.run(&plan, &mut clock)?;
+    let (written, mut report) = job.run(&mut clock)?;
     if let Some(scoring) = &scoring {
         let reference = clock.time("reference", || scoring.reference(&source, talk))?;
         report.evaluation = Some(clock.time("evaluate", || scoring.score(&written, Some(&reference), talk))?);
     }
     report.run = Some(clock.run(Some(Precision::F32), [&Device::Cpu]));
     delivery.one(&report)
+}
+
+/// What is asked for of a model, its words made sense of.
+pub struct Order<'a> {
+    args: &'a PruneArgs,
+    source: &'a Source,
+    goal: Goal,
+    width: Chooser<dyn Width>,
+    depth: Chooser<dyn Depth>,
+}
+
+impl<'a> Order<'a> {
+    /// Holds what is asked for to the model.
+    ///
+    /// # Errors
+    /// A shape it cannot have, criteria that there are not.
+    pub fn new(args: &'a PruneArgs, source: &'a Source) -> Result<Self> {
+        let (width, depth) = (args.width()?, args.depth()?);
+        let goal = Goal::resolve(&source.config, &args.wanted())?;
+        Ok(Self { args, source, goal, width, depth })
+    }
+
+    /// Whether a text has to say what goes.
+    pub fn chooses(&self) -> bool {
+        let Goal::Shape(after) = self.goal else { return true };
+        self.args.drop.is_empty() || after != Shape { layers: after.layers, ..Shape::of(&self.source.config) }
+    }
+
+    /// The work.
+    pub fn job<'b>(
+        &'b self,
+        tokenizer: Option<&'b Tokenizer>,
+        calibration: Option<&'b Calibration>,
+        global: &Global,
+    ) -> PruneJob<'b> {
+        let repairs = if self.args.no_repair { Compensation::None } else { Compensation::LeastSquares };
+        PruneJob {
+            source: self.source,
+            tokenizer,
+            goal: &self.goal,
+            drop: &self.args.drop,
+            width: self.width,
+            depth: self.depth,
+            compensation: repairs,
+            calibration: calibration.filter(|_| self.chooses()),
+            output: &self.args.output,
+            overwrite: global.overwrite(),
+            pre_tokenizer: self.args.pre_tokenizer.as_deref(),
+            max_memory: global.max_memory,
+            talk: global.talk(),
+        }
+    }
 }
 
 impl PruneArgs {
@@ -133,6 +172,7 @@ impl PruneArgs {
             hidden: self.hidden,
             experts: self.experts,
             align: self.align.map(|align| align as usize),
+            target: self.target_params,
         }
     }
 

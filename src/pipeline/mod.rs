@@ -132,6 +132,14 @@ impl Job<'_> {
         self.target(plan).check()
     }
 
+    /// What will be found once the output is written: all but its numbers.
+    ///
+    /// # Errors
+    /// As [`Target::promise`].
+    pub fn promise(&self, plan: &Plan) -> Result<Source> {
+        self.target(plan).promise()
+    }
+
     fn solver(&self) -> &'static dyn Solver {
         match self.method {
             Method::Rtn => &Rtn,
@@ -177,6 +185,7 @@ impl Job<'_> {
             format: plan.output.format().to_owned(),
             scheme: self.scheme_name(plan),
             method: self.method_name(plan),
+            parameters: Some(plan.weights()),
             bytes: facts.bytes,
             bits_per_weight: plan.bits_per_weight(),
             sha256: Some(facts.sha256),
@@ -190,7 +199,7 @@ impl Job<'_> {
     }
 
     /// The number format, and how many weights are 0.
-    fn scheme_name(&self, plan: &Plan) -> String {
+    pub fn scheme_name(&self, plan: &Plan) -> String {
         let scheme = self.scheme.map_or_else(|| plan.main_type(), Scheme::name);
         match self.zeros.and_then(Solver::sparsity) {
             Some(sparsity) => format!("{scheme}-{sparsity}"),
@@ -199,7 +208,7 @@ impl Job<'_> {
     }
 
     /// How codes are chosen or weights set to 0, where that is done.
-    fn method_name(&self, plan: &Plan) -> Option<String> {
+    pub fn method_name(&self, plan: &Plan) -> Option<String> {
         let has_codes = plan.tensors.iter().any(|t| matches!(t.treatment, Treatment::Codes(_)));
         let solver = self.zeros.or(has_codes.then(|| self.solver() as &dyn Solver));
         solver.map(|solver| solver.name().to_owned())

@@ -34,20 +34,40 @@ const FACTS: &str = "training.json";
 /// The folder of the optimizer's memory, beside the student.
 const OPTIMIZER: &str = "optimizer";
 
-/// Set by a signal: the run ends after the step under way.
+/// Set while a student learns.
+static LEARNING: AtomicBool = AtomicBool::new(false);
+
+/// Set by a signal meanwhile: the run ends after the step under way.
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// Lets SIGINT and SIGTERM end a run after the step under way; a second one ends the program at once.
+/// Lets SIGINT and SIGTERM end a run after the step under way; a second one, or one when nothing is learned, ends the program at
+/// once.
 ///
 /// # Errors
 /// If the system refuses.
 pub fn end_on_signal() -> Result<()> {
     ctrlc::set_handler(|| {
-        if STOP.swap(true, Ordering::SeqCst) {
+        if !LEARNING.load(Ordering::SeqCst) || STOP.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
     })
     .doing(|| "while preparing to be interrupted")
+}
+
+/// While it lives a run is one that a signal ends in good order.
+struct Learning;
+
+impl Learning {
+    fn begin() -> Self {
+        LEARNING.store(true, Ordering::SeqCst);
+        Self
+    }
+}
+
+impl Drop for Learning {
+    fn drop(&mut self) {
+        LEARNING.store(false, Ordering::SeqCst);
+    }
 }
 
 /// The windows a student learns from and those it is held to.
@@ -214,6 +234,7 @@ impl Run<'_> {
     /// Data or teacher that cannot be read, ten steps in a row without a finite gradient, an interruption, a disk that refuses: what
     /// was kept last stays.
     pub fn train(&self, pupil: &mut dyn Pupil, mut record: Record) -> Result<(Record, Progress)> {
+        let _learning = Learning::begin();
         let started = Instant::now();
         let before = record.seconds;
         let first = pupil.progress().steps;

@@ -44,9 +44,19 @@ pub fn reopen(path: &Path, plan: &Plan, hashes: &Hashes, talk: Talk) -> Result<(
         stage.step(tensor.weights() as u64, tensor.spec.role.as_str());
         Ok(())
     })?;
-    let facts = facts(path).doing(|| format!("while reading `{}` back", path.display()))?;
+    let facts = Facts::of(path)?;
     stage.done();
     Ok((written, facts))
+}
+
+impl Facts {
+    /// Of the file or folder at `path`.
+    ///
+    /// # Errors
+    /// Files that cannot be read.
+    pub fn of(path: &Path) -> Result<Self> {
+        facts(path).doing(|| format!("while reading `{}` back", path.display()))
+    }
 }
 
 fn facts(path: &Path) -> std::io::Result<Facts> {

@@ -172,6 +172,21 @@ impl Target<'_> {
         }
     }
 
+    /// What a reader will find in the folder once it is written: all but the numbers.
+    ///
+    /// # Errors
+    /// An output that is no folder of floats; a configuration that cannot be said.
+    pub fn promise(&self) -> Result<Source> {
+        let at = || format!("while planning `{}`", self.path.display());
+        if self.plan.output != Output::Plain {
+            return Err(Failure::new("a GGUF file cannot be worked on further")
+                .hint("name a folder: a name that does not end in .gguf"))
+            .doing(at);
+        }
+        let tensors = self.plan.tensors.iter().map(folder_infos).collect::<Result<Vec<_>>>()?.concat();
+        Source::unwritten(self.path, self.config_json().doing(at)?, tensors).doing(at)
+    }
+
     /// Begins the output: everything but the weights is on the disk when this returns, under a temporary name.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ mod families;
 mod memory;
 mod prune;
 mod quality;
+mod recipes;
 mod reports;
 mod teacher;
 mod zeros;

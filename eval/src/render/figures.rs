@@ -17,15 +17,27 @@ pub(super) fn grouped(count: u64) -> String {
 
 /// A size in decimal units, three significant digits: `14.7 MB`.
 pub(super) fn bytes(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
-    let mut value = bytes as f64;
+    scaled(bytes, &["B", "kB", "MB", "GB", "TB", "PB"])
+}
+
+/// A count in thousands, millions, billions, three significant digits: `7.34 M`.
+pub(super) fn compact(count: u64) -> String {
+    scaled(count, &["", "k", "M", "B", "T"]).trim_end().to_owned()
+}
+
+fn scaled(count: u64, units: &[&str]) -> String {
+    let mut value = count as f64;
     let mut unit = 0;
     // 999.5 would be printed as 1000.
-    while value >= 999.5 && unit + 1 < UNITS.len() {
+    while value >= 999.5 && unit + 1 < units.len() {
         value /= 1000.0;
         unit += 1;
     }
-    if unit == 0 { format!("{bytes} B") } else { format!("{} {}", three_digits(value), UNITS[unit]) }
+    if unit == 0 {
+        format!("{count} {}", units[0])
+    } else {
+        format!("{} {}", three_digits(value), units[unit])
+    }
 }
 
 fn three_digits(value: f64) -> String {
@@ -110,6 +122,10 @@ mod tests {
         ];
         for (count, text) in cases {
             assert_eq!(bytes(count), text);
+        }
+        let cases = [(999, "999"), (7_344_384, "7.34 M"), (70_553_706_496, "70.6 B")];
+        for (count, text) in cases {
+            assert_eq!(compact(count), text);
         }
     }
 

@@ -4,11 +4,13 @@ use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::figures::{bytes, duration, grouped, measured, percent, perplexity, short_perplexity, small};
+use super::figures::{
+    bytes, compact, duration, grouped, measured, percent, perplexity, short_perplexity, small,
+};
 use crate::Divergence;
 use crate::report::{
-    BLOCK_OUTPUT, Calibration, CurvePoint, Distillation, Evaluation, Model, Output, Pruning, Reference,
-    Report, Run, Shape, Tensor,
+    BLOCK_OUTPUT, Calibration, Candidate, CurvePoint, Distillation, Evaluation, Model, Output, Pruning,
+    Reference, Report, Run, Search, Shape, Tensor,
 };
 
 /// A titled sequence of sections.
@@ -30,6 +32,14 @@ pub(super) struct Section {
 pub(super) struct Table {
     pub(super) columns: Vec<Column>,
     pub(super) rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    fn drop_column(&mut self, heading: &str) {
+        let Some(at) = self.columns.iter().position(|column| column.heading == heading) else { return };
+        self.columns.remove(at);
+        self.rows.iter_mut().for_each(|row| drop(row.remove(at)));
+    }
 }
 
 /// The head of a column.
@@ -59,6 +69,7 @@ pub(super) fn of_report(report: &Report) -> Page {
     let mut sections = vec![model(&report.model)];
     sections.extend(report.output.as_ref().map(|written| output(written, &report.model)));
     sections.extend(report.pruning.as_ref().map(pruning));
+    sections.extend(report.pruning.as_ref().and_then(|pruning| Some(search(pruning.search.as_ref()?))));
     sections.extend(report.evaluation.as_ref().map(evaluation));
     if !report.tensors.is_empty() {
         sections.push(tensors(&report.tensors));
@@ -174,6 +185,34 @@ fn pruning(pruning: &Pruning) -> Section {
     let remarks =
         fell_back.map(|(layer, name, why)| format!("layer {}, {name} not repaired: {why}", layer.layer));
     Section { heading: "Pruning", facts, table, remarks: remarks.collect() }
+}
+
+/// Every shape that was measured, in the order of the search.
+fn search(search: &Search) -> Section {
+    let columns = vec![
+        left(""),
+        right("layers"),
+        right("hidden size"),
+        right("ffn channels"),
+        right("query heads"),
+        right("key heads"),
+        right("parameters"),
+        right("KL divergence"),
+    ];
+    let row = |candidate: &Candidate| {
+        let Shape { layers, hidden_size, intermediate_size, query_heads, kv_heads, parameters, .. } =
+            candidate.shape;
+        let mark = if candidate.chosen { "chosen" } else { "" };
+        let numbers =
+            [layers, hidden_size, intermediate_size, query_heads, kv_heads, parameters].map(grouped);
+        [mark.to_owned()].into_iter().chain(numbers).chain([small(candidate.kl_divergence)]).collect()
+    };
+    let facts = vec![
+        ("target", format!("{} parameters", grouped(search.target_parameters))),
+        ("measured on", format!("{} tokens of the calibration text", grouped(search.tokens))),
+    ];
+    let rows = search.candidates.iter().map(row).collect();
+    Section { heading: "Search", facts, table: Some(Table { columns, rows }), ..Section::default() }
 }
 
 fn lost_row(layer: &crate::report::PrunedLayer) -> Vec<String> {
@@ -308,12 +347,16 @@ fn run(run: &Run) -> Section {
     Section { heading: "Run", facts, ..Section::default() }
 }
 
+/// The column that tells models apart of which some was cut away.
+const WEIGHTS: &str = "weights";
+
 /// What several reports say, one line each.
 pub(super) fn of_comparison(reports: &[Report]) -> Page {
     let columns = vec![
         left("output"),
         left("scheme"),
         left("method"),
+        right(WEIGHTS),
         right("size"),
         right("bits/w"),
         right("perplexity"),
@@ -338,7 +381,12 @@ pub(super) fn of_comparison(reports: &[Report]) -> Page {
             .push("Not all were scored on the same tokens: their figures do not compare.".to_owned()),
     }
     rows.extend(reports.iter().map(output_row));
-    section.table = Some(Table { columns, rows });
+    let mut table = Table { columns, rows };
+    let counts = reports.iter().flat_map(|report| [report.beginning().parameters, report.parameters()]);
+    if counts.collect::<HashSet<_>>().len() < 2 {
+        table.drop_column(WEIGHTS); // all have as many
+    }
+    section.table = Some(table);
     Page { title: "Comparison".to_owned(), sections: vec![section] }
 }
 
@@ -357,15 +405,16 @@ fn shared_passage(reports: &[Report]) -> Option<&Evaluation> {
 fn model_row(reports: &[Report]) -> Option<Vec<String>> {
     let first = reports.first()?;
     let reference = first.evaluation.as_ref()?.reference_perplexity?;
-    let sources: HashSet<&str> = reports.iter().map(|report| report.model.source.as_str()).collect();
+    let sources: HashSet<&str> = reports.iter().map(|report| report.beginning().source.as_str()).collect();
     let written = reports.iter().all(|report| report.output.is_some());
     (sources.len() == 1 && written).then(|| {
-        let Model { source, parameters, bytes: size, .. } = &first.model;
+        let Model { source, parameters, bytes: size, .. } = first.beginning();
         let bits = 8.0 * *size as f64 / (*parameters).max(1) as f64;
         vec![
             file_name(source),
             none(),
             none(),
+            compact(*parameters),
             bytes(*size),
             format!("{bits:.2}"),
             short_perplexity(reference),
@@ -384,6 +433,7 @@ fn output_row(report: &Report) -> Vec<String> {
         file_name(output.map_or(&report.model.source, |o| &o.path)),
         output.map_or_else(none, |o| o.scheme.clone()),
         output.and_then(|o| o.method.clone()).unwrap_or_else(none),
+        compact(report.parameters()),
         bytes(size),
         output.map_or_else(none, |o| format!("{:.2}", o.bits_per_weight)),
         evaluation.map_or_else(none, |e| short_perplexity(e.perplexity)),

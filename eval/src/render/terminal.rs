@@ -154,6 +154,16 @@ mod tests {
     }
 
     #[test]
+    fn what_was_made_of_one_another_is_compared_with_the_model_it_began_with() {
+        insta::assert_snapshot!(Terminal.compare(&example::chained()));
+    }
+
+    #[test]
+    fn every_shape_of_a_search_is_shown() {
+        insta::assert_snapshot!(Terminal.render(&example::pruned()));
+    }
+
+    #[test]
     fn a_comparison_over_different_texts_says_so() {
         let mut reports = example::compared();
         reports[1].evaluation.as_mut().expect("the example is evaluated").ctx = 256;

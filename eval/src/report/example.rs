@@ -1,6 +1,9 @@
 //! Reports with made-up figures, for tests of what becomes of a report.
 
-use super::{Calibration, Evaluation, Model, Output, Reference, Report, Run, RunStage, Tensor};
+use super::{
+    Calibration, Candidate, Evaluation, Model, Output, Pruning, Reference, Report, Run, RunStage, Search,
+    Shape, Tensor,
+};
 use crate::{Convention, Divergence, Perplexity};
 
 pub(crate) fn model() -> Model {
@@ -64,6 +67,7 @@ pub(crate) fn quantized() -> Report {
             format: "gguf".to_owned(),
             scheme: "q4_k_m".to_owned(),
             method: Some("gptq".to_owned()),
+            parameters: None,
             bytes: 4_812_345,
             bits_per_weight: 5.2417,
             sha256: Some("5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef".to_owned()),
@@ -111,6 +115,59 @@ pub(crate) fn against_a_cache() -> Report {
     };
     let evaluation = Evaluation { reference: Some(reference), ..evaluation() };
     Report { evaluation: Some(evaluation), ..Report::new(model()) }
+}
+
+/// The best of two shapes of about as many parameters.
+pub(crate) fn pruned() -> Report {
+    let before = Shape {
+        layers: 8,
+        hidden_size: 256,
+        intermediate_size: 768,
+        query_heads: 8,
+        kv_heads: 4,
+        experts: None,
+        parameters: 7_344_384,
+    };
+    let deep = Shape { intermediate_size: 320, parameters: 4_591_872, ..before };
+    let shallow = Shape { layers: 4, parameters: 4_197_632, ..before };
+    let candidates = vec![
+        Candidate { shape: deep, kl_divergence: 0.312_3, chosen: true },
+        Candidate { shape: shallow, kl_divergence: 0.871_2, chosen: false },
+    ];
+    let pruning = Pruning {
+        before,
+        after: deep,
+        search: Some(Search { target_parameters: 4_600_000, tokens: 4096, candidates }),
+        criterion: Some("second-order".to_owned()),
+        depth_criterion: None,
+        compensation: "least-squares".to_owned(),
+        dropped_layers: Vec::new(),
+        layers: Vec::new(),
+    };
+    let output = Output {
+        path: "out/cut".to_owned(),
+        format: "plain".to_owned(),
+        scheme: "bf16".to_owned(),
+        method: Some("prune".to_owned()),
+        parameters: Some(deep.parameters),
+        bytes: 9_183_744,
+        bits_per_weight: 16.0,
+        sha256: None,
+    };
+    Report {
+        output: Some(output),
+        pruning: Some(pruning),
+        evaluation: Some(evaluation()),
+        ..Report::new(model())
+    }
+}
+
+/// A model that was cut, and an output of what was left.
+pub(crate) fn chained() -> Vec<Report> {
+    let cut = pruned();
+    let left = Model { source: "out/cut".to_owned(), parameters: 4_591_872, bytes: 9_183_744, ..model() };
+    let quantized = Report { original: Some(model()), model: left, ..quantized() };
+    vec![cut, quantized]
 }
 
 /// Three outputs of one model.

@@ -9,6 +9,9 @@ pub struct Pruning {
     pub before: Shape,
     /// The model that was written.
     pub after: Shape,
+    /// How that shape was found, where not it but a number of parameters was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub search: Option<Search>,
     /// How heads and channels were chosen, where any went.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub criterion: Option<String>,
@@ -23,6 +26,28 @@ pub struct Pruning {
     /// What is left of each layer that stays.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<PrunedLayer>,
+}
+
+/// Shapes of about as many parameters, each cut, repaired and measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Search {
+    /// Parameters that were not to be passed.
+    pub target_parameters: u64,
+    /// Tokens of the calibration text that were measured on, and decided nothing else.
+    pub tokens: u64,
+    /// The shapes.
+    pub candidates: Vec<Candidate>,
+}
+
+/// A shape that was measured.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// The shape.
+    pub shape: Shape,
+    /// Mean KL(model || what is left of it) over those tokens.
+    pub kl_divergence: f64,
+    /// Whether it was the best and is what was written.
+    pub chosen: bool,
 }
 
 /// The numbers of a model that pruning changes.

@@ -31,4 +31,8 @@ impl Depth for Angular {
         let steps = (first..first + run).map(|layer| Step { layer, score: turns[first] });
         Removal::of(steps.collect(), layers)
     }
+
+    fn takes_one_after_the_other(&self) -> bool {
+        false // a longer run need not hold the shorter one
+    }
 }

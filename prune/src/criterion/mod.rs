@@ -55,6 +55,11 @@ pub trait Depth: Sync {
     /// # Errors
     /// A model that cannot be run.
     fn keep(&self, model: &Calibrated<'_>, count: usize) -> Result<Removal, Error>;
+
+    /// Whether the layers that go when few do are the first that go when many do, in the same order.
+    fn takes_one_after_the_other(&self) -> bool {
+        true
+    }
 }
 
 /// What a criterion decides about.

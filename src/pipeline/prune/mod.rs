@@ -3,7 +3,9 @@
 //! Layers are chosen first, then features of the residual stream, each in passes of their own; then one pass streams through what is
 //! left and cuts heads, channels and experts, each by what it sees of the model as it has become before it.
 
+pub mod grid;
 mod pass;
+mod search;
 pub mod shape;
 
 use std::collections::BTreeMap;
@@ -14,7 +16,7 @@ use attar_checkpoint::scratch;
 use attar_checkpoint::tokenizer::Tokenizer;
 use attar_eval::{Report, report};
 use attar_model::{ModelConfig, Place, TensorSpec, Windows};
-use attar_prune::criterion::depth::{Calibrated, Step};
+use attar_prune::criterion::depth::{Calibrated, Removal, Step};
 use attar_prune::criterion::{Depth, FirstOrder, Width};
 use attar_prune::{Cuts, KeepList, Pruned, hidden};
 
@@ -24,20 +26,32 @@ use crate::diagnostic::{Explain, Failure, Result};
 use crate::plan::{CalibrationSize, Plan};
 use crate::source::Source;
 use crate::talk::{Talk, human_bytes, thousands};
+use grid::Goal;
 use pass::Pass;
-use shape::{Shape, Wanted, say_ruled_out, say_shapes};
+use search::Found;
+use shape::{Shape, say_ruled_out, say_shapes};
+
+/// What the report calls how floats were made.
+pub const METHOD: &str = "prune";
 
 /// Tokens that say enough about the residual stream: they stand in memory at once.
 const HIDDEN_TOKENS: usize = 32_768;
 
 /// How what goes is chosen.
-#[derive(Clone, Copy)]
 pub struct Chooser<T: ?Sized + 'static> {
     /// The criterion's name.
     pub name: &'static str,
     /// The criterion.
     pub by: &'static T,
 }
+
+impl<T: ?Sized> Clone for Chooser<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T: ?Sized> Copy for Chooser<T> {}
 
 /// Whether what stays takes over the work of what goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,13 +73,16 @@ impl Compensation {
 }
 
 /// One model to be made smaller.
+#[derive(Clone, Copy)]
 pub struct PruneJob<'a> {
     /// The model.
     pub source: &'a Source,
     /// Its tokenizer, where it has one.
     pub tokenizer: Option<&'a Tokenizer>,
-    /// What is to be kept.
-    pub wanted: &'a Wanted,
+    /// What is to be left.
+    pub goal: &'a Goal,
+    /// The layers that go, where they are named.
+    pub drop: &'a [usize],
     /// How heads and channels are chosen.
     pub width: Chooser<dyn Width>,
     /// How layers are chosen.
@@ -86,14 +103,24 @@ pub struct PruneJob<'a> {
     pub talk: Talk,
 }
 
-/// What will happen.
+/// What will happen, or for a search what may: of each shape.
 pub struct PrunePlan {
-    /// The shape of what is left.
-    pub shape: Shape,
-    /// Every tensor of it.
-    pub tensors: Plan,
-    config: ModelConfig,
+    outlooks: Vec<Outlook>,
     text: String,
+}
+
+/// What a shape comes to.
+struct Outlook {
+    shape: Shape,
+    tensors: Plan,
+    config: ModelConfig,
+}
+
+impl PrunePlan {
+    /// The shapes that what is left may have.
+    pub fn shapes(&self) -> Vec<Shape> {
+        self.outlooks.iter().map(|outlook| outlook.shape).collect()
+    }
 }
 
 impl std::fmt::Display for PrunePlan {
@@ -115,39 +142,60 @@ impl PruneJob<'_> {
     /// # Errors
     /// A shape that the model cannot have, more memory than allowed.
     pub fn plan(&self) -> Result<PrunePlan> {
-        let config = &self.source.config;
-        let shape = Shape::resolve(config, self.wanted).doing(|| "while planning the new shape")?;
-        self.refuse_what_is_not_carried(&shape)?;
-        let cuts = shape.stand_in(config, &self.wanted.drop)?;
-        let config =
-            cuts.config(config).doing(|| "while planning the new shape").hint(|| "prune along other axes")?;
-        let tensors = self.tensors(&cuts)?;
-        let text = self.describe(&shape, &config, &tensors);
-        Ok(PrunePlan { shape, tensors, config, text })
+        let (outlooks, first) = match self.goal {
+            Goal::Shape(shape) => {
+                let outlook = self.outlook(*shape)?;
+                let first = self.say_shape(&outlook);
+                (vec![outlook], first)
+            }
+            Goal::Search(grid) => {
+                search::check(&search::windows(self.windows()?))?;
+                let outlooks = grid.shapes.iter().map(|(shape, _)| self.outlook(*shape));
+                (outlooks.collect::<Result<_>>()?, grid.say(&self.source.config))
+            }
+        };
+        let text = first + &self.describe(&outlooks);
+        Ok(PrunePlan { outlooks, text })
     }
 
-    fn describe(&self, shape: &Shape, config: &ModelConfig, tensors: &Plan) -> String {
+    fn outlook(&self, shape: Shape) -> Result<Outlook> {
+        let config = &self.source.config;
+        self.refuse_what_is_not_carried(&shape)?;
+        let cuts = shape.stand_in(config, self.drop)?;
+        let config =
+            cuts.config(config).doing(|| "while planning the new shape").hint(|| "prune along other axes")?;
+        Ok(Outlook { shape, tensors: self.tensors(&cuts)?, config })
+    }
+
+    fn say_shape(&self, Outlook { tensors, config, .. }: &Outlook) -> String {
         let before = &self.source.config;
         let [old, new] = [self.source.bytes(), tensors.bytes()].map(human_bytes);
-        let mut lines = vec![
-            say_shapes(before, config),
-            format!("{new} of weights in place of {old}\n"),
-            say_ruled_out(before, config),
-        ];
-        if shape.layers < before.num_hidden_layers && self.wanted.drop.is_empty() {
+        say_shapes(before, config)
+            + &format!("{new} of weights in place of {old}\n")
+            + &say_ruled_out(before, config)
+    }
+
+    fn describe(&self, outlooks: &[Outlook]) -> String {
+        let mut lines = Vec::new();
+        let some = |goes: &dyn Fn(&Shape) -> bool| outlooks.iter().any(|outlook| goes(&outlook.shape));
+        if some(&|shape| shape.layers < self.source.config.num_hidden_layers) && self.drop.is_empty() {
             lines.push(format!("layers are chosen by {}\n", self.depth.name));
         }
-        if self.cuts_columns(shape) {
+        if some(&|shape| self.cuts_columns(shape)) {
             let repaired = match self.compensation {
                 Compensation::LeastSquares => "what stays is repaired by least squares",
                 Compensation::None => "what stays is left as it is",
             };
             lines.push(format!("heads and channels are chosen by {}; {repaired}\n", self.width.name));
         }
-        if let Some(CalibrationSize { tokens, ctx }) = tensors.calibration {
-            lines.push(format!("calibration: {} tokens in windows of {ctx}\n", thousands(tokens as u64)));
+        // The pass is over the same model and text whatever is left of it.
+        if let Some(Outlook { tensors, .. }) = outlooks.first() {
+            if let Some(CalibrationSize { tokens, ctx }) = tensors.calibration {
+                lines.push(format!("calibration: {} tokens in windows of {ctx}\n", thousands(tokens as u64)));
+            }
+            lines.push(tensors.memory.to_string());
         }
-        lines.concat() + &tensors.memory.to_string()
+        lines.concat()
     }
 
     fn tensors(&self, cuts: &Cuts) -> Result<Plan> {
@@ -210,11 +258,21 @@ impl PruneJob<'_> {
     /// # Errors
     /// As [`Target::check`]; a disk too full for a temporary file.
     pub fn check(&self, plan: &PrunePlan) -> Result<()> {
-        if let Place::Folder(folder) = &plan.tensors.memory.keeping.place {
-            scratch::check_room(folder, plan.tensors.memory.hidden_bytes)
-                .doing(|| "while preparing the temporary file for hidden states")?;
-        }
-        self.target(&plan.tensors, &plan.config).check()
+        plan.outlooks.iter().try_for_each(|Outlook { tensors, config, .. }| {
+            if let Place::Folder(folder) = &tensors.memory.keeping.place {
+                scratch::check_room(folder, tensors.memory.hidden_bytes)
+                    .doing(|| "while preparing the temporary file for hidden states")?;
+            }
+            self.target(tensors, config).check()
+        })
+    }
+
+    /// What will be found once the output is written, all but its numbers; of a search what may be.
+    ///
+    /// # Errors
+    /// As [`Target::promise`].
+    pub fn promises(&self, plan: &PrunePlan) -> Result<Vec<Source>> {
+        plan.outlooks.iter().map(|outlook| self.target(&outlook.tensors, &outlook.config).promise()).collect()
     }
 
     /// Chooses, cuts, repairs, writes, reopens what was written and compares it, number by number, with what was meant.
@@ -223,25 +281,21 @@ impl PruneJob<'_> {
     ///
     /// # Errors
     /// What kept the output from being written, or the first tensor that reads back otherwise.
-    pub fn run(&self, plan: &PrunePlan, clock: &mut Clock) -> Result<(Source, Report)> {
-        let shape = plan.shape;
-        let Decided { cuts, steps, gradients } = self.decide(&shape, clock)?;
-        // Which channels go changes no shape, so the plan of all tensors is known before the pass.
-        let mut stand_in = shape.stand_in(&self.source.config, &cuts.layers.dropped())?;
-        stand_in.hidden = cuts.hidden.clone();
+    pub fn run(&self, clock: &mut Clock) -> Result<(Source, Report)> {
+        let (shape, layers, search) = match self.goal {
+            Goal::Shape(shape) => (*shape, None, None),
+            Goal::Search(grid) => {
+                let Found { shape, layers, report } = clock.time("search", || search::run(self, grid))?;
+                (shape, layers, Some(report))
+            }
+        };
+        let Decided { cuts, steps, gradients } = self.decide(&shape, layers, clock)?;
+        let stand_in = self.stand_in(&shape, &cuts)?;
         let (tensors, config) = (self.tensors(&stand_in)?, stand_in.config(&self.source.config)?);
         let mut sink = self.target(&tensors, &config).create()?;
-        let pass = Pass {
-            source: self.source,
-            plan: &tensors,
-            shape,
-            width: self.width.by,
-            compensation: self.compensation,
-            gradients: gradients.as_ref(),
-            windows: self.calibration.filter(|_| self.cuts_width(&shape)).map(|c| &c.windows),
-            talk: self.talk,
-        };
-        let outcome = clock.time("prune", || pass.run(cuts, &mut sink))?;
+        let pass = self.pass(shape, &tensors, gradients.as_ref());
+        let windows = self.calibration.filter(|_| self.cuts_width(&shape)).map(|c| &c.windows);
+        let outcome = clock.time("prune", || pass.run(cuts, windows, &mut sink))?;
         let hashes = clock.time("write", || sink.finish(&tensors))?;
         let (written, facts) =
             clock.time("verify", || verify::reopen(self.output, &tensors, &hashes, self.talk))?;
@@ -250,7 +304,8 @@ impl PruneJob<'_> {
             path: self.output.display().to_string(),
             format: tensors.output.format().to_owned(),
             scheme: tensors.main_type(),
-            method: None,
+            method: Some(METHOD.to_owned()),
+            parameters: Some(tensors.weights()),
             bytes: facts.bytes,
             bits_per_weight: tensors.bits_per_weight(),
             sha256: Some(facts.sha256),
@@ -259,7 +314,8 @@ impl PruneJob<'_> {
         for tensor in &mut report.tensors {
             tensor.decoded_sha256 = hashes.get(&tensor.name).cloned();
         }
-        report.pruning = Some(self.pruning(&shape, &config, &steps, outcome.layers));
+        report.pruning =
+            Some(report::Pruning { search, ..self.pruning(&shape, &config, &steps, outcome.layers) });
         report.calibration = self.calibration.map(|calibration| calibration.facts.clone());
         Ok((written, report))
     }
@@ -271,13 +327,13 @@ impl PruneJob<'_> {
         steps: &[Step],
         layers: Vec<report::PrunedLayer>,
     ) -> report::Pruning {
-        let named =
-            self.wanted.drop.iter().map(|&layer| report::DroppedLayer { layer: layer as u64, score: None });
+        let named = self.drop.iter().map(|&layer| report::DroppedLayer { layer: layer as u64, score: None });
         let chosen = steps
             .iter()
             .map(|step| report::DroppedLayer { layer: step.layer as u64, score: Some(step.score) });
         let compensation = if self.cuts_columns(shape) { self.compensation } else { Compensation::None };
         report::Pruning {
+            search: None,
             before: reported(&self.source.config),
             after: reported(config),
             criterion: self.cuts_columns(shape).then(|| self.width.name.to_owned()),
@@ -288,15 +344,39 @@ impl PruneJob<'_> {
         }
     }
 
-    /// Everything that is decided before the pass: layers, features of the residual stream, and what the loss says.
-    fn decide(&self, shape: &Shape, clock: &mut Clock) -> Result<Decided> {
+    /// Cuts as they will be, but for which heads and channels go: that changes no shape, so the plan of all tensors is known
+    /// before the pass.
+    fn stand_in(&self, shape: &Shape, cuts: &Cuts) -> Result<Cuts> {
+        let mut stand_in = shape.stand_in(&self.source.config, &cuts.layers.dropped())?;
+        stand_in.hidden = cuts.hidden.clone();
+        Ok(stand_in)
+    }
+
+    fn pass<'b>(&'b self, shape: Shape, plan: &'b Plan, gradients: Option<&'b FirstOrder>) -> Pass<'b> {
+        Pass {
+            source: self.source,
+            plan,
+            shape,
+            width: self.width.by,
+            compensation: self.compensation,
+            gradients,
+            talk: self.talk,
+        }
+    }
+
+    /// Everything that is decided before the pass: layers unless they are known already, features of the residual stream, and
+    /// what the loss says.
+    fn decide(&self, shape: &Shape, known: Option<Removal>, clock: &mut Clock) -> Result<Decided> {
         let config = &self.source.config;
         let mut cuts = Cuts::none(config);
         let mut steps = Vec::new();
-        if !self.wanted.drop.is_empty() {
-            cuts.layers = KeepList::without(&self.wanted.drop, config.num_hidden_layers)?;
+        if !self.drop.is_empty() {
+            cuts.layers = KeepList::without(self.drop, config.num_hidden_layers)?;
         } else if shape.layers < config.num_hidden_layers {
-            let removal = clock.time("choose layers", || self.choose_layers(shape.layers))?;
+            let removal = match known {
+                Some(removal) => removal,
+                None => clock.time("choose layers", || self.choose_layers(shape.layers))?,
+            };
             (cuts.layers, steps) = (removal.keep, removal.steps);
         }
         if shape.hidden < config.hidden_size {
@@ -317,7 +397,7 @@ impl PruneJob<'_> {
         Ok(&calibration.windows)
     }
 
-    fn choose_layers(&self, count: usize) -> Result<attar_prune::criterion::depth::Removal> {
+    fn choose_layers(&self, count: usize) -> Result<Removal> {
         let config = &self.source.config;
         let stage = self.talk.stage("layers", (config.num_hidden_layers - count) as u64, "layers");
         let removal = {
@@ -377,7 +457,11 @@ fn first_tokens(windows: &Windows, most: usize) -> Windows {
 }
 
 fn reported(config: &ModelConfig) -> report::Shape {
-    let shape = Shape::of(config);
+    let parameters = config.tensors().iter().map(|spec| spec.len() as u64).sum();
+    reported_shape(&Shape::of(config), parameters)
+}
+
+fn reported_shape(shape: &Shape, parameters: u64) -> report::Shape {
     report::Shape {
         layers: shape.layers as u64,
         hidden_size: shape.hidden as u64,
@@ -385,6 +469,6 @@ fn reported(config: &ModelConfig) -> report::Shape {
         query_heads: shape.heads as u64,
         kv_heads: shape.kv_heads as u64,
         experts: shape.experts.map(|experts| experts as u64),
-        parameters: config.tensors().iter().map(|spec| spec.len() as u64).sum(),
+        parameters,
     }
 }

@@ -7,7 +7,7 @@ use attar_model::{Block, Gated, HiddenStates, Role, Share, Tap, Weights, Windows
 use attar_prune::criterion::{Evidence, FirstOrder, Reap, Width};
 use attar_prune::repair::{Repaired, drop_columns, repair};
 use attar_prune::{Cuts, KeepList, Pools, Pruned, Statistics};
-use ndarray::{Array2, ArrayD};
+use ndarray::{Array2, ArrayD, ArrayView2, s};
 
 use super::Compensation;
 use super::shape::Shape;
@@ -32,8 +32,6 @@ pub struct Pass<'a> {
     pub compensation: Compensation,
     /// What the loss says, where the criterion asks for it.
     pub gradients: Option<&'a FirstOrder>,
-    /// Calibration windows, where heads, channels or experts are chosen by them.
-    pub windows: Option<&'a Windows>,
     /// Where progress is told.
     pub talk: Talk,
 }
@@ -69,6 +67,33 @@ impl Reader {
     }
 }
 
+/// The text on its way through what is left.
+struct Flow {
+    stream: Stream,
+    /// Tokens, the first ones, by which what goes is chosen and what stays is repaired; the others are carried along.
+    deciding: usize,
+}
+
+impl Flow {
+    /// Takes the stream to a tap of a block and shows `observe` what decides there.
+    fn observe(
+        &mut self,
+        block: &Block,
+        tap: Tap,
+        mut observe: impl FnMut(ArrayView2<'_, f32>),
+    ) -> Result<()> {
+        let mut left = self.deciding;
+        self.stream.advance(block, tap, |x| {
+            let rows = left.min(x.nrows());
+            left -= rows;
+            if rows > 0 {
+                observe(x.slice(s![..rows, ..]));
+            }
+        })?;
+        Ok(())
+    }
+}
+
 /// A layer on its way: what has been decided of it, and the matrices that have been repaired.
 struct Layer<'a> {
     /// Its number before.
@@ -81,18 +106,19 @@ struct Layer<'a> {
 }
 
 impl Pass<'_> {
-    /// Cuts and writes every tensor into `sink`, with layers and residual stream cut as `cuts` says already.
+    /// Cuts and writes every tensor into `sink`, with layers and residual stream cut as `cuts` says already; heads, channels and
+    /// experts are chosen by `windows`, where any go.
     ///
     /// # Errors
     /// A tensor that cannot be read or written, activations that are not finite.
-    pub fn run(&self, mut cuts: Cuts, sink: &mut Sink) -> Result<Outcome> {
+    pub fn run(&self, mut cuts: Cuts, windows: Option<&Windows>, sink: &mut Sink) -> Result<Outcome> {
         let stage = self.talk.stage("pruning", self.plan.weights(), "weights");
         let mut done = Done { sink, stage: &stage, tensors: Vec::new() };
         let mut layers = Vec::new();
-        let mut stream = self.windows.map(|windows| self.stream(&cuts, windows)).transpose()?;
+        let mut flow = windows.map(|windows| self.flow(&cuts, windows, windows.count())).transpose()?;
         for (new, old) in cuts.layers.kept().to_vec().into_iter().enumerate() {
             let report = self
-                .layer(new, old, &mut cuts, stream.as_mut(), &mut done)
+                .written(new, old, &mut cuts, flow.as_mut(), &mut done)
                 .doing(|| format!("while pruning layer {old}"))?;
             layers.push(report);
         }
@@ -105,6 +131,23 @@ impl Pass<'_> {
         tensors.sort_by_cached_key(|report| position(&report.name));
         stage.done();
         Ok(Outcome { tensors, layers })
+    }
+
+    /// Cuts as [`run`](Self::run) does by the first windows, `deciding` of them, and writes nothing: where all windows come out.
+    ///
+    /// # Errors
+    /// A tensor that cannot be read, activations that are not finite.
+    pub fn rehearse(&self, mut cuts: Cuts, windows: &Windows, deciding: usize) -> Result<Stream> {
+        let mut flow = self.flow(&cuts, windows, deciding)?;
+        for (new, old) in cuts.layers.kept().to_vec().into_iter().enumerate() {
+            self.layer(new, old, &mut cuts, Some(&mut flow))
+                .doing(|| format!("while trying to prune layer {old}"))?;
+        }
+        Ok(flow.stream)
+    }
+
+    fn flow(&self, cuts: &Cuts, windows: &Windows, deciding: usize) -> Result<Flow> {
+        Ok(Flow { stream: self.stream(cuts, windows)?, deciding: deciding * windows.ctx() })
     }
 
     fn stream(&self, cuts: &Cuts, windows: &Windows) -> Result<Stream> {
@@ -120,14 +163,31 @@ impl Pass<'_> {
         Ok(Stream::new(hidden, windows.ctx(), memory.keeping.clone(), memory.carry))
     }
 
-    fn layer(
+    /// Cuts a layer and writes it.
+    fn written(
         &self,
         new: usize,
         old: usize,
         cuts: &mut Cuts,
-        stream: Option<&mut Stream>,
+        flow: Option<&mut Flow>,
         done: &mut Done,
     ) -> Result<report::PrunedLayer> {
+        let layer = self.layer(new, old, cuts, flow)?;
+        let pruned = self.pruned(&layer);
+        for tensor in self.plan.of_layer(new) {
+            done.write(tensor, &pruned)?;
+        }
+        drop(pruned);
+        Ok(layer.finish())
+    }
+
+    fn layer<'c>(
+        &self,
+        new: usize,
+        old: usize,
+        cuts: &'c mut Cuts,
+        flow: Option<&mut Flow>,
+    ) -> Result<Layer<'c>> {
         let report = report::PrunedLayer {
             layer: old as u64,
             channels: 0,
@@ -138,20 +198,15 @@ impl Pass<'_> {
             down_proj: None,
         };
         let mut layer = Layer { old, new, cuts, repaired: Vec::new(), report };
-        if let Some(stream) = stream {
-            self.heads(&mut layer, stream)?;
+        if let Some(flow) = flow {
+            self.heads(&mut layer, flow)?;
             if self.source.config.experts_of(old).is_some() {
-                self.experts(&mut layer, stream)?;
+                self.experts(&mut layer, &mut flow.stream)?;
             } else {
-                self.channels(&mut layer, stream)?;
+                self.channels(&mut layer, flow)?;
             }
         }
-        let pruned = self.pruned(&layer);
-        for tensor in self.plan.of_layer(new) {
-            done.write(tensor, &pruned)?;
-        }
-        drop(pruned);
-        Ok(layer.finish())
+        Ok(layer)
     }
 
     /// The layer as it has become.
@@ -171,7 +226,7 @@ impl Pass<'_> {
     }
 
     /// Chooses the heads that stay and repairs o; the stream is then still at the block's input.
-    fn heads(&self, layer: &mut Layer<'_>, stream: &mut Stream) -> Result<()> {
+    fn heads(&self, layer: &mut Layer<'_>, flow: &mut Flow) -> Result<()> {
         let config = &self.source.config;
         let (groups, size) =
             (config.num_key_value_heads, config.num_attention_heads / config.num_key_value_heads);
@@ -182,8 +237,8 @@ impl Pass<'_> {
         let block = self.load(layer)?;
         let mut by_head = Statistics::new(config.num_attention_heads, config.head_dim);
         let mut by_group = (kept_groups < groups).then(|| Statistics::new(groups, size * config.head_dim));
-        let ctx = stream.ctx();
-        stream.advance(&block, Tap::AttnOut, |x| {
+        let ctx = flow.stream.ctx();
+        flow.observe(&block, Tap::AttnOut, |x| {
             by_head.observe(x, ctx);
             if let Some(by_group) = &mut by_group {
                 by_group.observe(x, ctx);
@@ -209,20 +264,20 @@ impl Pass<'_> {
     }
 
     /// Adds the attention's output, chooses the channels that stay, repairs down, and takes the stream to the next block.
-    fn channels(&self, layer: &mut Layer<'_>, stream: &mut Stream) -> Result<()> {
+    fn channels(&self, layer: &mut Layer<'_>, flow: &mut Flow) -> Result<()> {
         let config = &self.source.config;
         let mut block = self.load(layer)?;
-        stream.advance(&block, Tap::MlpIn, |_| ())?;
+        flow.stream.advance(&block, Tap::MlpIn, |_| ())?;
         if self.shape.ffn < config.intermediate_size {
             let mut statistics = Statistics::new(config.intermediate_size, 1);
-            let ctx = stream.ctx();
-            stream.advance(&block, Tap::MlpMid, |x| statistics.observe(x, ctx))?;
+            let ctx = flow.stream.ctx();
+            flow.observe(&block, Tap::MlpMid, |x| statistics.observe(x, ctx))?;
             let keep = self.choose(layer, &block, Reader::Down, &statistics, Pools::one(self.shape.ffn))?;
             layer.report.down_proj = Some(self.repair(layer, &block, Reader::Down, &statistics, &keep)?);
             layer.cuts.blocks[layer.old].ffn = keep;
             block = self.load(layer)?;
         }
-        stream.finish(&block)?;
+        flow.stream.finish(&block)?;
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! What shape is asked for, and whether a model can have it.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::str::FromStr;
 
 use attar_model::{ModelConfig, Role, TensorSpec};
@@ -32,6 +32,22 @@ impl FromStr for Amount {
     }
 }
 
+/// A number of parameters: a share of those there are with a point in it, or a number, perhaps in thousands, millions or billions.
+///
+/// # Errors
+/// Anything else, in words.
+pub fn parse_parameters(text: &str) -> std::result::Result<Amount, String> {
+    let units = [('k', 1e3), ('m', 1e6), ('b', 1e9)];
+    let unit = text.chars().next_back().map(|last| last.to_ascii_lowercase());
+    let factor = units.iter().find(|(name, _)| Some(*name) == unit).map(|(_, factor)| factor);
+    let count = factor.and_then(|factor| {
+        let number: f64 = text[..text.len() - 1].parse().ok()?;
+        (number > 0.0 && number.is_finite()).then(|| Amount::Count((number * factor) as usize))
+    });
+    let amount = if factor.is_some() { count } else { text.parse().ok() };
+    amount.ok_or_else(|| "a share above 0.0 and up to 1.0, or a number such as 4M or 1.5B".to_owned())
+}
+
 /// What the user wants to keep; nothing goes where nothing is said.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Wanted {
@@ -51,6 +67,8 @@ pub struct Wanted {
     pub experts: Option<usize>,
     /// What widths are multiples of.
     pub align: Option<usize>,
+    /// Parameters of all that stays, where layers, channels and heads are to be found to that.
+    pub target: Option<Amount>,
 }
 
 /// The numbers of a model that pruning changes.
@@ -71,7 +89,7 @@ pub struct Shape {
 }
 
 /// The largest multiple that widths are rounded to unless the user says otherwise: the blocks of the K-quants.
-const WIDEST_ALIGN: usize = 256;
+pub(super) const WIDEST_ALIGN: usize = 256;
 
 /// How far from what was asked for a multiple may be, as a part of the present width, to be rounded to without being told.
 const NEAR: f64 = 1.0 / 16.0;
@@ -112,7 +130,7 @@ impl Shape {
         }
         if after == before {
             return Err(Failure::new("nothing would go: the model keeps its shape").hint(
-                "say what stays: --layers, --ffn, --heads, --kv-heads, --hidden or --experts; --drop says which layers go",
+                "say what stays: --layers, --ffn, --heads, --kv-heads, --hidden, --experts or --target-params; --drop says which layers go",
             ));
         }
         Ok(after)
@@ -173,6 +191,15 @@ impl Shape {
         Ok((heads, kv_heads))
     }
 
+    /// Elements of all weight tensors of a model that is cut to this shape.
+    ///
+    /// # Errors
+    /// As [`stand_in`](Self::stand_in).
+    pub fn parameters(&self, config: &ModelConfig) -> Result<u64> {
+        let config = self.stand_in(config, &[])?.config(config).hint(|| "prune along other axes")?;
+        Ok(config.tensors().iter().map(|spec| spec.len() as u64).sum())
+    }
+
     /// Cuts of this shape that keep what comes first: what can be known of the result before anything is measured.
     ///
     /// # Errors
@@ -201,6 +228,16 @@ impl Shape {
     }
 }
 
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { layers, hidden, ffn, heads, kv_heads, .. } = self;
+        write!(
+            f,
+            "{layers} layers, hidden size {hidden}, {ffn} channels, {heads} query heads, {kv_heads} key heads"
+        )
+    }
+}
+
 /// A number of things that are there.
 fn count(option: &str, kept: usize, present: usize, what: &str) -> Result<usize> {
     if (1..=present).contains(&kept) {
@@ -211,7 +248,12 @@ fn count(option: &str, kept: usize, present: usize, what: &str) -> Result<usize>
 }
 
 /// A width that is wanted of a present one.
-fn width(option: &str, wanted: Option<Amount>, present: usize, align: Option<usize>) -> Result<usize> {
+pub(super) fn width(
+    option: &str,
+    wanted: Option<Amount>,
+    present: usize,
+    align: Option<usize>,
+) -> Result<usize> {
     match (wanted, align) {
         (None, _) => Ok(present),
         (Some(Amount::Count(kept)), Some(align)) if !kept.is_multiple_of(align) => {
@@ -322,6 +364,22 @@ mod tests {
         assert_eq!("512".parse(), Ok(Amount::Count(512)));
         for bad in ["0", "0.0", "1.5", "-3", "half", ""] {
             assert!(bad.parse::<Amount>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn parameters_are_a_share_or_a_number_with_a_unit() {
+        for (text, amount) in [
+            ("0.6", Amount::Share(0.6)),
+            ("4M", Amount::Count(4_000_000)),
+            ("1.5b", Amount::Count(1_500_000_000)),
+            ("250k", Amount::Count(250_000)),
+            ("123456", Amount::Count(123_456)),
+        ] {
+            assert_eq!(parse_parameters(text), Ok(amount));
+        }
+        for bad in ["", "M", "-1M", "1.5", "0.0", "0", "4MB", "much", "infk"] {
+            assert!(parse_parameters(bad).is_err(), "{bad}");
         }
     }
 

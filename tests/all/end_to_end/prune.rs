@@ -118,6 +118,66 @@ fn experts_go_and_tokens_are_sent_to_the_others() {
     );
 }
 
+/// Of shapes of the same size the nearest to the model is made, as if it had been named.
+#[test]
+fn a_target_is_met_by_the_best_of_the_shapes_that_were_measured() {
+    let place = Place::new();
+    let mut seen = Vec::new();
+    for threads in [1, 2] {
+        let line = format!(
+            "prune books-2m -o found --target-params 0.75 {QUICK} --threads {threads} --quiet --force"
+        );
+        place.done(&format!("{line} --json report.json"));
+        seen.push(place.json("report.json")["pruning"].take());
+    }
+    assert_eq!(seen[0], seen[1]);
+    let search = &seen[0]["search"];
+    assert_eq!((&search["target_parameters"], &search["tokens"]), (&1_672_128.into(), &256.into()));
+    let candidates = search["candidates"].as_array().unwrap();
+    let divergence = |candidate: &Value| number(candidate, "/kl_divergence");
+    let chosen: Vec<&Value> = candidates.iter().filter(|candidate| candidate["chosen"] == true).collect();
+    assert!(candidates.len() > 3 && chosen.len() == 1, "{search:#}");
+    for candidate in candidates {
+        let parameters = number(candidate, "/shape/parameters");
+        assert!((0.95 * 1_672_128.0..=1_672_128.0).contains(&parameters), "{candidate:#}");
+        assert!(divergence(candidate) >= divergence(chosen[0]) && divergence(chosen[0]) > 0.0);
+    }
+    assert_eq!(seen[0]["after"], chosen[0]["shape"]);
+    let [layers, ffn, heads, kv_heads] = ["layers", "intermediate_size", "query_heads", "kv_heads"]
+        .map(|key| chosen[0]["shape"][key].as_u64().unwrap());
+    place.done(&format!(
+        "prune books-2m -o named --layers {layers} --ffn {ffn} --heads {heads} --kv-heads {kv_heads} {QUICK} --quiet"
+    ));
+    let weights = |folder: &str| std::fs::read(place.at(folder).join("model.safetensors")).unwrap();
+    assert!(weights("found") == weights("named"));
+}
+
+#[test]
+fn targets_that_cannot_be_met_are_refused_before_any_work() {
+    let place = Place::new();
+    mixtral(&place, "mixtral", Layout::Separate);
+    for (options, parts) in [
+        (
+            "books-2m --target-params 0.2",
+            &["no shape comes to 445,900", "the smallest that is tried has", "--hidden"][..],
+        ),
+        ("books-2m --target-params 5M", &["2,229,504", "5,000,000", "0.6"]),
+        ("books-2m --target-params 0.75 --align 512 --hidden 0.3", &["--align 512"]),
+        ("books-2m --target-params 0.75 --ctx 128 --calib-tokens 128", &["one window", "--calib"]),
+        ("books-2m --target-params 0.75 --criterion guess", &["guess", "second-order"]),
+        ("mixtral --target-params 0.75", &["experts", "--experts N"]),
+    ] {
+        place.refuses(&format!("prune {options} -o out"), parts);
+    }
+    for other in ["--layers 1", "--ffn 0.5", "--heads 4", "--drop 0", "--sparsity 2:4"] {
+        let run = place.run(&format!("prune books-2m -o out --target-params 0.6 {other}"));
+        let name = other.split(' ').next().unwrap();
+        assert!(
+            run.code == Some(2) && run.stderr.contains("cannot be used with") && run.stderr.contains(name)
+        );
+    }
+}
+
 /// Everything at once, twice, with one thread and with two.
 #[test]
 fn threads_change_no_bit_of_what_is_pruned() {
@@ -142,6 +202,15 @@ fn a_dry_run_says_the_shape_and_what_it_rules_out_and_writes_nothing() {
     for part in
         ["512 ->            192", "K-quants", "layers are chosen by loss", "second-order", "least squares"]
     {
+        assert!(plan.contains(part), "no `{part}` in:\n{plan}");
+    }
+    let plan = place.done(&format!("prune books-2m -o out --target-params 0.75 {QUICK} --dry-run"));
+    for part in [
+        "shapes of up to 1,672,128 parameters",
+        "layers are chosen by loss",
+        "least squares",
+        "1,639,680  73.5 %",
+    ] {
         assert!(plan.contains(part), "no `{part}` in:\n{plan}");
     }
     place.assert_contents(&before);
