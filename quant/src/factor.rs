@@ -1,7 +1,7 @@
 use std::convert::Infallible;
 use std::sync::OnceLock;
 
-use attar_tensor::{NotPositiveDefinite, Precision, UpperTriangle, cholesky_of_inverse_by_rows};
+use attar_tensor::{NotPositiveDefinite, UpperTriangle, cholesky_of_inverse_by_rows};
 use ndarray::parallel::prelude::*;
 use ndarray::{Array1, Array2, ArrayView1, Axis};
 
@@ -16,13 +16,11 @@ pub struct Settings {
     pub damping: f64,
     /// Consecutive columns that come together in the order; 1 where each comes on its own.
     pub together: usize,
-    /// How exactly solvers multiply by the Hessian and by its factor, by [`Precision::mat_mul`].
-    pub precision: Precision,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { shrinkage: None, damping: 0.01, together: 1, precision: Precision::F32 }
+        Self { shrinkage: None, damping: 0.01, together: 1 }
     }
 }
 
@@ -115,12 +113,7 @@ impl<'a> Factor<'a> {
     pub(crate) fn metric(&self, feedback: &Feedback) -> Metric<'_> {
         let Some(gram) = self.statistics.gram() else { unreachable!("feedback is made from a Gram matrix") };
         let (scale, diagonal) = self.scale_and_diagonal(feedback);
-        Metric { gram, scale, diagonal, precision: self.settings.precision }
-    }
-
-    /// How exactly solvers are to multiply.
-    pub(crate) fn precision(&self) -> Precision {
-        self.settings.precision
+        Metric { gram, scale, diagonal }
     }
 
     /// Columns whose input was always 0.
@@ -243,7 +236,6 @@ pub(crate) struct Metric<'a> {
     pub gram: &'a Array2<f32>, // [in_features, in_features]
     pub scale: f32,
     pub diagonal: Array1<f32>, // [in_features]
-    pub precision: Precision,
 }
 
 fn mean_of(squares: ArrayView1<'_, f32>) -> f64 {

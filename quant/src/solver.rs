@@ -13,7 +13,6 @@ mod wanda;
 
 use std::fmt;
 
-use attar_tensor::Precision;
 use ndarray::{Array2, ArrayView2};
 
 pub use self::device::{DeviceFactor, DeviceGptq, DeviceSolution, DeviceStatistics, Step};
@@ -189,7 +188,6 @@ fn check_numbers(w: ArrayView2<'_, f32>, factor: Option<&Factor<'_>>) -> Result<
 struct Judge<'a> {
     w: ArrayView2<'a, f32>,
     sums: Option<&'a Sums>,
-    precision: Precision,
     energy: f64, // tr(W H W^T)
 }
 
@@ -197,13 +195,12 @@ impl<'a> Judge<'a> {
     fn new(w: ArrayView2<'a, f32>, factor: Option<&'a Factor<'_>>) -> Self {
         let sums =
             factor.filter(|factor| factor.importance().is_some()).map(|factor| &factor.statistics().sums);
-        let precision = factor.map_or(Precision::F32, Factor::precision);
-        Self { w, sums, precision, energy: energy(w, sums, precision) }
+        Self { w, sums, energy: energy(w, sums) }
     }
 
     /// [`Facts::relative_error`] of codes that decode to `decoded`.
     fn relative_error(&self, decoded: &Array2<f32>) -> f64 {
-        share(energy((&self.w - decoded).view(), self.sums, self.precision), self.energy)
+        share(energy((&self.w - decoded).view(), self.sums), self.energy)
     }
 
     /// The facts of what no feedback has touched.
@@ -278,9 +275,9 @@ fn with_feedback(
     Solution { grid, codes, decoded, facts: Facts { relative_error, ..facts } }
 }
 
-fn energy(x: ArrayView2<'_, f32>, sums: Option<&Sums>, precision: Precision) -> f64 {
+fn energy(x: ArrayView2<'_, f32>, sums: Option<&Sums>) -> f64 {
     match sums {
-        Some(Sums::Gram(gram)) => weighted_energy(x, gram.view(), precision),
+        Some(Sums::Gram(gram)) => weighted_energy(x, gram.view()),
         Some(Sums::Squares(squares)) => energy_by_column(x, squares.view()),
         None => x.iter().map(|&x| f64::from(x) * f64::from(x)).sum(),
     }

@@ -171,7 +171,7 @@ impl Pass<'_> {
             let solved = tensors.iter().any(|t| t.sparse || matches!(t.treatment, Treatment::Codes(_)));
             let wanted = solved.then(|| Statistics::with(solver.reads(), config.tap_features(tap)));
             let statistics = done.calibrating(|| stream.observe(&block, tap, wanted))?;
-            let factor = statistics.as_ref().map(|seen| Factor::new(seen, self.settings(solver)));
+            let factor = statistics.as_ref().map(|statistics| Factor::new(statistics, solver.settings()));
             for tensor in tensors {
                 let (role, factor) = (tensor.spec.role, factor.as_ref());
                 if role.parts().len() == 1 {
@@ -194,11 +194,6 @@ impl Pass<'_> {
     /// What decides on matrices that are to have zeros, or on others.
     pub(super) fn solver_of(&self, sparse: bool) -> &dyn Solver {
         self.zeros.filter(|_| sparse).unwrap_or(self.solver)
-    }
-
-    /// How statistics become a solver's metric in this pass.
-    pub(super) fn settings(&self, solver: &dyn Solver) -> Settings {
-        Settings { precision: self.precision, ..solver.settings() }
     }
 
     /// The solver on a device, where all that is asked for has a twin there.
@@ -233,7 +228,7 @@ impl Pass<'_> {
         }
         let wanted = Statistics::with(self.solver.reads(), config.tap_features(Tap::HeadIn));
         let statistics = done.calibrating(|| stream.head(&norm, wanted))?;
-        let factor = Factor::new(&statistics, self.settings(self.solver));
+        let factor = Factor::new(&statistics, Settings::default());
         let mut facts = Merged::default();
         self.each_rows(tensor, done, |_, w, done| {
             let solution = self.solver.solve(w.view(), Some(&factor), grid_of(&encoding)?)?;

@@ -139,8 +139,7 @@ impl Running<'_> {
         done: &mut Done,
     ) -> Result<()> {
         let solver = self.pass.solver_of(self.planned.iter().any(|t| t.sparse));
-        let settings = self.pass.settings(solver);
-        let factor = statistics.map(|statistics| Factor::new(statistics, settings));
+        let factor = statistics.map(|statistics| Factor::new(statistics, solver.settings()));
         let is_starved = self.share.is_empty();
         for tensor in self.planned.iter().filter(|t| roles.contains(&t.spec.role)) {
             let mut tensor = (*tensor).clone();

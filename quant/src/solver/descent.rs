@@ -1,5 +1,6 @@
 //! Coordinate descent: each code in turn to the best value given all others.
 
+use attar_tensor::{general_mat_mul, matmul};
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
@@ -62,7 +63,7 @@ pub(super) fn descend(
 impl Metric<'_> {
     /// `H x`, `[in_features, n]`.
     fn times(&self, x: ArrayView2<'_, f32>) -> Array2<f32> {
-        let mut product = self.precision.mat_mul(self.gram.view(), x);
+        let mut product = matmul(self.gram.view(), x);
         product.axis_iter_mut(Axis(0)).into_par_iter().enumerate().for_each(|(j, mut row)| {
             row.zip_mut_with(&x.row(j), |y, &x| *y = *y * self.scale + x * self.diagonal[j]);
         });
@@ -71,8 +72,7 @@ impl Metric<'_> {
 
     /// `H[.., columns] x` added to `to`, `[in_features, n]`.
     fn add_times(&self, columns: std::ops::Range<usize>, x: ArrayView2<'_, f32>, to: &mut Array2<f32>) {
-        let gram = self.gram.slice(s![.., columns.clone()]);
-        self.precision.mat_mul_add(self.scale, gram, x, to.view_mut());
+        general_mat_mul(self.scale, self.gram.slice(s![.., columns.clone()]), x, 1.0, to.view_mut());
         for (j, x) in columns.zip(x.rows()) {
             to.row_mut(j).scaled_add(self.diagonal[j], &x);
         }

@@ -1,6 +1,6 @@
 //! One pass over the columns, each passing on its rounding error.
 
-use attar_tensor::Precision;
+use attar_tensor::general_mat_mul;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
@@ -25,12 +25,7 @@ pub(super) struct Pass {
 ///
 /// # Source
 /// Frantar et al., "GPTQ", arXiv:2210.17323, Algorithm 1, on the transposed weight.
-pub(super) fn round_with_feedback(
-    w: ArrayView2<'_, f32>,
-    feedback: &Feedback,
-    grid: &Grid,
-    precision: Precision,
-) -> Pass {
+pub(super) fn round_with_feedback(w: ArrayView2<'_, f32>, feedback: &Feedback, grid: &Grid) -> Pass {
     let (out_features, in_features) = w.dim();
     let Feedback { order, upper, .. } = feedback;
     let grid = ByGroup::new(grid);
@@ -62,7 +57,7 @@ pub(super) fn round_with_feedback(
             .collect();
         loss += losses.iter().sum::<f64>();
         // The block now holds its errors.
-        precision.mat_mul_add(-1.0, right.t(), block.view(), later.view_mut());
+        general_mat_mul(-1.0, right.t(), block.view(), 1.0, later.view_mut());
     }
     Pass { codes: scatter_columns(&codes, order), loss }
 }
@@ -147,12 +142,12 @@ mod tests {
             let factor = Factor::new(&statistics, Settings::default());
             let feedback = factor.feedback().expect("positive definite");
             let grid = IntEncoding::symmetric(3, 32).search(w.view(), None).grid;
-            let pass = round_with_feedback(w.view(), feedback, &grid, Precision::F32);
+            let pass = round_with_feedback(w.view(), feedback, &grid);
 
             let error = &w - &grid.decode_all(pass.codes.view());
             let metric = factor.metric(feedback);
             let hessian = metric.gram * metric.scale + Array2::from_diag(&metric.diagonal);
-            let want = weighted_energy(error.view(), hessian.view(), Precision::F32);
+            let want = weighted_energy(error.view(), hessian.view());
             assert!((pass.loss / want - 1.0).abs() < 1e-4, "{features} columns: {} for {want}", pass.loss);
         }
     }

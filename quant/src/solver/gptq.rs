@@ -60,7 +60,7 @@ impl Solver for Gptq {
         let judge = Judge::new(w, Some(factor));
         let rtn = round_to_nearest(w, Some(factor), encoding, &judge);
         Ok(with_feedback(&judge, factor, encoding, rtn, |feedback, grid| {
-            let codes = round_with_feedback(w, feedback, grid, factor.precision()).codes;
+            let codes = round_with_feedback(w, feedback, grid).codes;
             if self.sweeps == 0 {
                 return codes;
             }

@@ -100,11 +100,6 @@ impl Kernel {
         *BEST.get_or_init(|| Self::available().next_back().unwrap_or(Self::Plain))
     }
 
-    /// Whether three products by it take less time than one in f32.
-    pub fn is_several_times_f32(self) -> bool {
-        self.rows() > ROWS
-    }
-
     /// Whether the terms of a sum are added in the order of the plain kernel.
     #[cfg(test)]
     pub fn adds_pair_by_pair(self) -> bool {

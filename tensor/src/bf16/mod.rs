@@ -17,7 +17,6 @@ mod kernel;
 mod pack;
 mod product;
 mod round;
-mod split;
 #[cfg(test)]
 mod tests;
 mod training;
