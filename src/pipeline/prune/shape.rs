@@ -337,10 +337,22 @@ pub fn say_ruled_out(before: &ModelConfig, after: &ModelConfig) -> String {
             }
         }
     }
+    let (hidden, heads) = (after.hidden_size, after.num_attention_heads);
+    if loses_divisibility(before, hidden, heads) {
+        let _ = writeln!(
+            lines,
+            "a hidden size of {hidden} is no multiple of {heads} query heads: transformers 5 refuses that of Llama and others"
+        );
+    }
     if let (Ok(_), Err(error)) = (before.gguf_metadata(), after.gguf_metadata()) {
         let _ = writeln!(lines, "no GGUF file can hold this shape: {error}");
     }
     lines
+}
+
+/// Whether query heads no longer divide the hidden size, which transformers asks of some families though each has its own head size.
+pub fn loses_divisibility(before: &ModelConfig, hidden: usize, heads: usize) -> bool {
+    before.hidden_size.is_multiple_of(before.num_attention_heads) && !hidden.is_multiple_of(heads)
 }
 
 /// The lengths of rows, and of which matrices.
