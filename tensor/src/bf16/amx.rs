@@ -61,12 +61,13 @@ fn shape_tiles() {
     });
 }
 
-/// [`Kernel::block`](super::kernel::Kernel::block) for 16 or 32 rows.
+/// [`Kernel::block`](super::kernel::Kernel::block) for 16 or 32 rows whose pairs follow one another.
 pub fn block(left: Left<'_>, rows: usize, right: &[Line], vectors: usize, sums: &mut Sums) {
     let pairs = right.len() / vectors;
-    let mut room = Vec::new();
-    let left = if left.pair_step == 1 { left } else { by_row(left, rows, pairs, &mut room) };
-    assert!(left.first.is_multiple_of(LANES) && left.row_step.is_multiple_of(LANES), "rows of whole lines");
+    assert!(
+        left.pair_step == 1 && left.first.is_multiple_of(LANES) && left.row_step.is_multiple_of(LANES),
+        "rows of whole lines"
+    );
     let (lines, row_lines) = (&left.lines[left.first / LANES..], left.row_step / LANES);
     let (whole, rest) = right.split_at(pairs / ROWS * ROWS * vectors);
     if pairs == 0 {

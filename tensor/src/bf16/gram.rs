@@ -49,31 +49,36 @@ pub(super) fn with(kernel: Kernel, x: ArrayView2<'_, f32>, gram: &mut Array2<f32
     let features = x.ncols();
     assert_eq!(gram.dim(), (features, features), "a Gram matrix is square in features");
     let panels = Panels::of_columns(x);
-    let mut tasks = Vec::new();
-    for (i, band) in gram.axis_chunks_iter_mut(Axis(0), TASK).enumerate() {
-        let (_, mut rest) = band.split_at(Axis(1), i * TASK);
-        let mut j = i;
-        while rest.ncols() > 0 {
-            let width = TASK.min(rest.ncols());
-            let (tile, further) = rest.split_at(Axis(1), width);
-            tasks.push((i * TASK, j * TASK, tile));
-            (rest, j) = (further, j + 1);
-        }
-    }
-    tasks.into_par_iter().with_max_len(1).for_each(|(top, left, tile)| {
-        task(kernel, &panels, top, left, tile);
-    });
+    add_products(kernel, [&panels; 2], gram.view_mut(), |row| row / PANEL * PANEL);
     mirror(gram.view_mut());
 }
 
-/// The blocks of one task on and above the diagonal, and what is left of them within a panel.
-fn task(kernel: Kernel, panels: &Panels, top: usize, left: usize, tile: ArrayViewMut2<'_, f32>) {
-    add_products(kernel, [panels; 2], [top, left], tile, |row| row / PANEL * PANEL);
+/// `out += a.T @ b`; of each row no columns before `first_column`, a multiple of a panel, are needed.
+pub(super) fn add_products(
+    kernel: Kernel,
+    factors: [&Panels; 2],
+    mut out: ArrayViewMut2<'_, f32>,
+    first_column: impl Fn(usize) -> usize + Sync,
+) {
+    let mut tasks = Vec::new();
+    for (i, band) in out.axis_chunks_iter_mut(Axis(0), TASK).enumerate() {
+        let mut left = first_column(i * TASK);
+        let (_, mut rest) = band.split_at(Axis(1), left);
+        while rest.ncols() > 0 {
+            let width = TASK.min(rest.ncols());
+            let (part, further) = rest.split_at(Axis(1), width);
+            tasks.push(([i * TASK, left], part));
+            (rest, left) = (further, left + width);
+        }
+    }
+    tasks.into_par_iter().with_max_len(1).for_each(|(corner, part)| {
+        task(kernel, factors, corner, part, &first_column);
+    });
 }
 
-/// `part += a.T @ b` for a part of the result that starts with a panel of a and one of b, `[top, left]`; of each row no columns before
-/// `first_column` are needed.
-pub(super) fn add_products(
+/// The blocks of one part of the result, which starts with a panel of a and one of b, `[top, left]`, and what is left of them
+/// within a panel.
+fn task(
     kernel: Kernel,
     [a, b]: [&Panels; 2],
     [top, left]: [usize; 2],

@@ -137,8 +137,8 @@ impl Kernel {
         }
     }
 
-    /// Replaces the first `vectors` vectors of the first `rows` rows of `sums` by the sums of products of `left` and `right`; right is
-    /// `[pairs, vectors]`. What the rows after them hold then means nothing.
+    /// Replaces the first `vectors` vectors of the first `rows` rows of `sums` by the sums of products of `left`, as it is
+    /// [arranged](Self::arranged), and `right`, `[pairs, vectors]`. What the rows after them hold then means nothing.
     ///
     /// # Panics
     /// If right is not whole pairs, or left has fewer of them.

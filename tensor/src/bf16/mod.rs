@@ -1,12 +1,13 @@
 //! Products of numbers rounded to bf16, summed in f32: half the memory of f32 weights, and on machines that have an
-//! instruction for it twice the speed (`vdpbf16ps`) or ten times (`tdpbf16ps`).
+//! instruction for it twice the speed (`vdpbf16ps`) or several times (`tdpbf16ps`).
 //!
 //! What is computed, the plain kernel being the truth: both factors are rounded to bf16, to the nearest and of two equally
 //! near ones to the even; NaN stays NaN. A product of two such numbers is exact in f32. An element of a result is a sum over
 //! k in chunks of [`DEPTH`] pairs: a chunk starts at 0 and adds pair after pair, of each pair the odd term first, every
 //! addition rounded to f32; the chunks are added in order. The twin for AVX2 gives the same bits. `vdpbf16ps` takes
 //! denormal numbers for zero and may round a pair's two additions otherwise, and so does `tdpbf16ps`, which adds 16 pairs
-//! before it adds them to the sum; both agree to a few units in the last place of the sum of absolute terms. On one machine neither the number of threads nor the rows beside a row change a bit.
+//! before it adds them to the sum; both agree to a few units in the last place of the sum of absolute terms. On one machine
+//! neither the number of threads nor the rows beside a row change a bit.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;

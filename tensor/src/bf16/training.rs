@@ -7,13 +7,9 @@
 use super::Bf16Matrix;
 use super::gram::add_products;
 use super::kernel::Kernel;
-use super::pack::{PANEL, Panels, Strips};
+use super::pack::{Panels, Strips};
 use super::product::{Held, strips_with};
-use ndarray::parallel::prelude::*;
-use ndarray::{ArrayView2, ArrayViewMut2, Axis};
-
-/// Rows and columns of a task: both its factors' chunks of terms stay in the second cache.
-const TASK: usize = 8 * PANEL;
+use ndarray::{ArrayView2, ArrayViewMut2};
 
 /// Activations `[tokens, features]` rounded to bf16, to be multiplied by weights.
 #[derive(Debug, Clone)]
@@ -91,26 +87,10 @@ pub(super) fn weight_backward_with(
     kernel: Kernel,
     d_out: &Bf16Columns,
     x: &Bf16Columns,
-    mut d_w: ArrayViewMut2<'_, f32>,
+    d_w: ArrayViewMut2<'_, f32>,
 ) {
     let ((tokens, out_features), (x_tokens, in_features)) = (d_out.dim(), x.dim());
     assert_eq!(tokens, x_tokens, "tokens of a gradient and of what the matrix read");
     assert_eq!(d_w.dim(), (out_features, in_features), "a gradient has its weight's shape");
-    let bands = d_w.axis_chunks_iter_mut(Axis(0), TASK).enumerate();
-    let tasks: Vec<_> = bands
-        .flat_map(|(i, band)| {
-            let mut parts = Vec::new();
-            let mut rest = band;
-            while rest.ncols() > 0 {
-                let width = TASK.min(rest.ncols());
-                let (part, further) = rest.split_at(Axis(1), width);
-                parts.push((i * TASK, parts.len() * TASK, part));
-                rest = further;
-            }
-            parts
-        })
-        .collect();
-    tasks.into_par_iter().with_max_len(1).for_each(|(top, left, part)| {
-        add_products(kernel, [&d_out.panels, &x.panels], [top, left], part, |_| 0);
-    });
+    add_products(kernel, [&d_out.panels, &x.panels], d_w, |_| 0);
 }
