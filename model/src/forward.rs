@@ -333,6 +333,26 @@ impl Streaming {
     }
 }
 
+/// The embeddings of all tokens, `[tokens, hidden_size]`, kept as `streaming` has it, a few tokens at a time.
+///
+/// # Errors
+/// A token outside the vocabulary, found before anything is loaded; an embedding that cannot be loaded; a temporary file that
+/// cannot be made or written.
+pub fn streamed_embeddings(
+    config: &ModelConfig,
+    weights: &dyn Weights,
+    windows: &Windows,
+    streaming: &Streaming,
+) -> Result<HiddenStates, Error> {
+    let tokens = windows.tokens();
+    check_tokens(config, tokens)?;
+    let mut hidden = HiddenStates::zeros([tokens.len(), config.hidden_size], &streaming.keeping)?;
+    for rows in streaming.chunks(tokens.len(), windows.ctx()) {
+        hidden.write(rows.start, embed(config, weights, &tokens[rows])?.view())?;
+    }
+    Ok(hidden)
+}
+
 /// [`hidden_states`] within a memory budget: kept as `streaming` has it, a few tokens at a time, the next block read from
 /// the disk while one computes.
 ///
@@ -346,11 +366,7 @@ pub fn streamed_hidden_states(
     progress: &mut dyn FnMut(usize),
 ) -> Result<HiddenStates, Error> {
     let (tokens, ctx) = (windows.tokens(), windows.ctx());
-    check_tokens(config, tokens)?;
-    let mut hidden = HiddenStates::zeros([tokens.len(), config.hidden_size], &streaming.keeping)?;
-    for rows in streaming.chunks(tokens.len(), ctx) {
-        hidden.write(rows.start, embed(config, weights, &tokens[rows])?.view())?;
-    }
+    let mut hidden = streamed_embeddings(config, weights, windows, streaming)?;
     if let Device::Cuda(on) = &streaming.device {
         return device::hidden_states(on, config, weights, hidden, (ctx, streaming.precision), progress);
     }

@@ -42,7 +42,7 @@ pub use experts::{Experts, Router, Routing, Share};
 pub use family::{FAMILIES, Family};
 pub use forward::{
     Head, HeadRows, HeadSource, LogitShape, Streaming, Windows, check_tokens, embed, final_norm,
-    hidden_states, scale_embeddings, streamed_hidden_states, while_reading_ahead,
+    hidden_states, scale_embeddings, streamed_embeddings, streamed_hidden_states, while_reading_ahead,
 };
 pub use gradients::Gradients;
 pub use hidden::{HiddenStates, Keeping, KeptFloat, Place};

@@ -11,7 +11,8 @@ use std::path::Path;
 
 use attar_distill::{BlockLesson, BlockTraining, Done, LayerMap, Optimizer, Progress};
 use attar_model::{
-    Block, HiddenStates, Keeping, Moments, Precision, Streaming, TensorSpec, Weights, Windows, embed,
+    Block, HiddenStates, Keeping, Moments, Precision, Streaming, TensorSpec, Weights, Windows,
+    streamed_embeddings,
 };
 use ndarray::{Array2, Axis};
 
@@ -226,13 +227,9 @@ struct Stream {
 impl Stream {
     /// Before the first block.
     fn new(source: &Source, windows: &Windows, keeping: &Keeping) -> Result<Self> {
-        let at = || format!("while reading the embeddings of `{}`", source.path.display());
-        let (tokens, config) = (windows.tokens(), &source.config);
-        let mut hidden = HiddenStates::zeros([tokens.len(), config.hidden_size], keeping).doing(at)?;
-        for rows in Streaming::default().chunks(tokens.len(), windows.ctx()) {
-            let embedded = embed(config, source, &tokens[rows.clone()]).doing(at)?;
-            hidden.write(rows.start, embedded.view()).doing(at)?;
-        }
+        let streaming = Streaming { keeping: keeping.clone(), ..Streaming::default() };
+        let hidden = streamed_embeddings(&source.config, source, windows, &streaming)
+            .doing(|| format!("while reading the embeddings of `{}`", source.path.display()))?;
         Ok(Self { hidden, blocks: 0 })
     }
 
