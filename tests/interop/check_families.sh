@@ -7,6 +7,7 @@ attar=$1 python=$2 bin=$3/bin work=$4
 shift 4
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
+. "$here/late_exit.sh"
 text=$root/fixtures/heldout.txt
 ctx=512 chunks=4
 families=("$@")
@@ -15,14 +16,10 @@ families=("$@")
 head -c 12000 "$text" >"$work/text.txt"
 head -c 60000 "$root/fixtures/calibration.txt" >"$work/calibration.txt"
 
-perplexity() { # of a GGUF, as llama.cpp has it; asked for one more chunk, since it sometimes ends without its last lines
+perplexity() { # of a GGUF, as llama.cpp has it
   local out
-  for _ in 1 2 3; do
-    out=$("$bin/llama-perplexity" -m "$1" -f "$work/text.txt" -c $ctx --chunks $((chunks + 1)) -t 2 -fa off -ctk f32 -ctv f32 2>&1) || true
-    if grep -o "\[$chunks\][0-9.]*" <<<"$out" | tail -1 | cut -d']' -f2 | grep .; then return 0; fi
-  done
-  tail -20 <<<"$out" >&2
-  return 1
+  out=$("$bin/llama-perplexity" -m "$1" -f "$work/text.txt" -c $ctx --chunks $chunks -t 2 -fa off -ctk f32 -ctv f32 2>&1) || true
+  grep -o "\[$chunks\][0-9.]*" <<<"$out" | cut -d']' -f2 | grep . || { tail -20 <<<"$out" >&2; return 1; }
 }
 
 score() { # MODEL JSON

@@ -8,18 +8,13 @@ attar=$(realpath "$1") python=$2 llamacpp=$3 model=$4 calib=$5 text=$6
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+. "$here/late_exit.sh"
 
-# The perplexity llama.cpp gives FILE; it sometimes ends without its last lines, more often on a busy machine.
+# The perplexity llama.cpp gives FILE.
 llama_perplexity() {
-  local figure
-  for _ in 1 2 3 4 5 6; do
-    LD_LIBRARY_PATH=$llamacpp/lib:$llamacpp/bin "$llamacpp/bin/llama-perplexity" -m "$1" -f "$text" -c 512 \
-      -ctk f32 -ctv f32 -fa off -t 2 >"$work/log" 2>&1 || continue
-    figure=$(sed -n 's/.*Final estimate: PPL = \([0-9.]*\).*/\1/p' "$work/log")
-    [[ $figure ]] && echo "$figure" && return
-  done
-  tail -5 "$work/log" >&2
-  return 1
+  LD_LIBRARY_PATH=$llamacpp/lib:$llamacpp/bin "$llamacpp/bin/llama-perplexity" -m "$1" -f "$text" -c 512 \
+    -ctk f32 -ctv f32 -fa off -t 2 >"$work/log" 2>&1
+  sed -n 's/.*Final estimate: PPL = \([0-9.]*\).*/\1/p' "$work/log" | grep . || { tail -5 "$work/log" >&2; return 1; }
 }
 
 # FOLDER, and FOLDER.json with what attar says it scores.
