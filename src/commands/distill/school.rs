@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use attar_checkpoint::atomic::Overwrite;
+use attar_checkpoint::atomic::{self, Overwrite};
 use attar_checkpoint::tokenizer::Tokenizer;
 use attar_distill::{DeviceTraining, Disguise, Progress, Teacher, Training};
 use attar_eval::{Report, report};
@@ -178,6 +178,7 @@ impl<'a> School<'a> {
         let Self { args, lesson, manner, .. } = self;
         let plan = self.job(student).plan()?;
         training::end_on_signal()?;
+        atomic::remove_abandoned(&self.state);
         let disguise = args.scheme.map(|_| Stored::new(&plan));
         let (record, progress) = clock.time("distill", || match (manner, args.precision.into()) {
             (Manner::Whole, _) => self.teach(student, kept, disguise.as_ref()),

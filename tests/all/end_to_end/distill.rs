@@ -219,7 +219,10 @@ fn a_run_that_is_killed_goes_on_to_the_same_weights() {
     kill_once_kept(&place, &words, "killed", 1);
     place.fails(&words, &["killed.training", "not finished", "--resume"]);
     place.fails(&format!("{words} --resume --seed 1"), &["other settings"]);
+    let half = place.at(".killed.training.partial-1-abcdef");
+    fs::create_dir_all(half.join("optimizer")).unwrap();
     place.done(&format!("{words} --resume --threads 1 --json killed.json"));
+    assert!(!half.exists(), "what a run leaves half written when it is killed goes with the next");
     assert!(weights(&place, "killed") == weights(&place, "whole"));
     assert_eq!(place.json("killed.json")["distillation"]["steps"], 40);
     let log = fs::read_to_string(place.at("steps.jsonl")).unwrap();
