@@ -29,7 +29,7 @@ use crate::talk::{Talk, human_bytes, thousands};
 use grid::Goal;
 use pass::Pass;
 use search::Found;
-use shape::{Shape, say_ruled_out, say_shapes};
+use shape::{Shape, ruled_out, say_shapes};
 
 /// What the report calls how floats were made.
 pub const METHOD: &str = "prune";
@@ -170,9 +170,9 @@ impl PruneJob<'_> {
     fn say_shape(&self, Outlook { tensors, config, .. }: &Outlook) -> String {
         let before = &self.source.config;
         let [old, new] = [self.source.bytes(), tensors.bytes()].map(human_bytes);
-        say_shapes(before, config)
-            + &format!("{new} of weights in place of {old}\n")
-            + &say_ruled_out(before, config)
+        let ruled_out = ruled_out(before, config);
+        let ruled_out: String = ruled_out.iter().flat_map(|what| [what, "\n"]).collect();
+        say_shapes(before, config) + &format!("{new} of weights in place of {old}\n{ruled_out}")
     }
 
     fn describe(&self, outlooks: &[Outlook]) -> String {
@@ -339,6 +339,7 @@ impl PruneJob<'_> {
             criterion: self.cuts_columns(shape).then(|| self.width.name.to_owned()),
             depth_criterion: (!steps.is_empty()).then(|| self.depth.name.to_owned()),
             compensation: compensation.name().to_owned(),
+            ruled_out: ruled_out(&self.source.config, config),
             dropped_layers: named.chain(chosen).collect(),
             layers,
         }
