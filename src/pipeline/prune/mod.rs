@@ -229,7 +229,10 @@ impl PruneJob<'_> {
             return Err(Failure::new(format!(
                 "heads of a {family} model cannot be cut: all of them are normed together"
             ))
-            .hint("--ffn, --layers and --hidden work"));
+            .hint(
+                "every query is divided by the root mean square of all heads, another at each token, so without some of them no norm \
+                 weight gives the others what they were; --ffn, --layers and --hidden work",
+            ));
         }
         if self.width.by.needs_gradients() && self.cuts_columns(shape) && config.experts.is_some() {
             return Err(Failure::new(format!(
