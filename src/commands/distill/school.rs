@@ -69,8 +69,9 @@ impl<'a> School<'a> {
     ) -> Result<Self> {
         let Pair { original, student, tokenizer } = pair;
         args.check(original, student)?;
-        if let Original::Model(teacher) = original {
-            check_tokens(teacher, tokenizer, global.talk())?;
+        match original {
+            Original::Model(teacher) => check_tokens(teacher, tokenizer, global.talk())?,
+            Original::Cache(cache) => cache.check_vocabulary(&tokenizer.vocabulary_sha256())?,
         }
         let map = args.layers(original, student)?;
         let data = args.data(original, student, tokenizer)?;
