@@ -1,5 +1,6 @@
 //! `attar distill`: a student learns from its teacher, is written, reopened and scored.
 
+mod cut;
 mod lesson;
 mod school;
 
@@ -18,11 +19,12 @@ use crate::device::Computer;
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::pipeline::pupil::{self, Desk};
 use crate::pipeline::teacher::Original;
-use crate::pipeline::training::Data;
-use crate::pipeline::{Clock, refuse_quantized};
+use crate::pipeline::training::{Data, Kept};
+use crate::pipeline::{Clock, describe, refuse_quantized};
 use crate::plan::{CalibrationSize, LocalMemory};
 use crate::source::Source;
 use crate::talk::{say, thousands};
+use cut::Cutting;
 use lesson::{Lesson, Manner};
 pub use school::{Pair, School};
 
@@ -35,45 +37,76 @@ pub const METHOD: &str = "distill";
 /// Tokens per window where the user names none, unless a model was made for less.
 const CTX: usize = 512;
 
-/// Plans, checks, teaches, writes, reopens, scores, reports.
+/// Plans, checks, teaches, writes, reopens, scores, reports; where the student is to be cut out of its teacher, that first.
 ///
 /// # Errors
 /// Whatever kept it from being done; what can be found out early is.
 pub fn run(args: &DistillArgs, global: &Global) -> Result<()> {
-    let talk = global.talk();
-    let delivery = global.delivery();
-    let student = Source::open(&args.student)?;
-    refuse_quantized(&student)?;
     let original = Original::open(&args.teacher)?;
+    match (args.cut(&original)?, &original) {
+        (Some(cut), Original::Model(teacher)) => {
+            let cutting = Cutting::open(&cut, teacher, args.resume, global)?;
+            run_cut(args, &original, &cutting, global)
+        }
+        _ => run_given(args, &original, global),
+    }
+}
+
+/// With a student that is there.
+fn run_given(args: &DistillArgs, original: &Original, global: &Global) -> Result<()> {
+    let Some(student) = &args.student else { unreachable!("there is a student or one is cut") };
+    let student = Source::open(student)?;
+    refuse_quantized(&student)?;
     let tokenizer = student.tokenizer()?;
-    let computer = global.computer(&shapes(&student, &original))?;
-    let pair = Pair { original: &original, student: &student, tokenizer: &tokenizer };
+    let computer = global.computer(&shapes(&student, original))?;
+    let pair = Pair { original, student: &student, tokenizer: &tokenizer };
     let school = School::open(args, pair, computer, global)?;
     if global.dry_run {
         return say(&format!("{}\n", school.plan(&student)?));
     }
     let kept = school.check(&student)?;
-    delivery.check(&[&args.output])?;
-    let scoring = if args.no_eval {
-        None
-    } else {
-        Some(args.scoring(&original, &school.computer, global).read(&student, &tokenizer)?)
-    };
-
+    let scoring = school.scoring(&student, global)?;
     let mut clock = Clock::default();
-    clock.time("check", || check_weights(&student, talk))?;
-    let (written, mut report) = school.run(&student, kept, &mut clock)?;
-    if let Some(scoring) = &scoring {
-        let reference = match &original {
-            Original::Model(teacher) => Some(clock.time("reference", || scoring.reference(teacher, talk))?),
-            Original::Cache(_) => None,
-        };
-        report.evaluation =
-            Some(clock.time("evaluate", || scoring.score(&written, reference.as_ref(), talk))?);
-    }
-    report.run = Some(school.facts_of_run(&clock));
-    delivery.one(&report)?;
+    clock.time("check", || check_weights(&student, global.talk()))?;
+    let (written, report) = school.run(&student, kept, &mut clock)?;
+    school.deliver(&written, report, scoring.as_ref(), clock, global)?;
     school.close()
+}
+
+/// With a student that is cut first, or was when the run was begun.
+fn run_cut(args: &DistillArgs, original: &Original, cutting: &Cutting<'_>, global: &Global) -> Result<()> {
+    // A run that ended before the student's first steps were kept goes on with the student.
+    let resume = args.resume && (!cutting.is_kept() || Kept::is_at(&state_of(&args.output)));
+    let args = &DistillArgs { resume, ..args.clone() };
+    let plan = cutting.plan()?;
+    let planned = cutting.student(&plan)?;
+    let computer = global.computer(&shapes(&planned, original))?;
+    let open = |student: &Source| {
+        let pair = Pair { original, student, tokenizer: cutting.tokenizer() };
+        School::open(args, pair, computer.clone(), global)
+    };
+    let school = open(&planned)?;
+    if global.dry_run {
+        return say(&format!("{plan}\n\n{}\n", school.plan(&planned)?));
+    }
+    let kept = school.check(&planned)?;
+    cutting.check(&plan)?;
+    let scoring = school.scoring(&planned, global)?;
+    let mut clock = Clock::default();
+    if let Original::Model(teacher) = original {
+        clock.time("check", || check_weights(teacher, global.talk()))?;
+    }
+    let (student, facts) = cutting.run(&mut clock)?;
+    // Which of several shapes is left is known only now.
+    let school = if student.config == planned.config { school } else { open(&student)? };
+    let (written, mut report) = school.run(&student, kept, &mut clock)?;
+    facts.tell(&mut report);
+    if let Original::Model(teacher) = original {
+        report.model = describe(teacher);
+    }
+    school.deliver(&written, report, scoring.as_ref(), clock, global)?;
+    school.close()?;
+    cutting.close()
 }
 
 /// The shapes of the models that learn and teach.
@@ -204,7 +237,7 @@ impl DistillArgs {
 
     fn scoring<'a>(
         &'a self,
-        original: &'a Original,
+        original: &Original,
         computer: &'a Computer,
         global: &Global,
     ) -> ScoringRequest<'a> {

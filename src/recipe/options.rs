@@ -151,8 +151,8 @@ mod tests {
             "output = \"../out\"\nffn = 0.5\nheads = 4\nkv_heads = 1.0\ndrop = [3, 7]\nno_repair = true",
         )
         .unwrap();
-        assert_eq!((args.ffn, args.heads), (Some(Amount::Share(0.5)), Some(Amount::Count(4))));
-        assert_eq!(args.kv_heads, Some(Amount::Share(1.0)));
+        assert_eq!((args.shape.ffn, args.shape.heads), (Some(Amount::Share(0.5)), Some(Amount::Count(4))));
+        assert_eq!(args.shape.kv_heads, Some(Amount::Share(1.0)));
         assert_eq!((args.drop, args.no_repair, args.output), (vec![3, 7], true, "out".into()));
         let table = "output = \"a\"\ndata = [\"x.txt=2\", \"y.txt\"]\nlearning_rate = 1e-3\nloss = \"jsd\"";
         let decided = ["--teacher=t", "--student=s"].map(OsString::from).to_vec();

@@ -121,7 +121,7 @@ impl Lesson {
             "teacher: {}\nstudent: {}, {} parameters\ndata: {} windows of {} to learn from, {} held out\n\
              {} steps of {} tokens, {} tokens in all\n{how}",
             args.teacher.display(),
-            args.student.display(),
+            student.path.display(),
             thousands(student.parameters()),
             thousands(data.learned_windows() as u64),
             data.windows.ctx(),
@@ -139,7 +139,7 @@ impl Lesson {
             format!("{:?} {:?} {:?}", self.aim, self.optimizer, self.step.precision),
             format!("{} {} {:?} {:?}", args.batch, args.seed, data.texts, data.held_out),
             format!("{:?} {:?}", args.scheme, student.config),
-            format!("{} {}", args.teacher.display(), args.student.display()),
+            format!("{} {}", args.teacher.display(), student.path.display()),
             tokens_sha256(data.windows.tokens()),
         ] {
             hash.update(part.as_bytes());

@@ -20,6 +20,7 @@ use crate::device::{self, Computer};
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::pipeline::local::{self, BlockByBlock};
 use crate::pipeline::pupil::{Desk, OnDevice, OnProcessor};
+use crate::pipeline::score::Scoring;
 use crate::pipeline::teacher::Original;
 use crate::pipeline::training::{self, Data, Kept, Record, Run};
 use crate::pipeline::{Clock, Job, describe};
@@ -47,7 +48,7 @@ pub struct School<'a> {
     scheme: Scheme,
     data: Data,
     lesson: Lesson,
-    pub(super) computer: Computer,
+    computer: Computer,
     manner: Manner,
     cpu: Computer,
     state: PathBuf,
@@ -204,6 +205,36 @@ impl<'a> School<'a> {
         }
         report.distillation = Some(facts(args, (lesson, manner), &self.data, record, progress.steps));
         Ok((written, report))
+    }
+
+    /// The text that what was taught is compared with its teacher on, where it is; where reports go is looked at too.
+    pub(super) fn scoring(&self, student: &Source, global: &Global) -> Result<Option<Scoring>> {
+        global.delivery().check(&[&self.args.output])?;
+        let request = self.args.scoring(self.original, &self.computer, global);
+        (!self.args.no_eval).then(|| request.read(student, self.tokenizer)).transpose()
+    }
+
+    /// Scores what was written and hands over the report.
+    pub(super) fn deliver(
+        &self,
+        written: &Source,
+        mut report: Report,
+        scoring: Option<&Scoring>,
+        mut clock: Clock,
+        global: &Global,
+    ) -> Result<()> {
+        if let Some(scoring) = scoring {
+            let reference = match self.original {
+                Original::Model(teacher) => {
+                    Some(clock.time("reference", || scoring.reference(teacher, self.talk))?)
+                }
+                Original::Cache(_) => None,
+            };
+            let score = || scoring.score(written, reference.as_ref(), self.talk);
+            report.evaluation = Some(clock.time("evaluate", score)?);
+        }
+        report.run = Some(self.facts_of_run(&clock));
+        global.delivery().one(&report)
     }
 
     /// What the report says of where and how long it ran.

@@ -19,7 +19,7 @@ fn school() -> Place {
 const RUN: &str = "distill --teacher books-2m --student cut --data calibration.txt --ctx 64 --batch 4 --quiet \
                    --learning-rate 1e-3 --held-out 0.1 --text heldout.txt --chunks 4";
 
-fn weights(place: &Place, output: &str) -> Vec<u8> {
+pub fn weights(place: &Place, output: &str) -> Vec<u8> {
     fs::read(place.at(output).join("model.safetensors")).unwrap()
 }
 
@@ -188,7 +188,7 @@ fn conversations_are_learned_as_the_chat_template_writes_them() {
 }
 
 /// Kills a run on its way to `output` with SIGKILL once so many of its steps are kept.
-fn kill_once_kept(place: &Place, words: &str, output: &str, steps: u64) {
+pub fn kill_once_kept(place: &Place, words: &str, output: &str, steps: u64) {
     let mut child = Command::new(ATTAR)
         .args(words.split_whitespace())
         .current_dir(place.at(""))

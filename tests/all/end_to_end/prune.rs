@@ -169,7 +169,11 @@ fn targets_that_cannot_be_met_are_refused_before_any_work() {
     ] {
         place.refuses(&format!("prune {options} -o out"), parts);
     }
-    for other in ["--layers 1", "--ffn 0.5", "--heads 4", "--drop 0", "--sparsity 2:4"] {
+    place.refuses(
+        "prune books-2m -o out --target-params 0.6 --sparsity 2:4",
+        &["zeros and a smaller shape", "--sparsity"],
+    );
+    for other in ["--layers 1", "--ffn 0.5", "--heads 4", "--drop 0", "--experts 2"] {
         let run = place.run(&format!("prune books-2m -o out --target-params 0.6 {other}"));
         let name = other.split(' ').next().unwrap();
         assert!(
