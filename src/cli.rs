@@ -208,7 +208,8 @@ pub struct ZerosArgs {
 }
 
 /// Which weights become 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ZerosBy {
     /// Those that cost least by the inverse Hessian; the others make up for them
     #[value(name = "sparsegpt")]

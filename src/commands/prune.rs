@@ -134,8 +134,11 @@ impl<'a> Order<'a> {
 }
 
 impl PruneArgs {
-    /// Zeros alone: the model in its own floats.
-    fn as_floats(&self) -> Result<QuantizeArgs> {
+    /// What `attar quantize` would be told to make zeros alone: the model in its own floats.
+    ///
+    /// # Errors
+    /// A model that cannot be opened; a smaller shape asked for too.
+    pub fn as_floats(&self) -> Result<QuantizeArgs> {
         let source = Source::open(&self.model)?;
         if self.wanted() != Wanted::default() || self.no_repair {
             return Err(Failure::new("zeros and a smaller shape are made one after the other")

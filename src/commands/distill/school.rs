@@ -129,6 +129,18 @@ impl<'a> School<'a> {
         Ok(format!("{lesson}\n{}", self.job(student).plan()?))
     }
 
+    /// The scheme and the method of what is written, as reports have them.
+    ///
+    /// # Errors
+    /// As [`Job::plan`].
+    pub fn names(&self, student: &Source) -> Result<(String, Option<String>)> {
+        let job = self.job(student);
+        let plan = job.plan()?;
+        let method =
+            if self.args.scheme.is_some() { job.method_name(&plan) } else { Some(METHOD.to_owned()) };
+        Ok((job.scheme_name(&plan), method))
+    }
+
     /// The student as it will be found once it is written.
     ///
     /// # Errors
