@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use attar_checkpoint::tokenizer::Tokenizer;
 use attar_distill::LayerMap;
 use attar_eval::Convention;
+use attar_model::teacher::Signal;
 use attar_model::{ModelConfig, Precision};
 
 use crate::cli::{DistillArgs, Global};
@@ -21,7 +22,7 @@ use crate::pipeline::pupil::{self, Desk};
 use crate::pipeline::teacher::Original;
 use crate::pipeline::training::{Data, Kept};
 use crate::pipeline::{Clock, describe, refuse_quantized};
-use crate::plan::{CalibrationSize, LocalMemory};
+use crate::plan::{CalibrationSize, LocalMemory, Teaching, TrainingMemory, TrainingSize};
 use crate::source::Source;
 use crate::talk::{say, thousands};
 use cut::Cutting;
@@ -207,7 +208,49 @@ impl DistillArgs {
             (None, Some(map), Original::Model(teacher)) if self.local => {
                 self.layer_by_layer(map, [&student.config, &teacher.config], work, max_memory)
             }
-            _ => Ok(Manner::Whole),
+            _ => self.whole((&student.config, original), work, max_memory).map(Manner::Whole),
+        }
+    }
+
+    /// What a student needs that learns as a whole.
+    fn whole(
+        &self,
+        (student, original): (&ModelConfig, &Original),
+        (data, lesson): (&Data, &Lesson),
+        max_memory: Option<u64>,
+    ) -> Result<TrainingMemory> {
+        let (teaching, teacher) = match original {
+            Original::Model(teacher) => (Teaching::Online(&teacher.config), Some(&teacher.config)),
+            Original::Cache(cache) => match cache.facts().signal {
+                Signal::TopK(count) => (Teaching::Likeliest(count), None),
+                _ => (Teaching::Hidden(cache.facts().hidden_size), None),
+            },
+        };
+        let (ctx, streams) = (data.windows.ctx(), lesson.aim.streams.as_ref());
+        let size = TrainingSize {
+            student,
+            teaching,
+            batch: self.batch.into(),
+            ctx,
+            data_tokens: data.windows.tokens().len(),
+            streams: streams.map_or(0, |streams| streams.map.pairs().len()),
+            precision: self.precision.into(),
+            masters: self.scheme.is_some().into(),
+        };
+        let refused = match TrainingMemory::within(size, max_memory) {
+            Ok(memory) => return Ok(memory),
+            Err(refused) => refused,
+        };
+        // Layer by layer it may fit.
+        let teacher =
+            teacher.filter(|teacher| self.scheme.is_none() && teacher.hidden_size == student.hidden_size);
+        let local = teacher.and_then(|teacher| {
+            let size = CalibrationSize { tokens: data.windows.tokens().len(), ctx };
+            LocalMemory::within([student, teacher], size, max_memory).ok()
+        });
+        match local {
+            Some(_) => Err(refused.and_hint("--local, one layer after another, fits")),
+            None => Err(refused),
         }
     }
 

@@ -9,7 +9,7 @@ use attar_checkpoint::tokenizer::Tokenizer;
 use attar_distill::{DeviceTraining, Disguise, Progress, Teacher, Training};
 use attar_eval::{Report, report};
 use attar_model::device::{Element, bf16};
-use attar_model::{Device, Precision, Role};
+use attar_model::{Device, Keep, Precision, Role, Step};
 use attar_quant::Named;
 use ndarray::{Array2, ArrayView2};
 
@@ -195,7 +195,7 @@ impl<'a> School<'a> {
         atomic::remove_abandoned(&self.state);
         let disguise = args.scheme.map(|_| Stored::new(&plan));
         let (record, progress) = clock.time("distill", || match (manner, args.precision.into()) {
-            (Manner::Whole, _) => self.teach(student, kept, disguise.as_ref()),
+            (Manner::Whole(memory), _) => self.teach(student, kept, disguise.as_ref(), memory.keep),
             (Manner::There(desk), Precision::F32) => self.teach_there::<f32>(desk, student, kept),
             (Manner::There(desk), Precision::Bf16) => self.teach_there::<bf16>(desk, student, kept),
             (Manner::Layers { map, seen, memory }, precision) => {
@@ -276,10 +276,12 @@ impl<'a> School<'a> {
         student: &Source,
         kept: Option<Kept>,
         disguise: Option<&Stored>,
+        keep: Keep,
     ) -> Result<(Record, Progress)> {
         let Self { args, original, lesson, .. } = self;
         let model = training::load(kept.as_ref().map_or(student, |kept| &kept.student))?;
-        let mut training = Training::new(model, lesson.optimizer, lesson.step);
+        let mut training =
+            Training::new(model, lesson.optimizer, Step { keep, precision: args.precision.into() });
         if let Some(disguise) = disguise {
             training = training.disguised(disguise);
         }

@@ -149,9 +149,13 @@ impl PruneJob<'_> {
                 (vec![outlook], first)
             }
             Goal::Search(grid) => {
-                search::check(&search::windows(self.windows()?))?;
+                let peak = search::peak_bytes(self, grid)?;
                 let outlooks = grid.shapes.iter().map(|(shape, _)| self.outlook(*shape));
-                (outlooks.collect::<Result<_>>()?, grid.say(&self.source.config))
+                let mut outlooks = outlooks.collect::<Result<Vec<_>>>()?;
+                for Outlook { tensors, .. } in &mut outlooks {
+                    tensors.memory.peak_bytes = tensors.memory.peak_bytes.max(peak);
+                }
+                (outlooks, grid.say(&self.source.config))
             }
         };
         let text = first + &self.describe(&outlooks);
@@ -199,15 +203,20 @@ impl PruneJob<'_> {
     }
 
     fn tensors(&self, cuts: &Cuts) -> Result<Plan> {
-        let config = cuts.config(&self.source.config)?;
-        let pruned = Pruned::new(&self.source.config, cuts, self.source)?;
         let size = |calibration: &Calibration| CalibrationSize {
             tokens: calibration.windows.tokens().len(),
             ctx: calibration.windows.ctx(),
         };
+        self.tensors_beside(cuts, self.calibration.map(size), 0)
+    }
+
+    /// Those of a pass over so much text, with so many bytes of something else in memory.
+    fn tensors_beside(&self, cuts: &Cuts, calibration: Option<CalibrationSize>, beside: u64) -> Result<Plan> {
+        let config = cuts.config(&self.source.config)?;
+        let pruned = Pruned::new(&self.source.config, cuts, self.source)?;
         let before = |spec: &TensorSpec| pruned.before(&spec.name).cloned();
-        let calibration = self.calibration.map(size);
-        Plan::of_pruned(self.source, &config, before, is_gguf(self.output), calibration, self.max_memory)
+        let size = (calibration, beside);
+        Plan::of_pruned(self.source, &config, before, is_gguf(self.output), size, self.max_memory)
     }
 
     /// Heads, channels or experts go.
