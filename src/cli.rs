@@ -18,7 +18,7 @@ use crate::device::DeviceArg;
 use crate::diagnostic::Failure;
 use crate::scheme::Scheme;
 pub use distill::{DecayArg, DistillArgs, LossArg};
-pub use prune::PruneArgs;
+pub use prune::{PruneArgs, ShapeArgs};
 
 /// Makes language models small without making them stupid, and proves what it cost.
 #[derive(Debug, Parser)]
@@ -208,7 +208,8 @@ pub struct ZerosArgs {
 }
 
 /// Which weights become 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ZerosBy {
     /// Those that cost least by the inverse Hessian; the others make up for them
     #[value(name = "sparsegpt")]

@@ -32,6 +32,13 @@ impl Failure {
         self
     }
 
+    /// The failure with one suggestion more.
+    #[must_use]
+    pub fn and_hint(mut self, hint: &str) -> Self {
+        self.hint = Some(self.hint.map_or_else(|| hint.to_owned(), |first| format!("{first}; {hint}")));
+        self
+    }
+
     /// The innermost message: what went wrong, without where.
     pub fn cause(&self) -> &str {
         self.messages.last().map_or("", String::as_str)

@@ -6,6 +6,7 @@ mod machine;
 mod memory;
 mod pruned;
 mod scoring;
+mod training;
 
 use std::fmt::Write as _;
 
@@ -24,6 +25,7 @@ use crate::talk::{human_bytes, thousands};
 pub use local::{LocalMemory, PART_TOKENS};
 pub use memory::Memory;
 pub use scoring::{ScoringMemory, ScoringSize};
+pub use training::{STEP_TOKENS, Teaching, TrainingMemory, TrainingSize};
 
 /// What becomes of one tensor.
 #[derive(Clone, Copy, Debug)]
@@ -188,7 +190,7 @@ impl Plan {
         }
         let has_codes = tensors.iter().any(|t| matches!(t.treatment, Treatment::Codes(_)));
         let calibration = request.calibration.filter(|_| has_codes || request.zeros.is_some());
-        let memory = memory::estimate(&request.source.config, &tensors, calibration, request.max_memory)?;
+        let memory = memory::estimate(&request.source.config, &tensors, calibration, 0, request.max_memory)?;
         let there = request.zeros.unwrap_or(request.solver).on_device();
         let aim = if there.is_some() { Aim::Quantize } else { Aim::Observe };
         let device = match calibration {

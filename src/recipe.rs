@@ -5,6 +5,7 @@
 
 mod chain;
 mod options;
+mod pruning;
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -13,10 +14,11 @@ use std::path::{Path, PathBuf};
 
 use attar_eval::Convention;
 use attar_model::Precision;
+use attar_quant::{Solver, Sparsity};
 use serde::Deserialize;
-use toml::Table;
+use toml::{Table, Value};
 
-use crate::cli::{DistillArgs, Method, PrecisionArg, PruneArgs, RunArgs};
+use crate::cli::{DistillArgs, Method, PrecisionArg, PruneArgs, RunArgs, ZerosArgs, ZerosBy};
 use crate::commands::distill::state_of;
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::pipeline::training::Kept;
@@ -94,6 +96,8 @@ struct QuantizeTable {
     scheme: String,
     #[serde(default)]
     method: Method,
+    sparsity: Option<Value>,
+    sparsity_criterion: Option<ZerosBy>,
     #[serde(default)]
     tensor: Vec<String>,
     pre_tokenizer: Option<String>,
@@ -205,10 +209,33 @@ fn tidy(path: &Path) -> PathBuf {
     if tidy.as_os_str().is_empty() { PathBuf::from(".") } else { tidy }
 }
 
+impl QuantizeTable {
+    /// The zeros that are asked for, alone or beside codes.
+    fn zeros(&self) -> Result<ZerosArgs> {
+        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let sparsity: Option<Sparsity> =
+            self.sparsity.as_ref().map(|value| text(value).parse()).transpose()?;
+        match (sparsity, self.sparsity_criterion, self.method) {
+            (None, Some(_), _) => {
+                Err(Failure::new("`sparsity_criterion` says which weights become 0, and none do")
+                    .hint("say how many: sparsity = \"2:4\""))
+            }
+            (Some(_), _, Method::Rtn | Method::Gptq) => {
+                Err(Failure::new("where weights become 0 that decides how codes are chosen")
+                    .hint("leave `method` or `sparsity` out"))
+            }
+            (sparsity, by, _) => {
+                Ok(ZerosArgs { sparsity, sparsity_criterion: by.unwrap_or(ZerosBy::SparseGpt) })
+            }
+        }
+    }
+}
+
 /// An output with its words parsed.
 struct Order<'a> {
     table: &'a QuantizeTable,
     scheme: Scheme,
+    zeros: Option<Box<dyn Solver>>,
     rules: Vec<TensorRule>,
 }
 
@@ -217,12 +244,15 @@ impl<'a> Order<'a> {
         let at = || format!("while reading the output `{}` of the recipe", table.output.display());
         let scheme = table.scheme.parse().doing(at)?;
         let rules = table.tensor.iter().map(|rule| rule.parse()).collect::<Result<_>>().doing(at)?;
-        Ok(Self { table, scheme, rules })
+        let zeros = table.zeros().doing(at)?.solver();
+        Ok(Self { table, scheme, zeros, rules })
     }
 
     /// As `attar quantize` has it: rounding needs no text, and weighs by one that is given.
     fn learns(&self, calibration: &CalibrationTable) -> bool {
-        self.scheme.has_codes() && (self.table.method != Method::Rtn || !calibration.files.is_empty())
+        let has_codes =
+            self.scheme.has_codes() && (self.table.method != Method::Rtn || !calibration.files.is_empty());
+        has_codes || self.zeros.is_some()
     }
 }
 

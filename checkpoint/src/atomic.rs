@@ -2,8 +2,10 @@
 //!
 //! Everything is written under a temporary name beside its destination, flushed to the disk, and
 //! only then renamed. Dropping an unfinished output removes it; a killed process leaves at most a
-//! `.NAME.partial-*`, never a half-written file under the name somebody asked for.
+//! `.NAME.partial-*`, never a half-written file under the name somebody asked for. What is being written is locked, so
+//! whoever begins the same output next knows what a killed process left, and removes it.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -38,8 +40,10 @@ impl AtomicFile {
     /// written to.
     pub fn create(path: &Path, overwrite: Overwrite) -> Result<Self, Error> {
         refuse_existing(path, overwrite, Kind::File)?;
+        remove_abandoned(path);
         let temp =
             partial(path).tempfile_in(folder_of(path)).map_err(Error::io("create a file for", path))?;
+        let _ = temp.as_file().try_lock(); // where the system has no locks nothing is taken for abandoned
         Ok(Self { temp, path: path.to_path_buf(), overwrite })
     }
 
@@ -93,6 +97,7 @@ pub struct AtomicFolder {
     path: PathBuf,
     overwrite: Overwrite,
     marker: &'static str,
+    held: Option<File>, // locked, where the system has locks
 }
 
 impl AtomicFolder {
@@ -113,9 +118,11 @@ impl AtomicFolder {
     /// As [`AtomicFolder::create`].
     pub fn create_marked(path: &Path, overwrite: Overwrite, marker: &'static str) -> Result<Self, Error> {
         refuse_existing(path, overwrite, Kind::Folder { marker })?;
+        remove_abandoned(path);
         let temp =
             partial(path).tempdir_in(folder_of(path)).map_err(Error::io("create a folder for", path))?;
-        Ok(Self { temp, path: path.to_path_buf(), overwrite, marker })
+        let held = hold(temp.path());
+        Ok(Self { temp, path: path.to_path_buf(), overwrite, marker, held })
     }
 
     /// The temporary folder, to write files into.
@@ -136,7 +143,7 @@ impl AtomicFolder {
     /// # Errors
     /// As [`AtomicFile::finish`]. Where renaming fails the old folder is put back.
     pub fn finish(self) -> Result<(), Error> {
-        let Self { temp, path, overwrite, marker } = self;
+        let Self { temp, path, overwrite, marker, held: _held } = self;
         sync_tree(temp.path())?;
         refuse_existing(&path, overwrite, Kind::Folder { marker })?;
         let parent = folder_of(&path);
@@ -187,6 +194,31 @@ fn move_aside(path: &Path, parent: &Path) -> Result<Option<TempDir>, Error> {
     Ok(Some(aside))
 }
 
+/// Removes what killed processes left on their way to `path`: files and folders under temporary names of it that nobody has locked.
+/// What cannot be removed stays; it is in nobody's way.
+pub fn remove_abandoned(path: &Path) {
+    let Ok(entries) = fs::read_dir(folder_of(path)) else { return };
+    for entry in entries.flatten().filter(|entry| is_partial_of(path, &entry.file_name())) {
+        let left = entry.path();
+        let Some(_held) = hold(&left) else { continue };
+        let _ = if left.is_dir() { fs::remove_dir_all(&left) } else { fs::remove_file(&left) };
+    }
+}
+
+/// Whether a name is a temporary one of `path`: the process that made it, and six more characters.
+fn is_partial_of(path: &Path, name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    let rest = name.strip_prefix(&prefix_of(path)).and_then(|rest| rest.split_once('-'));
+    rest.is_some_and(|(process, more)| process.parse::<u32>().is_ok() && more.len() == 6)
+}
+
+/// Locks a file or folder until what is returned is dropped, or the process ends; none where another has, or it cannot be done.
+fn hold(path: &Path) -> Option<File> {
+    let file = File::open(path).ok()?;
+    file.try_lock().ok()?;
+    Some(file)
+}
+
 /// Tries whether a file or folder could be made at `path`, and leaves nothing behind.
 ///
 /// # Errors
@@ -233,8 +265,12 @@ fn is_empty_or_absent(path: &Path) -> bool {
 }
 
 fn partial(path: &Path) -> Builder {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    Builder { prefix: format!(".{name}.partial-{}-", std::process::id()) }
+    Builder { prefix: format!("{}{}-", prefix_of(path), std::process::id()) }
+}
+
+/// What temporary names of `path` begin with.
+fn prefix_of(path: &Path) -> String {
+    format!(".{}.partial-", path.file_name().unwrap_or_default().to_string_lossy())
 }
 
 /// A temporary name with the permissions any other new file would have.
@@ -339,6 +375,30 @@ mod tests {
         assert_eq!(names_in(folder.path()).len(), 2);
         drop((out, file));
         assert!(names_in(folder.path()).is_empty());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_a_killed_process_left_goes_once_its_output_is_begun_again_and_nothing_else_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out");
+        let mut running = AtomicFile::create(&path, Overwrite::No).unwrap();
+        let beside = AtomicFolder::create(&path, Overwrite::No).unwrap();
+        let live = names_in(folder.path());
+        fs::create_dir_all(folder.path().join(".out.partial-123-abcdef/optimizer")).unwrap();
+        fs::write(folder.path().join(".out.partial-4294967295-abcdef"), "half").unwrap();
+        let others = [".out.partial-notes", ".out.partial-1-abcdefg", ".other.partial-1-abcdef"];
+        for name in others {
+            fs::write(folder.path().join(name), "x").unwrap();
+        }
+        drop(AtomicFile::create(&path, Overwrite::No).unwrap());
+        let mut expected: Vec<_> = live.into_iter().chain(others.map(str::to_owned)).collect();
+        expected.sort();
+        assert_eq!(names_in(folder.path()), expected);
+        drop(beside);
+        running.write_at(0, b"whole").unwrap();
+        running.finish().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"whole");
     }
 
     #[test]

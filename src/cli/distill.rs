@@ -5,20 +5,26 @@ use std::path::PathBuf;
 use attar_distill::LayerMap;
 use clap::{Args, ValueEnum};
 
-use super::{PrecisionArg, parse_scheme};
+use super::{PrecisionArg, ShapeArgs, parse_scheme};
 use crate::data::DataFile;
 use crate::scheme::Scheme;
 
 /// `attar distill`.
 #[derive(Args, Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct DistillArgs {
     /// What is to be learned from: a model, or a folder that attar eval --save-reference made of one (then of its text)
     #[arg(long, value_name = "MODEL|CACHE")]
     pub teacher: PathBuf,
 
     /// The model that learns, with the teacher's vocabulary: a pruned one or a smaller sibling
-    #[arg(long, value_name = "MODEL")]
-    pub student: PathBuf,
+    #[arg(
+        long,
+        value_name = "MODEL",
+        required_unless_present = "init_from_teacher",
+        conflicts_with_all = ["init_from_teacher", "ShapeArgs"]
+    )]
+    pub student: Option<PathBuf>,
 
     /// Where to write the student: a name ending in .gguf is a GGUF, anything else a folder of safetensors
     #[arg(long, short)]
@@ -58,17 +64,17 @@ pub struct DistillArgs {
     pub cross_entropy: f64,
 
     /// Add the error of the residual stream after the student's layers, relative to the teacher's, times this
-    #[arg(long, value_name = "WEIGHT", group = "layers", value_parser = parse_positive)]
+    #[arg(long, value_name = "WEIGHT", group = "by_layer", value_parser = parse_positive)]
     pub hidden_loss: Option<f64>,
 
     /// Teach one layer after another instead, each to turn the student's stream into the teacher's: one layer in memory at a time,
     /// --tokens for each
-    #[arg(long, group = "layers", conflicts_with_all = ["loss", "beta", "temperature", "cross_entropy", "scheme"])]
+    #[arg(long, group = "by_layer", conflicts_with_all = ["loss", "beta", "temperature", "cross_entropy", "scheme"])]
     pub local: bool,
 
     /// Which layer of the teacher each layer of the student is compared with, counted from 0: 0:1,1:3
     /// [default: all, evenly spread]
-    #[arg(long, value_name = "STUDENT:TEACHER,...", requires = "layers", value_parser = parse_layer_map)]
+    #[arg(long, value_name = "STUDENT:TEACHER,...", requires = "by_layer", value_parser = parse_layer_map)]
     pub layer_map: Option<LayerMap>,
 
     /// The highest learning rate
@@ -130,6 +136,19 @@ pub struct DistillArgs {
     /// Do not evaluate the written student
     #[arg(long, conflicts_with_all = ["text", "chunks"])]
     pub no_eval: bool,
+
+    /// Cut the student out of the teacher first, in place of --student: to the shape that is named, as attar prune does where it is
+    /// told no more
+    #[arg(long, requires = "ShapeArgs", help_heading = "What goes")]
+    pub init_from_teacher: bool,
+
+    /// The shape that stays.
+    #[command(flatten)]
+    pub shape: ShapeArgs,
+
+    /// Plain text by which the student is cut; may be given more than once [default: that of --data]
+    #[arg(long, value_name = "FILE", requires = "init_from_teacher", help_heading = "What goes")]
+    pub calib: Vec<PathBuf>,
 }
 
 /// What a student minimises.

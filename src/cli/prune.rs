@@ -17,44 +17,23 @@ pub struct PruneArgs {
     #[arg(long, short)]
     pub output: PathBuf,
 
-    /// Layers that stay; which, --depth-criterion decides
-    #[arg(long, value_name = "N", conflicts_with = "drop", help_heading = "What goes")]
-    pub layers: Option<usize>,
+    /// The shape that stays.
+    #[command(flatten)]
+    pub shape: ShapeArgs,
 
     /// Layers that go, counted from 0, for example 3,7
-    #[arg(long, value_name = "LAYERS", value_delimiter = ',', help_heading = "What goes")]
-    pub drop: Vec<usize>,
-
-    /// Channels of every MLP that stay: a share such as 0.75, or a width
-    #[arg(long, value_name = "RATIO|WIDTH", help_heading = "What goes")]
-    pub ffn: Option<Amount>,
-
-    /// Query heads that stay, of every key head equally many: a share, or a number
-    #[arg(long, value_name = "RATIO|N", help_heading = "What goes")]
-    pub heads: Option<Amount>,
-
-    /// Key and value heads that stay, with their query heads: a share, or a number
-    #[arg(long, value_name = "RATIO|N", help_heading = "What goes")]
-    pub kv_heads: Option<Amount>,
-
-    /// Features of the residual stream that stay: a share, or a width
-    #[arg(long, value_name = "RATIO|WIDTH", help_heading = "What goes")]
-    pub hidden: Option<Amount>,
-
-    /// Experts of every layer that stay, those that count for most (REAP)
-    #[arg(long, value_name = "N", help_heading = "What goes")]
-    pub experts: Option<usize>,
-
-    /// Parameters that stay: a share such as 0.6, or a number such as 4M; layers, channels and heads are found that keep no more,
-    /// by the KL divergence of each shape on a part of the calibration text. --hidden may be given beside it
     #[arg(
         long,
-        value_name = "SHARE|N",
-        value_parser = parse_parameters,
-        conflicts_with_all = ["layers", "drop", "ffn", "heads", "kv_heads", "experts", "sparsity"],
+        value_name = "LAYERS",
+        value_delimiter = ',',
+        conflicts_with_all = ["layers", "target_params"],
         help_heading = "What goes"
     )]
-    pub target_params: Option<Amount>,
+    pub drop: Vec<usize>,
+
+    /// Experts of every layer that stay, those that count for most (REAP)
+    #[arg(long, value_name = "N", conflicts_with = "target_params", help_heading = "What goes")]
+    pub experts: Option<usize>,
 
     /// What widths are multiples of [default: 256, or the largest smaller power of two that comes close to what is asked for]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536), help_heading = "What goes")]
@@ -107,4 +86,39 @@ pub struct PruneArgs {
     /// Name for `tokenizer.ggml.pre`, where attar does not recognise the tokenizer's splitting rule
     #[arg(long, value_name = "NAME")]
     pub pre_tokenizer: Option<String>,
+}
+
+/// The shape of what stays.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ShapeArgs {
+    /// Layers that stay
+    #[arg(long, value_name = "N", help_heading = "What goes")]
+    pub layers: Option<usize>,
+
+    /// Channels of every MLP that stay: a share such as 0.75, or a width
+    #[arg(long, value_name = "RATIO|WIDTH", help_heading = "What goes")]
+    pub ffn: Option<Amount>,
+
+    /// Query heads that stay, of every key head equally many: a share, or a number
+    #[arg(long, value_name = "RATIO|N", help_heading = "What goes")]
+    pub heads: Option<Amount>,
+
+    /// Key and value heads that stay, with their query heads: a share, or a number
+    #[arg(long, value_name = "RATIO|N", help_heading = "What goes")]
+    pub kv_heads: Option<Amount>,
+
+    /// Features of the residual stream that stay: a share, or a width
+    #[arg(long, value_name = "RATIO|WIDTH", help_heading = "What goes")]
+    pub hidden: Option<Amount>,
+
+    /// Parameters that stay: a share such as 0.6, or a number such as 4M; layers, channels and heads are found that keep no more,
+    /// by the KL divergence of each shape on a part of the calibration text. --hidden may be given beside it
+    #[arg(
+        long,
+        value_name = "SHARE|N",
+        value_parser = parse_parameters,
+        conflicts_with_all = ["layers", "ffn", "heads", "kv_heads"],
+        help_heading = "What goes"
+    )]
+    pub target_params: Option<Amount>,
 }

@@ -1,36 +1,33 @@
 //! `attar distill`: a student learns from its teacher, is written, reopened and scored.
 
+mod cut;
 mod lesson;
+mod school;
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use attar_checkpoint::atomic::Overwrite;
 use attar_checkpoint::tokenizer::Tokenizer;
-use attar_distill::{DeviceTraining, Disguise, LayerMap, Progress, Teacher, Training};
-use attar_eval::{Convention, Report, report};
-use attar_model::device::{Element, bf16};
-use attar_model::{Device, ModelConfig, Precision, Role};
-use attar_quant::Named;
-use ndarray::{Array2, ArrayView2};
+use attar_distill::LayerMap;
+use attar_eval::Convention;
+use attar_model::teacher::Signal;
+use attar_model::{ModelConfig, Precision};
 
-use crate::cli::{DistillArgs, Global, Method};
+use crate::cli::{DistillArgs, Global};
 use crate::commands::ScoringRequest;
 use crate::commands::quantize::check_weights;
 use crate::data;
-use crate::device::{self, Computer};
+use crate::device::Computer;
 use crate::diagnostic::{Explain, Failure, Result};
-use crate::pipeline::local::{self, BlockByBlock};
-use crate::pipeline::pupil::{self, Desk, OnDevice, OnProcessor};
+use crate::pipeline::pupil::{self, Desk};
 use crate::pipeline::teacher::Original;
-use crate::pipeline::training::{self, Data, Kept, Record, Run};
-use crate::pipeline::{Clock, Job, describe, refuse_quantized};
-use crate::plan::{CalibrationSize, LocalMemory, Plan, Treatment};
-use crate::scheme::Scheme;
+use crate::pipeline::training::{Data, Kept};
+use crate::pipeline::{Clock, describe, refuse_quantized};
+use crate::plan::{CalibrationSize, LocalMemory, Teaching, TrainingMemory, TrainingSize};
 use crate::source::Source;
-use crate::talk::{Talk, say, thousands};
-use lesson::{Lesson, Manner, facts};
+use crate::talk::{say, thousands};
+use cut::Cutting;
+use lesson::{Lesson, Manner};
+pub use school::{Pair, School};
 
 /// What is said of a teacher whose tokens are others.
 const SAME_TOKENS: &str = "a student learns from a teacher with the same tokenizer only";
@@ -41,63 +38,76 @@ pub const METHOD: &str = "distill";
 /// Tokens per window where the user names none, unless a model was made for less.
 const CTX: usize = 512;
 
-/// Plans, checks, teaches, writes, reopens, scores, reports.
+/// Plans, checks, teaches, writes, reopens, scores, reports; where the student is to be cut out of its teacher, that first.
 ///
 /// # Errors
 /// Whatever kept it from being done; what can be found out early is.
 pub fn run(args: &DistillArgs, global: &Global) -> Result<()> {
-    let talk = global.talk();
-    let delivery = global.delivery();
-    let student = Source::open(&args.student)?;
-    refuse_quantized(&student)?;
     let original = Original::open(&args.teacher)?;
+    match (args.cut(&original)?, &original) {
+        (Some(cut), Original::Model(teacher)) => {
+            let cutting = Cutting::open(&cut, teacher, args.resume, global)?;
+            run_cut(args, &original, &cutting, global)
+        }
+        _ => run_given(args, &original, global),
+    }
+}
+
+/// With a student that is there.
+fn run_given(args: &DistillArgs, original: &Original, global: &Global) -> Result<()> {
+    let Some(student) = &args.student else { unreachable!("there is a student or one is cut") };
+    let student = Source::open(student)?;
+    refuse_quantized(&student)?;
     let tokenizer = student.tokenizer()?;
-    let computer = global.computer(&shapes(&student, &original))?;
-    let pair = Pair { original: &original, student: &student, tokenizer: &tokenizer };
+    let computer = global.computer(&shapes(&student, original))?;
+    let pair = Pair { original, student: &student, tokenizer: &tokenizer };
     let school = School::open(args, pair, computer, global)?;
     if global.dry_run {
         return say(&format!("{}\n", school.plan(&student)?));
     }
     let kept = school.check(&student)?;
-    delivery.check(&[&args.output])?;
-    let scoring = if args.no_eval {
-        None
-    } else {
-        Some(args.scoring(&original, &school.computer, global).read(&student, &tokenizer)?)
-    };
-
+    let scoring = school.scoring(&student, global)?;
     let mut clock = Clock::default();
-    clock.time("check", || check_weights(&student, talk))?;
-    let (written, mut report) = school.run(&student, kept, &mut clock)?;
-    if let Some(scoring) = &scoring {
-        let reference = match &original {
-            Original::Model(teacher) => Some(clock.time("reference", || scoring.reference(teacher, talk))?),
-            Original::Cache(_) => None,
-        };
-        report.evaluation =
-            Some(clock.time("evaluate", || scoring.score(&written, reference.as_ref(), talk))?);
-    }
-    report.run = Some(school.facts_of_run(&clock));
-    delivery.one(&report)?;
+    clock.time("check", || check_weights(&student, global.talk()))?;
+    let (written, report) = school.run(&student, kept, &mut clock)?;
+    school.deliver(&written, report, scoring.as_ref(), clock, global)?;
     school.close()
 }
 
-/// Holds a student's tokens to its teacher's, where those are known.
-fn check_tokens(teacher: &Source, student: &Tokenizer, talk: Talk) -> Result<()> {
-    let Ok(tokenizer) = teacher.tokenizer() else {
-        talk.warn("the teacher has no tokenizer that attar reads: its tokens are taken for the student's");
-        return Ok(());
+/// With a student that is cut first, or was when the run was begun.
+fn run_cut(args: &DistillArgs, original: &Original, cutting: &Cutting<'_>, global: &Global) -> Result<()> {
+    // A run that ended before the student's first steps were kept goes on with the student.
+    let resume = args.resume && (!cutting.is_kept() || Kept::is_at(&state_of(&args.output)));
+    let args = &DistillArgs { resume, ..args.clone() };
+    let plan = cutting.plan()?;
+    let planned = cutting.student(&plan)?;
+    let computer = global.computer(&shapes(&planned, original))?;
+    let open = |student: &Source| {
+        let pair = Pair { original, student, tokenizer: cutting.tokenizer() };
+        School::open(args, pair, computer.clone(), global)
     };
-    let differing = tokenizer.differing_from(student);
-    let Some(&first) = differing.first() else { return Ok(()) };
-    let text = |of: &Tokenizer| of.tokens()[first as usize].text.clone();
-    Err(Failure::new(format!(
-        "{} tokens stand for other text in the teacher than in the student: token {first} for `{}` and for `{}`",
-        thousands(differing.len() as u64),
-        text(&tokenizer),
-        text(student)
-    ))
-    .hint(SAME_TOKENS))
+    let school = open(&planned)?;
+    if global.dry_run {
+        return say(&format!("{plan}\n\n{}\n", school.plan(&planned)?));
+    }
+    let kept = school.check(&planned)?;
+    cutting.check(&plan)?;
+    let scoring = school.scoring(&planned, global)?;
+    let mut clock = Clock::default();
+    if let Original::Model(teacher) = original {
+        clock.time("check", || check_weights(teacher, global.talk()))?;
+    }
+    let (student, facts) = cutting.run(&mut clock)?;
+    // Which of several shapes is left is known only now.
+    let school = if student.config == planned.config { school } else { open(&student)? };
+    let (written, mut report) = school.run(&student, kept, &mut clock)?;
+    facts.tell(&mut report);
+    if let Original::Model(teacher) = original {
+        report.model = describe(teacher);
+    }
+    school.deliver(&written, report, scoring.as_ref(), clock, global)?;
+    school.close()?;
+    cutting.close()
 }
 
 /// The shapes of the models that learn and teach.
@@ -107,288 +117,6 @@ pub fn shapes<'a>(student: &'a Source, original: &'a Original) -> Vec<&'a ModelC
         Original::Cache(_) => None,
     };
     [&student.config].into_iter().chain(teacher).collect()
-}
-
-/// A teacher and its student, which need not be written yet.
-#[derive(Clone, Copy)]
-pub struct Pair<'a, 's> {
-    /// What is learned from.
-    pub original: &'a Original,
-    /// What learns.
-    pub student: &'s Source,
-    /// Its tokenizer.
-    pub tokenizer: &'a Tokenizer,
-}
-
-/// Who teaches whom what, and where.
-pub struct School<'a> {
-    args: &'a DistillArgs,
-    original: &'a Original,
-    tokenizer: &'a Tokenizer,
-    scheme: Scheme,
-    data: Data,
-    lesson: Lesson,
-    computer: Computer,
-    manner: Manner,
-    cpu: Computer,
-    state: PathBuf,
-    overwrite: Overwrite,
-    max_memory: Option<u64>,
-    talk: Talk,
-}
-
-impl<'a> School<'a> {
-    /// Holds what is asked for to the teacher and the student, and reads what is learned from.
-    ///
-    /// # Errors
-    /// Vocabularies that differ, texts that cannot be read or are too short, a device that was named and cannot do it.
-    pub fn open(
-        args: &'a DistillArgs,
-        pair: Pair<'a, '_>,
-        computer: Computer,
-        global: &Global,
-    ) -> Result<Self> {
-        let Pair { original, student, tokenizer } = pair;
-        args.check(original, student)?;
-        if let Original::Model(teacher) = original {
-            check_tokens(teacher, tokenizer, global.talk())?;
-        }
-        let map = args.layers(original, student)?;
-        let data = args.data(original, student, tokenizer)?;
-        let lesson = Lesson::new(args, map.as_ref(), &data);
-        let (computer, desk) = args.desk(pair, &data, computer)?;
-        let manner = args.manner((desk, map), (student, original), (&data, &lesson), global.max_memory)?;
-        let scheme = match args.scheme {
-            Some(scheme) => scheme,
-            None => student.matrix_dtype().to_string().parse()?,
-        };
-        Ok(Self {
-            args,
-            original,
-            tokenizer,
-            scheme,
-            data,
-            lesson,
-            computer,
-            manner,
-            cpu: Computer::cpu(),
-            state: state_of(&args.output),
-            overwrite: global.overwrite(),
-            max_memory: global.max_memory,
-            talk: global.talk(),
-        })
-    }
-
-    /// How `student` is written once it has learned.
-    fn job<'s>(&'s self, student: &'s Source) -> Job<'s> {
-        Job {
-            source: student,
-            tokenizer: Some(self.tokenizer),
-            scheme: Some(self.scheme),
-            method: Method::Rtn,
-            zeros: None,
-            rules: &[],
-            calibration: None,
-            output: &self.args.output,
-            overwrite: self.overwrite,
-            pre_tokenizer: None,
-            precision: self.args.precision.into(),
-            max_memory: self.max_memory,
-            computer: &self.cpu,
-            talk: self.talk,
-        }
-    }
-
-    /// What will happen, for a person.
-    ///
-    /// # Errors
-    /// As [`Job::plan`].
-    pub fn plan(&self, student: &Source) -> Result<String> {
-        let lesson = self.lesson.plan(self.args, student, &self.data, &self.manner);
-        Ok(format!("{lesson}\n{}", self.job(student).plan()?))
-    }
-
-    /// The student as it will be found once it is written.
-    ///
-    /// # Errors
-    /// An output that nothing can be made of afterwards.
-    pub fn promise(&self, student: &Source) -> Result<Source> {
-        let job = self.job(student);
-        job.promise(&job.plan()?)
-    }
-
-    /// Whether there is a run that was not finished, or was not cleared away.
-    pub fn has_state(&self) -> bool {
-        Kept::is_at(&self.state)
-    }
-
-    /// What is written.
-    pub fn output(&self) -> &Path {
-        &self.args.output
-    }
-
-    /// What would keep the output from being written; the run that is to be taken up again, if one is.
-    ///
-    /// # Errors
-    /// As [`Job::check`]; a run that was not finished, or none where one is to be taken up.
-    pub fn check(&self, student: &Source) -> Result<Option<Kept>> {
-        let job = self.job(student);
-        let plan = job.plan()?;
-        job.check(&plan)?;
-        training::check_room(&self.state, student, plan.bytes())?;
-        match (Kept::is_at(&self.state), self.args.resume) {
-            (true, true) => Kept::open(&self.state, &self.fingerprint(student)).map(Some),
-            (true, false) if self.overwrite == Overwrite::No => {
-                Err(Failure::new(format!("`{}` keeps a run that was not finished", self.state.display()))
-                    .hint("--resume goes on with it, --force begins anew"))
-            }
-            (false, true) => {
-                Err(Failure::new(format!("there is no run to go on with: no `{}`", self.state.display()))
-                    .hint("leave --resume out to begin one"))
-            }
-            _ => Ok(None),
-        }
-    }
-
-    /// Teaches, writes and reopens. The report still lacks evaluation and run; until [`close`](Self::close) the run can be
-    /// taken up again at its end.
-    ///
-    /// # Errors
-    /// As [`Run::train`] and [`Job::run`].
-    pub fn run(&self, student: &Source, kept: Option<Kept>, clock: &mut Clock) -> Result<(Source, Report)> {
-        let Self { args, lesson, manner, .. } = self;
-        let plan = self.job(student).plan()?;
-        training::end_on_signal()?;
-        let disguise = args.scheme.map(|_| Stored::new(&plan));
-        let (record, progress) = clock.time("distill", || match (manner, args.precision.into()) {
-            (Manner::Whole, _) => self.teach(student, kept, disguise.as_ref()),
-            (Manner::There(desk), Precision::F32) => self.teach_there::<f32>(desk, student, kept),
-            (Manner::There(desk), Precision::Bf16) => self.teach_there::<bf16>(desk, student, kept),
-            (Manner::Layers { map, seen, memory }, precision) => {
-                let Original::Model(teacher) = self.original else {
-                    unreachable!("layers are held to a model's")
-                };
-                let (optimizer, keeping) = (lesson.optimizer, &memory.keeping);
-                let course =
-                    local::Course { teacher, map, optimizer, precision, keeping, state: &self.state };
-                self.teach_layers(student, course, seen, kept)
-            }
-        })?;
-        let taught = Source::open(&self.state)?;
-        let job = self.job(&taught);
-        let (written, mut report) = job.run(&job.plan()?, clock)?;
-        report.model = describe(student);
-        if let (Some(output), None) = (&mut report.output, args.scheme) {
-            output.method = Some(METHOD.to_owned());
-        }
-        report.distillation = Some(facts(args, (lesson, manner), &self.data, record, progress.steps));
-        Ok((written, report))
-    }
-
-    /// What the report says of where and how long it ran.
-    pub fn facts_of_run(&self, clock: &Clock) -> report::Run {
-        let mut run = clock.run(Some(self.args.precision.into()), [&Device::Cpu]);
-        if let Manner::There(desk) = &self.manner {
-            run.device = device::name_of(&desk.cuda);
-        }
-        run
-    }
-
-    /// Removes what was kept on the way: the student is written and reported.
-    ///
-    /// # Errors
-    /// A folder that cannot be removed.
-    pub fn close(&self) -> Result<()> {
-        std::fs::remove_dir_all(&self.state).doing(|| format!("while removing `{}`", self.state.display()))
-    }
-
-    fn fingerprint(&self, student: &Source) -> String {
-        self.lesson.fingerprint(self.args, student, &self.data, &self.manner)
-    }
-
-    /// Takes the run up where it was kept, or begins it, and goes on to its last step.
-    fn teach(
-        &self,
-        student: &Source,
-        kept: Option<Kept>,
-        disguise: Option<&Stored>,
-    ) -> Result<(Record, Progress)> {
-        let Self { args, original, lesson, .. } = self;
-        let model = training::load(kept.as_ref().map_or(student, |kept| &kept.student))?;
-        let mut training = Training::new(model, lesson.optimizer, lesson.step);
-        if let Some(disguise) = disguise {
-            training = training.disguised(disguise);
-        }
-        let (training, record) = match kept {
-            Some(kept) => kept.resumed(|progress, remembered| training.after(progress, remembered))?,
-            None => (training, Record::default()),
-        };
-        let loaded;
-        let teacher = match original {
-            Original::Model(source) => {
-                let mut model = training::load(source)?;
-                model.pack(args.precision.into());
-                loaded = model;
-                Teacher::Online(&loaded)
-            }
-            Original::Cache(cache) => Teacher::kept(cache)?,
-        };
-        let mut pupil = OnProcessor { training, teacher: &teacher, aim: lesson.aim.clone() };
-        self.course(student).train(&mut pupil, record)
-    }
-
-    /// [`teach`](Self::teach) on a CUDA device.
-    fn teach_there<T: Element>(
-        &self,
-        desk: &Desk,
-        student: &Source,
-        kept: Option<Kept>,
-    ) -> Result<(Record, Progress)> {
-        let (lesson, ctx) = (&self.lesson, self.data.windows.ctx());
-        let model = desk.student::<T>(kept.as_ref().map_or(student, |kept| &kept.student), ctx)?;
-        let training = DeviceTraining::new(model, lesson.optimizer);
-        let (training, record) = match kept {
-            Some(kept) => kept.resumed(|progress, remembered| training.after(progress, remembered))?,
-            None => (training, Record::default()),
-        };
-        let teacher = desk.teacher(self.original, ctx)?;
-        let at_once = desk.plan.windows_at_once as usize;
-        let mut pupil = OnDevice { training, teacher, aim: lesson.aim.clone(), at_once };
-        self.course(student).train(&mut pupil, record)
-    }
-
-    /// [`teach`](Self::teach) layer by layer.
-    fn teach_layers(
-        &self,
-        student: &Source,
-        course: local::Course<'_>,
-        seen: &[usize],
-        kept: Option<Kept>,
-    ) -> Result<(Record, Progress)> {
-        let pupil = BlockByBlock::new(course, student, &self.data, seen.to_vec())?;
-        let (mut pupil, record) = match kept {
-            Some(kept) => kept.resumed(|progress, remembered| pupil.after(progress, remembered))?,
-            None => (pupil, Record::default()),
-        };
-        self.course(student).train(&mut pupil, record)
-    }
-
-    fn course<'s>(&'s self, student: &'s Source) -> Run<'s> {
-        let Self { args, lesson, manner, .. } = self;
-        Run {
-            source: student,
-            data: &self.data,
-            batch: args.batch.into(),
-            steps: lesson.steps(manner),
-            part_steps: lesson.optimizer.schedule.steps,
-            seed: args.seed,
-            state: &self.state,
-            save_every: Duration::from_secs_f64(60.0 * args.save_every),
-            fingerprint: self.fingerprint(student),
-            log: args.log.as_deref(),
-            talk: self.talk,
-        }
-    }
 }
 
 /// The folder a run is kept in on the way to `output`.
@@ -480,7 +208,49 @@ impl DistillArgs {
             (None, Some(map), Original::Model(teacher)) if self.local => {
                 self.layer_by_layer(map, [&student.config, &teacher.config], work, max_memory)
             }
-            _ => Ok(Manner::Whole),
+            _ => self.whole((&student.config, original), work, max_memory).map(Manner::Whole),
+        }
+    }
+
+    /// What a student needs that learns as a whole.
+    fn whole(
+        &self,
+        (student, original): (&ModelConfig, &Original),
+        (data, lesson): (&Data, &Lesson),
+        max_memory: Option<u64>,
+    ) -> Result<TrainingMemory> {
+        let (teaching, teacher) = match original {
+            Original::Model(teacher) => (Teaching::Online(&teacher.config), Some(&teacher.config)),
+            Original::Cache(cache) => match cache.facts().signal {
+                Signal::TopK(count) => (Teaching::Likeliest(count), None),
+                _ => (Teaching::Hidden(cache.facts().hidden_size), None),
+            },
+        };
+        let (ctx, streams) = (data.windows.ctx(), lesson.aim.streams.as_ref());
+        let size = TrainingSize {
+            student,
+            teaching,
+            batch: self.batch.into(),
+            ctx,
+            data_tokens: data.windows.tokens().len(),
+            streams: streams.map_or(0, |streams| streams.map.pairs().len()),
+            precision: self.precision.into(),
+            masters: self.scheme.is_some().into(),
+        };
+        let refused = match TrainingMemory::within(size, max_memory) {
+            Ok(memory) => return Ok(memory),
+            Err(refused) => refused,
+        };
+        // Layer by layer it may fit.
+        let teacher =
+            teacher.filter(|teacher| self.scheme.is_none() && teacher.hidden_size == student.hidden_size);
+        let local = teacher.and_then(|teacher| {
+            let size = CalibrationSize { tokens: data.windows.tokens().len(), ctx };
+            LocalMemory::within([student, teacher], size, max_memory).ok()
+        });
+        match local {
+            Some(_) => Err(refused.and_hint("--local, one layer after another, fits")),
+            None => Err(refused),
         }
     }
 
@@ -510,7 +280,7 @@ impl DistillArgs {
 
     fn scoring<'a>(
         &'a self,
-        original: &'a Original,
+        original: &Original,
         computer: &'a Computer,
         global: &Global,
     ) -> ScoringRequest<'a> {
@@ -546,29 +316,5 @@ impl DistillArgs {
             }
             Err(reason) => Ok((computer.without_device(reason)?, None)),
         }
-    }
-}
-
-/// Weights as the plan's encodings store them, rounded to nearest.
-struct Stored(HashMap<(Option<usize>, Role), Named>);
-
-impl Stored {
-    fn new(plan: &Plan) -> Self {
-        let coded = plan.tensors.iter().filter_map(|tensor| match tensor.treatment {
-            Treatment::Codes(encoding) => Some((&tensor.spec, encoding)),
-            Treatment::Float(_) => None,
-        });
-        let parts = coded.flat_map(|(spec, encoding)| {
-            spec.role.parts().iter().map(move |&part| ((spec.layer, part), encoding))
-        });
-        Self(parts.collect())
-    }
-}
-
-impl Disguise for Stored {
-    fn stored(&self, layer: Option<usize>, role: Role, weight: ArrayView2<'_, f32>) -> Option<Array2<f32>> {
-        let encoding = self.0.get(&(layer, role))?;
-        let (rows, cols) = weight.dim();
-        encoding.unpack(&encoding.quantize(weight, None), rows, cols).ok()
     }
 }

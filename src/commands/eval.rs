@@ -60,7 +60,8 @@ pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
     delivery.check(&keep_at.into_iter().collect::<Vec<_>>())?;
 
     let mut clock = Clock::default();
-    let begin = |path| Keeping::begin(path, args.save_as, &scoring, &source, global.overwrite());
+    let model = (&source, &tokenizer);
+    let begin = |path| Keeping::begin(path, args.save_as, &scoring, model, global.overwrite());
     let keeping = keep_at.map(|path| clock.time("prepare", || begin(path))).transpose()?;
     let source_of;
     let reference = match original {

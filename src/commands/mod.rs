@@ -153,7 +153,7 @@ impl ScoringRequest<'_> {
             ScoringMemory::plan(&source.config, size, self.precision, self.max_memory, self.computer)?;
         let scoring = Scoring { text: text.name, windows, convention: self.convention, memory };
         match self.as_in {
-            Some(cache) => scoring.check(cache, source).map(|()| scoring),
+            Some(cache) => scoring.check(cache, source, tokenizer).map(|()| scoring),
             None => Ok(scoring),
         }
     }

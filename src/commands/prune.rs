@@ -4,7 +4,7 @@ use attar_checkpoint::tokenizer::Tokenizer;
 use attar_model::{Device, Precision};
 use attar_prune::criterion::{CRITERIA, Depth, Kind, Width, criterion};
 
-use crate::cli::{Global, Method, PrecisionArg, PruneArgs, QuantizeArgs};
+use crate::cli::{Global, Method, PrecisionArg, PruneArgs, QuantizeArgs, ShapeArgs};
 use crate::commands::quantize::{self, check_weights};
 use crate::commands::{CalibrationRequest, ScoringRequest};
 use crate::device::{Computer, DeviceArg};
@@ -134,8 +134,11 @@ impl<'a> Order<'a> {
 }
 
 impl PruneArgs {
-    /// Zeros alone: the model in its own floats.
-    fn as_floats(&self) -> Result<QuantizeArgs> {
+    /// What `attar quantize` would be told to make zeros alone: the model in its own floats.
+    ///
+    /// # Errors
+    /// A model that cannot be opened; a smaller shape asked for too.
+    pub fn as_floats(&self) -> Result<QuantizeArgs> {
         let source = Source::open(&self.model)?;
         if self.wanted() != Wanted::default() || self.no_repair {
             return Err(Failure::new("zeros and a smaller shape are made one after the other")
@@ -163,17 +166,9 @@ impl PruneArgs {
     }
 
     fn wanted(&self) -> Wanted {
-        Wanted {
-            layers: self.layers,
-            drop: self.drop.clone(),
-            ffn: self.ffn,
-            heads: self.heads,
-            kv_heads: self.kv_heads,
-            hidden: self.hidden,
-            experts: self.experts,
-            align: self.align.map(|align| align as usize),
-            target: self.target_params,
-        }
+        let ShapeArgs { layers, ffn, heads, kv_heads, hidden, target_params: target } = self.shape;
+        let (drop, align) = (self.drop.clone(), self.align.map(|align| align as usize));
+        Wanted { layers, drop, ffn, heads, kv_heads, hidden, experts: self.experts, align, target }
     }
 
     fn width(&self) -> Result<Chooser<dyn Width>> {

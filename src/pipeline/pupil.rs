@@ -8,10 +8,8 @@ use attar_model::{Keep, Moments, NextToken, Precision, TensorSpec, Weights};
 use super::teacher::Original;
 use super::training::{self, Data};
 use crate::diagnostic::{Explain, Failure, Result};
+use crate::plan::STEP_TOKENS;
 use crate::source::Source;
-
-/// Tokens that go through a student on the processor together, at most, unless one window is longer.
-const PART_TOKENS: usize = 4096;
 
 /// A student with its teacher, wherever they compute.
 pub trait Pupil {
@@ -80,7 +78,7 @@ pub struct OnProcessor<'a> {
 }
 
 fn at_once(data: &Data) -> usize {
-    (PART_TOKENS / data.windows.ctx()).max(1)
+    (STEP_TOKENS / data.windows.ctx()).max(1)
 }
 
 impl Pupil for OnProcessor<'_> {

@@ -1,5 +1,6 @@
 //! Models scored on a text, alone or against the one they were made from.
 
+use attar_checkpoint::tokenizer::Tokenizer;
 use attar_eval::report::Evaluation;
 use attar_eval::{
     Convention, Passage, Predictions, Progress, Reference, Scored, Stage as Part, evaluate, keep, score,
@@ -30,14 +31,15 @@ impl Scoring {
         Passage { text: &self.text, windows: &self.windows, convention: self.convention }
     }
 
-    /// Finds out before any work whether `cache` is of this text and of a model that `source` compares with.
+    /// Finds out before any work whether `cache` is of this text and of a model that `source` with its `tokenizer` compares with.
     ///
     /// # Errors
     /// Another text, another vocabulary.
-    pub fn check(&self, cache: &Cache, source: &Source) -> Result<()> {
+    pub fn check(&self, cache: &Cache, source: &Source, tokenizer: &Tokenizer) -> Result<()> {
         let (convention, positions) = (self.convention, self.convention.scored(self.windows.ctx()));
         cache
             .check(&self.windows, convention.name(), positions, source.config.vocab_size)
+            .and_then(|()| cache.check_vocabulary(&tokenizer.vocabulary_sha256()))
             .doing(|| format!("while comparing with the teacher cache `{}`", cache.path().display()))
     }
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use attar_checkpoint::atomic::{self, Overwrite};
+use attar_checkpoint::tokenizer::Tokenizer;
 use attar_eval::Predictions;
 use attar_model::teacher::{self, Cache, Facts, Signal, Teacher, Writer};
 use attar_model::{Role, TensorSpec};
@@ -85,7 +86,7 @@ pub struct Keeping {
 }
 
 impl Keeping {
-    /// Begins a cache of `source` on the text of `scoring`; what would keep it from being written shows here.
+    /// Begins a cache of `source`, whose tokenizer is given with it, on the text of `scoring`; what would keep it from being written shows here.
     ///
     /// # Errors
     /// An output that exists, a folder that is read-only, a disk too full, more tokens to keep than there are.
@@ -93,7 +94,7 @@ impl Keeping {
         path: &Path,
         signal: Signal,
         scoring: &Scoring,
-        source: &Source,
+        (source, tokenizer): (&Source, &Tokenizer),
         overwrite: Overwrite,
     ) -> Result<Self> {
         let at = || format!("while preparing the teacher cache `{}`", path.display());
@@ -103,7 +104,7 @@ impl Keeping {
         }
         let made = NewFolders::above(path).doing(at)?;
         let head = head_of(source).map_or(attar_checkpoint::Dtype::F32, |spec| source.float_dtype(spec));
-        let facts = facts(signal, scoring, source).doing(at)?;
+        let facts = facts(signal, scoring, (source, tokenizer)).doing(at)?;
         let writer = Writer::create(path, overwrite, facts, &scoring.windows, head).doing(at);
         let writer = writer.hint(
             || "name another folder, or give --force, which replaces a teacher cache and nothing else",
@@ -142,7 +143,7 @@ fn head_of(source: &Source) -> Option<&TensorSpec> {
 }
 
 /// Counts and hashes of the text are the writer's to fill in.
-fn facts(signal: Signal, scoring: &Scoring, source: &Source) -> Result<Facts> {
+fn facts(signal: Signal, scoring: &Scoring, (source, tokenizer): (&Source, &Tokenizer)) -> Result<Facts> {
     let positions = scoring.convention.scored(scoring.windows.ctx());
     Ok(Facts {
         schema: String::new(),
@@ -159,6 +160,7 @@ fn facts(signal: Signal, scoring: &Scoring, source: &Source) -> Result<Facts> {
         windows: 0,
         scored: [positions.start, positions.end],
         vocab_size: source.config.vocab_size,
+        vocabulary_sha256: Some(tokenizer.vocabulary_sha256()),
         hidden_size: source.config.hidden_size,
         logits_scaling: source.config.logits_scaling,
         logit_cap: source.config.logit_cap,

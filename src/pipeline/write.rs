@@ -178,10 +178,19 @@ impl Target<'_> {
     /// An output that is no folder of floats; a configuration that cannot be said.
     pub fn promise(&self) -> Result<Source> {
         let at = || format!("while planning `{}`", self.path.display());
-        if self.plan.output != Output::Plain {
-            return Err(Failure::new("a GGUF file cannot be worked on further")
-                .hint("name a folder: a name that does not end in .gguf"))
-            .doing(at);
+        let refused = match self.plan.output {
+            Output::Plain => None,
+            Output::Gguf { .. } => Some(
+                Failure::new("a GGUF file cannot be worked on further")
+                    .hint("name a folder: a name that does not end in .gguf"),
+            ),
+            Output::CompressedTensors(_) => Some(
+                Failure::new("what is quantized cannot be worked on further")
+                    .hint("keep floats until the last stage: leave the scheme out"),
+            ),
+        };
+        if let Some(refused) = refused {
+            return Err(refused).doing(at);
         }
         let tensors = self.plan.tensors.iter().map(folder_infos).collect::<Result<Vec<_>>>()?.concat();
         Source::unwritten(self.path, self.config_json().doing(at)?, tensors).doing(at)

@@ -59,7 +59,8 @@ struct Way {
     carry: Carry,
 }
 
-/// Chooses the fastest way that fits into `max_memory`, or into what the machine can well spare.
+/// Chooses the fastest way that fits into `max_memory`, or into what the machine can well spare, with so many bytes of something else
+/// `beside`.
 ///
 /// # Errors
 /// More memory than allowed even at the leanest; no disk for a temporary file that is needed.
@@ -67,9 +68,10 @@ pub fn estimate(
     config: &ModelConfig,
     tensors: &[PlannedTensor],
     calibration: Option<CalibrationSize>,
+    beside: u64,
     max_memory: Option<u64>,
 ) -> Result<Memory> {
-    let work = Work::new(config, tensors, calibration);
+    let work = Work { beside, ..Work::new(config, tensors, calibration) };
     let limit = max_memory.or_else(|| available_bytes().map(|bytes| bytes / SHARE)).unwrap_or(u64::MAX);
     let [.., leanest] = WAYS;
     let way = WAYS.into_iter().find(|way| work.peak(*way) <= limit);
@@ -93,6 +95,7 @@ struct Work {
     mlps: Vec<Mlp>, // the kinds there are
     block: u64,     // the largest, of experts one, with the largest matrix of several parts once more
     part: u64,
+    beside: u64, // bytes
 }
 
 /// What a layer's MLP is made of.
@@ -144,6 +147,7 @@ impl Work {
             mlps: Mlp::kinds(config),
             block: largest_block(config, tensors) + fused,
             part: (CHUNK_WEIGHTS as u64).min(tensors.iter().map(weights).max().unwrap_or(0)),
+            beside: 0,
         }
     }
 
@@ -161,7 +165,7 @@ impl Work {
         let &Self { tokens, chunk, hidden, query, key_value, block, part, .. } = self;
         let solving = SOLVER_COPIES * part * F32;
         if tokens == 0 {
-            return PROGRAM_BYTES + solving;
+            return PROGRAM_BYTES + solving + self.beside;
         }
         let attention = 2 * (hidden + query + key_value);
         let (carried_out, made_out) = if way.carry.attn_out { (query, 0) } else { (0, attention) };
@@ -198,13 +202,15 @@ impl Work {
         };
         let kept = if way.spilled { 0 } else { self.hidden_bytes() };
         let held = kept + block * F32 + attention.into_iter().chain(mlps).map(stage).max().unwrap_or(0);
-        PROGRAM_BYTES + held + held / ALLOCATOR_PART
+        PROGRAM_BYTES + held + held / ALLOCATOR_PART + self.beside
     }
 
     fn too_large(&self, needed: u64, limit: u64) -> Failure {
         let (needed, limit) = (human_bytes(needed), human_bytes(limit));
         Failure::new(format!("this needs about {needed} of memory, and --max-memory is {limit}")).hint(
-            if self.tokens == 0 {
+            if self.beside > 0 {
+                "a block, the Gram matrix of its widest input and what is made of that alone need this much"
+            } else if self.tokens == 0 {
                 "the largest matrix alone needs this much"
             } else {
                 "a block and its statistics alone need this much; --method rtn needs neither"

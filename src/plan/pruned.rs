@@ -6,16 +6,16 @@ use attar_model::{Device, ModelConfig, TensorSpec};
 use super::{
     CalibrationSize, Memory, Output, Plan, PlannedTensor, Treatment, gguf_float, kept_file_type, memory,
 };
-use crate::diagnostic::{Failure, Result};
+use crate::diagnostic::Result;
 use crate::pipeline::stream::Carry;
 use crate::source::Source;
-use crate::talk::human_bytes;
 
 /// Gram matrices, parts of them and their factors that stand beside one another while columns are chosen and repaired.
 const SQUARES: u64 = 5;
 
 impl Plan {
-    /// Every tensor of `config`, a smaller model made of `source`, in the float type that `before` has: its tensor there.
+    /// Every tensor of `config`, a smaller model made of `source`, in the float type that `before` has: its tensor there; what else the
+    /// pass holds `beside` it is counted in its memory, in bytes.
     ///
     /// # Errors
     /// More memory than allowed.
@@ -24,7 +24,7 @@ impl Plan {
         config: &ModelConfig,
         before: impl Fn(&TensorSpec) -> Option<TensorSpec>,
         gguf: bool,
-        calibration: Option<CalibrationSize>,
+        (calibration, beside): (Option<CalibrationSize>, u64),
         max_memory: Option<u64>,
     ) -> Result<Self> {
         let planned = |spec: TensorSpec, old: &TensorSpec| {
@@ -38,7 +38,7 @@ impl Plan {
         });
         let tensors = tensors.collect();
         let whole: Vec<_> = source.specs.iter().map(|spec| planned(spec.clone(), spec)).collect();
-        let memory = pass_memory(source, &whole, calibration, max_memory)?;
+        let memory = pass_memory(source, &whole, (calibration, beside), max_memory)?;
         let output = if gguf { Output::Gguf { file_type: kept_file_type(source) } } else { Output::Plain };
         Ok(Self {
             output,
@@ -61,24 +61,13 @@ impl Plan {
 fn pass_memory(
     source: &Source,
     whole: &[PlannedTensor],
-    calibration: Option<CalibrationSize>,
+    (calibration, beside): (Option<CalibrationSize>, u64),
     max_memory: Option<u64>,
 ) -> Result<Memory> {
     let config = &source.config;
     let features = config.query_size().max(config.intermediate_size) as u64;
     let squares = if calibration.is_some() { SQUARES * features * features * memory::F32 } else { 0 };
-    let left = match max_memory {
-        Some(limit) if limit <= squares => {
-            let (needed, limit) = (human_bytes(squares), human_bytes(limit));
-            return Err(Failure::new(format!(
-                "this needs more than {needed} of memory, and --max-memory is {limit}"
-            ))
-            .hint("the Gram matrix of the widest input and what is made of it need this much"));
-        }
-        limit => limit.map(|limit| limit - squares),
-    };
-    let mut memory = memory::estimate(config, whole, calibration, left)?;
-    memory.peak_bytes += squares;
+    let mut memory = memory::estimate(config, whole, calibration, squares + beside, max_memory)?;
     memory.carry = Carry { attn_out: false, mlp_mid: false };
     Ok(memory)
 }

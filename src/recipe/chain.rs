@@ -7,18 +7,18 @@ use std::path::Path;
 
 use attar_checkpoint::tokenizer::Tokenizer;
 use attar_eval::{Reference, Report, report};
-use attar_model::{Device, Precision};
+use attar_model::Precision;
 
+use super::pruning::{Asked, Pruning};
 use super::{CalibrationTable, EvaluationTable, Order, Recipe, Stages};
 use crate::cli::{Global, RunArgs};
 use crate::commands::deliver::Delivery;
 use crate::commands::distill::{self, Pair, School};
 use crate::commands::quantize::{check_weights, devices};
-use crate::commands::{CalibrationRequest, ScoringRequest, prune};
+use crate::commands::{CalibrationRequest, ScoringRequest};
 use crate::device::Computer;
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::pipeline::prune::shape::Shape;
-use crate::pipeline::prune::{PruneJob, PrunePlan};
 use crate::pipeline::score::Scoring;
 use crate::pipeline::teacher::{Original, open_cache_of};
 use crate::pipeline::verify::Facts;
@@ -38,11 +38,14 @@ pub fn run(args: &RunArgs, global: &Global) -> Result<()> {
     let source = Source::open(&recipe.model)?;
     refuse_quantized(&source)?;
     let tokenizer = source.tokenizer()?;
-    let pruning = stages.prune.as_ref().map(|args| prune::Order::new(args, &source)).transpose()?;
+    let pruning = stages.prune.as_ref().map(|args| Asked::new(args, &source)).transpose()?;
+    if let Some(Asked::Zeros { .. }) = pruning {
+        spare_zeros(&stages, &orders)?;
+    }
     let teacher = stages.distill.as_ref().map(|args| Original::open(&args.teacher)).transpose()?;
     let CalibrationTable { files, tokens, ctx } = &recipe.calibration;
     let learns = orders.iter().any(|order| order.learns(&recipe.calibration));
-    let calibration = if learns || pruning.as_ref().is_some_and(prune::Order::chooses) {
+    let calibration = if learns || pruning.as_ref().is_some_and(Asked::chooses) {
         let request = CalibrationRequest { files, tokens: *tokens, ctx: *ctx };
         Some(request.read(&source, &tokenizer)?)
     } else {
@@ -94,6 +97,26 @@ pub fn run(args: &RunArgs, global: &Global) -> Result<()> {
     delivery.compared(&reports)
 }
 
+/// Refuses what would fill zeros that [prune] has made.
+fn spare_zeros(stages: &Stages, orders: &[Order<'_>]) -> Result<()> {
+    if stages.distill.is_some() {
+        return Err(Failure::new("[prune] sets weights to 0, and what [distill] teaches fills them again")
+            .hint(
+                "give `sparsity` to [[quantize]] in place of [prune]: what was taught is then made sparse",
+            ));
+    }
+    match orders.iter().find(|order| order.scheme.has_codes() && order.zeros.is_none()) {
+        Some(order) => Err(Failure::new(format!(
+            "[prune] sets weights to 0, and the codes of `{}` fill them again",
+            order.table.output.display()
+        ))
+        .hint(
+            "give `sparsity` to [[quantize]] in place of [prune]: zeros and codes are then decided together",
+        )),
+        None => Ok(()),
+    }
+}
+
 /// Everything that stages share.
 struct Chain<'a> {
     recipe: &'a Recipe,
@@ -101,7 +124,7 @@ struct Chain<'a> {
     orders: &'a [Order<'a>],
     source: &'a Source,
     tokenizer: &'a Tokenizer,
-    pruning: Option<&'a prune::Order<'a>>,
+    pruning: Option<&'a Asked<'a>>,
     teacher: Option<&'a Original>,
     calibration: Option<&'a Calibration>,
     computer: &'a Computer,
@@ -111,7 +134,7 @@ struct Chain<'a> {
 
 /// What will happen.
 struct Ahead<'a> {
-    prune: Option<PrunePlan>,
+    pruning: Option<Pruning<'a>>,
     /// What later stages may begin with: what is left of the model, of each shape that it may come to; none where nothing goes.
     cuts: Vec<Source>,
     school: Option<School<'a>>,
@@ -126,17 +149,18 @@ impl<'a> Chain<'a> {
         let mut text = Vec::new();
         let mut add = |output: &Path, plan: &str| text.push(format!("{}\n{plan}\n\n", output.display()));
         let follows = self.stages.distill.is_some() || !self.orders.is_empty();
-        let (mut prune, mut cuts) = (None, Vec::new());
-        if let Some(job) = self.prune_job() {
-            let plan = job.plan()?;
-            add(job.output, &plan.to_string());
+        let (mut pruning, mut cuts) = (None, Vec::new());
+        if let Some(asked) = self.pruning {
+            let models = (self.source, self.tokenizer);
+            let job = asked.plan(models, self.calibration, self.computer, self.global)?;
+            add(job.output(), &job.to_string());
             if follows {
-                cuts = match self.kept(job.output, &plan.shapes())? {
+                cuts = match self.kept(job.output(), &job.shapes())? {
                     Some(cut) => vec![cut],
-                    None => job.promises(&plan)?,
+                    None => job.promises()?,
                 };
             }
-            prune = Some(plan);
+            pruning = Some(job);
         }
         let first = cuts.first().unwrap_or(self.source);
         let school = self.school(first)?;
@@ -152,7 +176,7 @@ impl<'a> Chain<'a> {
                 taught = students.into_iter().map(leaves).collect::<Result<_>>()?;
             }
         }
-        let mut ahead = Ahead { prune, cuts, school, taught, text: String::new() };
+        let mut ahead = Ahead { pruning, cuts, school, taught, text: String::new() };
         for order in self.orders {
             for (at, source) in ahead.ends(self.source).into_iter().enumerate() {
                 let plan = self.job(order, source).plan().doing(|| match &self.pruning {
@@ -193,8 +217,7 @@ impl<'a> Chain<'a> {
         &self,
         written: &Source,
         model: &Source,
-        scheme: String,
-        method: Option<String>,
+        (scheme, method): (String, Option<String>),
     ) -> Result<Report> {
         let path = &written.path;
         let facts = Facts::of(path)?;
@@ -218,10 +241,6 @@ impl<'a> Chain<'a> {
         Ok(report)
     }
 
-    fn prune_job(&self) -> Option<PruneJob<'_>> {
-        Some(self.pruning?.job(Some(self.tokenizer), self.calibration, self.global))
-    }
-
     fn school(&self, student: &Source) -> Result<Option<School<'a>>> {
         let (Some(args), Some(original)) = (&self.stages.distill, self.teacher) else { return Ok(None) };
         let pair = Pair { original, student, tokenizer: self.tokenizer };
@@ -234,7 +253,7 @@ impl<'a> Chain<'a> {
             tokenizer: Some(self.tokenizer),
             scheme: Some(order.scheme),
             method: order.table.method,
-            zeros: None,
+            zeros: order.zeros.as_deref(),
             rules: &order.rules,
             calibration: self.calibration.filter(|_| order.learns(&self.recipe.calibration)),
             output: &order.table.output,
@@ -270,22 +289,17 @@ impl<'a> Chain<'a> {
         let scored = Scored { chain: self, scoring, reference };
         let mut reports = Vec::new();
         let mut cut = None;
-        if let (Some(job), Some(plan)) = (self.prune_job(), &ahead.prune) {
-            let mut clock = scored.begin(job.output);
-            let (written, mut report) = match self.kept(job.output, &plan.shapes())? {
+        if let Some(job) = &ahead.pruning {
+            let mut clock = scored.begin(job.output());
+            let (written, mut report) = match self.kept(job.output(), &job.shapes())? {
                 Some(cut) => {
-                    let report = self.found(
-                        &cut,
-                        self.source,
-                        cut.matrix_dtype().to_string(),
-                        Some(prune::METHOD.to_owned()),
-                    )?;
+                    let report = self.found(&cut, self.source, job.names(&cut))?;
                     (cut, report)
                 }
                 None => job.run(&mut clock)?,
             };
             scored.score(&written, &mut report, &mut clock)?;
-            report.run = Some(clock.run(Some(Precision::F32), [&Device::Cpu]));
+            report.run = Some(clock.run(Some(Precision::F32), job.devices()));
             reports.push(report);
             cut = Some(written);
         }
@@ -298,8 +312,7 @@ impl<'a> Chain<'a> {
             let mut clock = scored.begin(school.output());
             let (written, mut report) = match self.kept(school.output(), &[Shape::of(&student.config)])? {
                 Some(taught) => {
-                    let scheme = taught.matrix_dtype().to_string();
-                    let report = self.found(&taught, student, scheme, Some(distill::METHOD.to_owned()))?;
+                    let report = self.found(&taught, student, school.names(student)?)?;
                     (taught, report)
                 }
                 None => school.run(student, school.check(student)?, &mut clock)?,
@@ -325,7 +338,8 @@ impl<'a> Chain<'a> {
         let mut clock = scored.begin(job.output);
         let (written, mut report) = match self.kept(job.output, &[Shape::of(&source.config)])? {
             Some(written) => {
-                let report = self.found(&written, source, job.scheme_name(&plan), job.method_name(&plan))?;
+                let names = (job.scheme_name(&plan), job.method_name(&plan));
+                let report = self.found(&written, source, names)?;
                 (written, report)
             }
             None => job.run(&plan, &mut clock)?,
@@ -371,10 +385,10 @@ impl Ahead<'_> {
     /// What would keep an output from being written, as far as can be told without writing.
     fn check(&self, chain: &Chain<'_>) -> Result<()> {
         chain.spare_models()?;
-        if let (Some(plan), Some(job)) = (&self.prune, chain.prune_job())
-            && chain.kept(job.output, &plan.shapes())?.is_none()
+        if let Some(job) = &self.pruning
+            && chain.kept(job.output(), &job.shapes())?.is_none()
         {
-            job.check(plan)?;
+            job.check()?;
         }
         let student = self.cuts.first().unwrap_or(chain.source);
         if let Some(school) = &self.school

@@ -33,6 +33,8 @@ pub const PRUNE: Stage = Stage {
         "experts",
         "target_params",
         "align",
+        "sparsity",
+        "sparsity_criterion",
         "criterion",
         "depth_criterion",
         "no_repair",
@@ -55,6 +57,9 @@ pub const DISTILL: Stage = Stage {
         "beta",
         "temperature",
         "cross_entropy",
+        "hidden_loss",
+        "local",
+        "layer_map",
         "learning_rate",
         "decay",
         "warmup",
@@ -63,6 +68,7 @@ pub const DISTILL: Stage = Stage {
         "seed",
         "held_out",
         "precision",
+        "scheme",
         "save_every",
         "log",
     ],
@@ -151,8 +157,8 @@ mod tests {
             "output = \"../out\"\nffn = 0.5\nheads = 4\nkv_heads = 1.0\ndrop = [3, 7]\nno_repair = true",
         )
         .unwrap();
-        assert_eq!((args.ffn, args.heads), (Some(Amount::Share(0.5)), Some(Amount::Count(4))));
-        assert_eq!(args.kv_heads, Some(Amount::Share(1.0)));
+        assert_eq!((args.shape.ffn, args.shape.heads), (Some(Amount::Share(0.5)), Some(Amount::Count(4))));
+        assert_eq!(args.shape.kv_heads, Some(Amount::Share(1.0)));
         assert_eq!((args.drop, args.no_repair, args.output), (vec![3, 7], true, "out".into()));
         let table = "output = \"a\"\ndata = [\"x.txt=2\", \"y.txt\"]\nlearning_rate = 1e-3\nloss = \"jsd\"";
         let decided = ["--teacher=t", "--student=s"].map(OsString::from).to_vec();

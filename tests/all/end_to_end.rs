@@ -1,6 +1,7 @@
 //! The main jobs from beginning to end, on the fixture model.
 
 mod containers;
+mod cut;
 mod distill;
 mod experts;
 mod families;

@@ -142,6 +142,12 @@ impl Tokenizer {
         vocabulary::differing(&self.tokens, &other.tokens)
     }
 
+    /// SHA-256 over the id and the text of every token that comes from text, lower-case hex: what [`differing_from`](Self::differing_from)
+    /// compares, in short.
+    pub fn vocabulary_sha256(&self) -> String {
+        vocabulary::sha256(&self.tokens)
+    }
+
     /// Leaves out the last tokens, those that an embedding of `rows` rows has none for, if no text leads to any of them:
     /// Gemma 3's models of text have the tokenizer of those that see images, with one token more than rows.
     #[must_use]

@@ -1,6 +1,9 @@
 //! What is known of each token, whichever file the tokenizer came from.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
+
+use sha2::{Digest, Sha256};
 
 use super::TokenizerError;
 
@@ -84,9 +87,28 @@ pub(super) fn ids_by_text(tokens: &[Token]) -> HashMap<&str, u32> {
 /// The ids that stand for other text in one vocabulary than in the other. Tokens that never come from text count for nothing:
 /// siblings rename what steers them, and fill their rows up differently.
 pub(super) fn differing(one: &[Token], other: &[Token]) -> Vec<u32> {
-    let is_text = |token: &Token| matches!(token.kind, TokenKind::Normal | TokenKind::Byte);
     let differ = |(one, other): (&Token, &Token)| is_text(one) && is_text(other) && one.text != other.text;
     (0..).zip(one.iter().zip(other)).filter(|&(_, pair)| differ(pair)).map(|(id, _)| id).collect()
+}
+
+/// Whether a token comes from text.
+fn is_text(token: &Token) -> bool {
+    matches!(token.kind, TokenKind::Normal | TokenKind::Byte)
+}
+
+/// SHA-256 of what [`differing`] compares: of each token that comes from text its id, the length of its text in bytes, both as
+/// little-endian u32, and its text; lower-case hex.
+pub(super) fn sha256(tokens: &[Token]) -> String {
+    let mut hash = Sha256::new();
+    for (id, token) in (0u32..).zip(tokens).filter(|(_, token)| is_text(token)) {
+        hash.update(id.to_le_bytes());
+        hash.update((token.text.len() as u32).to_le_bytes());
+        hash.update(token.text.as_bytes());
+    }
+    hash.finalize().iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}"); // a String never fails
+        hex
+    })
 }
 
 /// # Errors

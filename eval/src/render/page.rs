@@ -184,7 +184,8 @@ fn pruning(pruning: &Pruning) -> Section {
         lost.filter_map(|(layer, name, lost)| Some((layer, name, lost.as_ref()?.fallback.as_ref()?)));
     let remarks =
         fell_back.map(|(layer, name, why)| format!("layer {}, {name} not repaired: {why}", layer.layer));
-    Section { heading: "Pruning", facts, table, remarks: remarks.collect() }
+    let remarks = remarks.chain(pruning.ruled_out.iter().cloned()).collect();
+    Section { heading: "Pruning", facts, table, remarks }
 }
 
 /// Every shape that was measured, in the order of the search.

@@ -141,6 +141,7 @@ pub(crate) fn pruned() -> Report {
         criterion: Some("second-order".to_owned()),
         depth_criterion: None,
         compensation: "least-squares".to_owned(),
+        ruled_out: vec!["rows of 320 (down) are no blocks of 256: K-quants do not fit there".to_owned()],
         dropped_layers: Vec::new(),
         layers: Vec::new(),
     };

@@ -20,6 +20,9 @@ pub struct Pruning {
     pub depth_criterion: Option<String>,
     /// How what stays took over the work of what goes: `least-squares`, or `none`.
     pub compensation: String,
+    /// Number formats, files and programs that took the model's shape and do not take this one, in a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ruled_out: Vec<String>,
     /// Layers that went, in the order they were chosen.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dropped_layers: Vec<DroppedLayer>,

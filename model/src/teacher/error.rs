@@ -121,6 +121,15 @@ pub enum Error {
         /// `vocab_size` of the model under test.
         model: usize,
     },
+    /// The cache is of a teacher whose tokens stand for other text.
+    #[error(
+        "the teacher cache is of `{}`, whose tokens stand for other text than the model's: they cannot be compared",
+        facts.model.source
+    )]
+    OtherTexts {
+        /// What the cache was made on.
+        facts: Box<Facts>,
+    },
 }
 
 impl Error {
@@ -131,7 +140,7 @@ impl Error {
             Self::OtherTokens { .. } => Some(
                 "give the text, --ctx, --chunks and --convention it was made with, or make it anew with --save-reference",
             ),
-            Self::OtherVocabulary { .. } => {
+            Self::OtherVocabulary { .. } | Self::OtherTexts { .. } => {
                 Some("only models with the same tokenizer can be compared token by token")
             }
             Self::UnknownSignal { .. } => None,

@@ -111,6 +111,9 @@ pub struct Facts {
     pub scored: [usize; 2],
     /// Tokens the teacher knows.
     pub vocab_size: usize,
+    /// SHA-256 of their texts, as the tokenizer has it; unknown of caches written before it was kept, and of a teacher without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vocabulary_sha256: Option<String>,
     /// Features of its hidden states.
     pub hidden_size: usize,
     /// What the products of its head are divided by.

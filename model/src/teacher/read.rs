@@ -142,6 +142,17 @@ impl Cache {
         Err(Error::OtherTokens { facts: Box::new(facts.clone()), asked })
     }
 
+    /// Holds the cache to a tokenizer, by the hash of its vocabulary; a cache that does not know its own is taken at its word.
+    ///
+    /// # Errors
+    /// Tokens that stand for other text.
+    pub fn check_vocabulary(&self, sha256: &str) -> Result<(), Error> {
+        match &self.facts.vocabulary_sha256 {
+            Some(own) if own != sha256 => Err(Error::OtherTexts { facts: Box::new(self.facts.clone()) }),
+            _ => Ok(()),
+        }
+    }
+
     /// What the head reads at some scored positions, counted through all windows; `[rows.len(), hidden_size]`.
     ///
     /// # Errors

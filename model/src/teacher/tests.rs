@@ -53,6 +53,7 @@ fn facts(signal: Signal) -> Facts {
         windows: 0,
         scored: SCORED,
         vocab_size: VOCAB,
+        vocabulary_sha256: None,
         hidden_size: SIZE,
         logits_scaling: 2.0,
         logit_cap: Some(30.0),

@@ -3,13 +3,13 @@
 use attar_distill::{Aim, Decay, LayerMap, Optimizer, Schedule, Streams};
 use attar_eval::report;
 use attar_model::teacher::tokens_sha256;
-use attar_model::{AdamW, Divergence, Keep, Likeness, Step};
+use attar_model::{AdamW, Divergence, Likeness, Precision};
 use sha2::{Digest, Sha256};
 
 use crate::cli::{DecayArg, DistillArgs, LossArg};
 use crate::pipeline::pupil::Desk;
 use crate::pipeline::training::{Data, Record};
-use crate::plan::LocalMemory;
+use crate::plan::{LocalMemory, TrainingMemory};
 use crate::source::Source;
 use crate::talk::{human_bytes, thousands};
 use crate::text::hex;
@@ -17,7 +17,7 @@ use crate::text::hex;
 /// What learns at a time, and where.
 pub enum Manner {
     /// The whole student, on the processor.
-    Whole,
+    Whole(TrainingMemory),
     /// The whole student, on a CUDA device.
     There(Desk),
     /// One layer after another, on the processor.
@@ -36,7 +36,7 @@ impl Manner {
     fn parts(&self) -> u64 {
         match self {
             Self::Layers { map, .. } => map.pairs().len() as u64,
-            Self::Whole | Self::There(_) => 1,
+            Self::Whole(_) | Self::There(_) => 1,
         }
     }
 }
@@ -47,8 +47,6 @@ pub struct Lesson {
     pub aim: Aim,
     /// How gradients become steps; of a layer, where one learns after another.
     pub optimizer: Optimizer,
-    /// How a step is computed.
-    pub step: Step,
 }
 
 impl Lesson {
@@ -82,7 +80,6 @@ impl Lesson {
         Self {
             aim: Aim { likeness, cross_entropy: args.cross_entropy as f32, streams },
             optimizer: Optimizer { adamw, schedule, clip: Some(args.clip as f32) },
-            step: Step { keep: Keep::Activations, precision: args.precision.into() },
         }
     }
 
@@ -94,18 +91,17 @@ impl Lesson {
     /// What will happen, for a person.
     pub fn plan(&self, args: &DistillArgs, student: &Source, data: &Data, manner: &Manner) -> String {
         let (steps, step_tokens) = (self.steps(manner), usize::from(args.batch) * data.windows.ctx());
-        // Weights, gradients and two moments, in f32.
-        let memory =
-            format!("memory of the student and its optimizer: {}\n", human_bytes(16 * student.parameters()));
         let compared = self.aim.streams.as_ref().map_or(String::new(), |streams| {
             format!("layers of the student compared with the teacher's: {}\n", pairs(&streams.map))
         });
         let how = match manner {
-            Manner::Whole => compared + &memory,
+            Manner::Whole(memory) => format!("{compared}{memory}\n"),
             Manner::There(Desk { cuda, plan }) => {
                 let kept = if plan.keeps_activations { "nothing is" } else { "blocks are" };
+                // Weights, gradients and two moments, in f32.
+                let memory = human_bytes(16 * student.parameters());
                 format!(
-                    "{memory}device: {}, {} of {} to be used; {} windows at once, {kept} computed twice\n",
+                    "memory of the student and its optimizer: {memory}\ndevice: {}, {} of {} to be used; {} windows at once, {kept} computed twice\n",
                     cuda.facts().name,
                     human_bytes(plan.peak_bytes()),
                     human_bytes(cuda.limit_bytes()),
@@ -121,7 +117,7 @@ impl Lesson {
             "teacher: {}\nstudent: {}, {} parameters\ndata: {} windows of {} to learn from, {} held out\n\
              {} steps of {} tokens, {} tokens in all\n{how}",
             args.teacher.display(),
-            args.student.display(),
+            student.path.display(),
             thousands(student.parameters()),
             thousands(data.learned_windows() as u64),
             data.windows.ctx(),
@@ -136,17 +132,17 @@ impl Lesson {
     pub fn fingerprint(&self, args: &DistillArgs, student: &Source, data: &Data, manner: &Manner) -> String {
         let mut hash = Sha256::new();
         for part in [
-            format!("{:?} {:?} {:?}", self.aim, self.optimizer, self.step.precision),
+            format!("{:?} {:?} {:?}", self.aim, self.optimizer, Precision::from(args.precision)),
             format!("{} {} {:?} {:?}", args.batch, args.seed, data.texts, data.held_out),
             format!("{:?} {:?}", args.scheme, student.config),
-            format!("{} {}", args.teacher.display(), args.student.display()),
+            format!("{} {}", args.teacher.display(), student.path.display()),
             tokens_sha256(data.windows.tokens()),
         ] {
             hash.update(part.as_bytes());
             hash.update([0]);
         }
         match manner {
-            Manner::Whole => {}
+            Manner::Whole(_) => {}
             Manner::There(Desk { cuda, plan }) => hash.update(format!("{} {plan:?}", cuda.facts().name)),
             Manner::Layers { map, .. } => hash.update(format!("{map:?}")),
         }
@@ -170,7 +166,7 @@ pub fn facts(
 ) -> report::Distillation {
     let map = match manner {
         Manner::Layers { map, .. } => Some(map),
-        Manner::Whole | Manner::There(_) => lesson.aim.streams.as_ref().map(|streams| &streams.map),
+        Manner::Whole(_) | Manner::There(_) => lesson.aim.streams.as_ref().map(|streams| &streams.map),
     };
     let ctx = data.windows.ctx() as u64;
     report::Distillation {

@@ -29,7 +29,7 @@ use crate::talk::{Talk, human_bytes, thousands};
 use grid::Goal;
 use pass::Pass;
 use search::Found;
-use shape::{Shape, say_ruled_out, say_shapes};
+use shape::{Shape, ruled_out, say_shapes};
 
 /// What the report calls how floats were made.
 pub const METHOD: &str = "prune";
@@ -149,9 +149,13 @@ impl PruneJob<'_> {
                 (vec![outlook], first)
             }
             Goal::Search(grid) => {
-                search::check(&search::windows(self.windows()?))?;
+                let peak = search::peak_bytes(self, grid)?;
                 let outlooks = grid.shapes.iter().map(|(shape, _)| self.outlook(*shape));
-                (outlooks.collect::<Result<_>>()?, grid.say(&self.source.config))
+                let mut outlooks = outlooks.collect::<Result<Vec<_>>>()?;
+                for Outlook { tensors, .. } in &mut outlooks {
+                    tensors.memory.peak_bytes = tensors.memory.peak_bytes.max(peak);
+                }
+                (outlooks, grid.say(&self.source.config))
             }
         };
         let text = first + &self.describe(&outlooks);
@@ -170,9 +174,9 @@ impl PruneJob<'_> {
     fn say_shape(&self, Outlook { tensors, config, .. }: &Outlook) -> String {
         let before = &self.source.config;
         let [old, new] = [self.source.bytes(), tensors.bytes()].map(human_bytes);
-        say_shapes(before, config)
-            + &format!("{new} of weights in place of {old}\n")
-            + &say_ruled_out(before, config)
+        let ruled_out = ruled_out(before, config);
+        let ruled_out: String = ruled_out.iter().flat_map(|what| [what, "\n"]).collect();
+        say_shapes(before, config) + &format!("{new} of weights in place of {old}\n{ruled_out}")
     }
 
     fn describe(&self, outlooks: &[Outlook]) -> String {
@@ -199,15 +203,20 @@ impl PruneJob<'_> {
     }
 
     fn tensors(&self, cuts: &Cuts) -> Result<Plan> {
-        let config = cuts.config(&self.source.config)?;
-        let pruned = Pruned::new(&self.source.config, cuts, self.source)?;
         let size = |calibration: &Calibration| CalibrationSize {
             tokens: calibration.windows.tokens().len(),
             ctx: calibration.windows.ctx(),
         };
+        self.tensors_beside(cuts, self.calibration.map(size), 0)
+    }
+
+    /// Those of a pass over so much text, with so many bytes of something else in memory.
+    fn tensors_beside(&self, cuts: &Cuts, calibration: Option<CalibrationSize>, beside: u64) -> Result<Plan> {
+        let config = cuts.config(&self.source.config)?;
+        let pruned = Pruned::new(&self.source.config, cuts, self.source)?;
         let before = |spec: &TensorSpec| pruned.before(&spec.name).cloned();
-        let calibration = self.calibration.map(size);
-        Plan::of_pruned(self.source, &config, before, is_gguf(self.output), calibration, self.max_memory)
+        let size = (calibration, beside);
+        Plan::of_pruned(self.source, &config, before, is_gguf(self.output), size, self.max_memory)
     }
 
     /// Heads, channels or experts go.
@@ -229,7 +238,10 @@ impl PruneJob<'_> {
             return Err(Failure::new(format!(
                 "heads of a {family} model cannot be cut: all of them are normed together"
             ))
-            .hint("--ffn, --layers and --hidden work"));
+            .hint(
+                "every query is divided by the root mean square of all heads, another at each token, so without some of them no norm \
+                 weight gives the others what they were; --ffn, --layers and --hidden work",
+            ));
         }
         if self.width.by.needs_gradients() && self.cuts_columns(shape) && config.experts.is_some() {
             return Err(Failure::new(format!(
@@ -339,6 +351,7 @@ impl PruneJob<'_> {
             criterion: self.cuts_columns(shape).then(|| self.width.name.to_owned()),
             depth_criterion: (!steps.is_empty()).then(|| self.depth.name.to_owned()),
             compensation: compensation.name().to_owned(),
+            ruled_out: ruled_out(&self.source.config, config),
             dropped_layers: named.chain(chosen).collect(),
             layers,
         }

@@ -16,6 +16,7 @@ use super::shape::Shape;
 use super::{Decided, PruneJob, first_tokens, reported_shape};
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::pipeline::Clock;
+use crate::plan::CalibrationSize;
 use crate::talk::{Talk, Verbosity};
 
 /// Tokens of the calibration text that a search runs over, at most.
@@ -84,6 +85,28 @@ pub fn run(job: &PruneJob<'_>, grid: &Grid) -> Result<Found> {
     };
     let (shape, _) = grid.shapes[best];
     Ok(Found { shape, layers: layers.of(shape.layers)?, report })
+}
+
+/// What the search is expected to hold at its peak, in bytes: a pass over its part of the text, and beside it the head of the model,
+/// that of a shape with fewer features, and where the streams of both end.
+///
+/// # Errors
+/// As [`check`]; more memory than allowed.
+pub fn peak_bytes(job: &PruneJob<'_>, grid: &Grid) -> Result<u64> {
+    let (config, windows) = (&job.source.config, windows(job.windows()?));
+    let ends = 2 * check(&windows)? * windows.ctx() * config.hidden_size;
+    let has_own = grid.shapes.iter().any(|(shape, _)| shape.hidden < config.hidden_size);
+    let heads = config.vocab_size * config.hidden_size * if has_own { 2 } else { 1 };
+    let logits = 2 * logits_at_once(config.vocab_size) * config.vocab_size;
+    let beside = size_of::<f32>() * (ends + heads + logits);
+    let size = CalibrationSize { tokens: windows.tokens().len(), ctx: windows.ctx() };
+    let plan = job.tensors_beside(&Cuts::none(config), Some(size), beside as u64)?;
+    Ok(plan.memory.peak_bytes)
+}
+
+/// Tokens whose logits stand at once.
+fn logits_at_once(vocab_size: usize) -> usize {
+    ((1 << 22) / vocab_size).clamp(16, 512)
 }
 
 /// What of the calibration text a search runs over.
@@ -164,7 +187,7 @@ impl Original {
 
     fn mean(&self, head: &Head, hidden: &Array2<f32>) -> Result<f64> {
         let (tokens, vocab_size) = (hidden.nrows(), self.head.weight().nrows());
-        let at_once = ((1 << 22) / vocab_size).clamp(16, 512);
+        let at_once = logits_at_once(vocab_size);
         let logits = |head: &Head, hidden: &Array2<f32>, rows: std::ops::Range<usize>| {
             head.logits(head.norm(hidden.slice(s![rows, ..])).view())
         };

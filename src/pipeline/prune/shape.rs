@@ -322,32 +322,30 @@ pub fn say_shapes(before: &ModelConfig, after: &ModelConfig) -> String {
     lines
 }
 
-/// Lines of a plan: number formats and files that the new shape rules out and the old one did not.
-pub fn say_ruled_out(before: &ModelConfig, after: &ModelConfig) -> String {
-    let mut lines = String::new();
+/// Number formats, files and programs that the new shape rules out and the old one did not, in a sentence each.
+pub fn ruled_out(before: &ModelConfig, after: &ModelConfig) -> Vec<String> {
+    let mut found = Vec::new();
     for (block, types) in [(256, "K-quants"), (32, "q8_0, q5_0, q4_0 and their like")] {
         for (rows, roles) in row_lengths(after) {
             let was =
                 row_lengths(before).iter().any(|(rows, of)| *of == roles && !rows.is_multiple_of(block));
             if !rows.is_multiple_of(block) && !was {
-                let _ = writeln!(
-                    lines,
+                found.push(format!(
                     "rows of {rows} ({roles}) are no blocks of {block}: {types} do not fit there"
-                );
+                ));
             }
         }
     }
     let (hidden, heads) = (after.hidden_size, after.num_attention_heads);
     if loses_divisibility(before, hidden, heads) {
-        let _ = writeln!(
-            lines,
+        found.push(format!(
             "a hidden size of {hidden} is no multiple of {heads} query heads: transformers 5 refuses that of Llama and others"
-        );
+        ));
     }
     if let (Ok(_), Err(error)) = (before.gguf_metadata(), after.gguf_metadata()) {
-        let _ = writeln!(lines, "no GGUF file can hold this shape: {error}");
+        found.push(format!("no GGUF file can hold this shape: {error}"));
     }
-    lines
+    found
 }
 
 /// Whether query heads no longer divide the hidden size, which transformers asks of some families though each has its own head size.

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::forge::{cut_in_half, edit_json};
+use crate::forge::{copy, cut_in_half, edit_json};
 use crate::place::Place;
 
 const CUT: &str = "--ctx 128 --chunks 4";
@@ -93,5 +93,33 @@ fn forms_that_cannot_be_kept() {
         let run = place.run(&format!("{line} {form}"));
         assert_eq!((run.code, run.stdout.as_str()), (Some(2), ""), "{form}");
         assert!(run.stderr.contains("hidden-f32, hidden-bf16 and top-k=N"), "{}", run.stderr);
+    }
+}
+
+/// A cache knows its tokens by what they stand for; one that was written before that was kept is taken at its word.
+#[test]
+fn a_cache_of_a_teacher_whose_tokens_stand_for_other_text() {
+    let place = kept("hidden-bf16");
+    let other = copy(&place, "other");
+    edit_json(&other.join("tokenizer.json"), |tokenizer| {
+        let vocab = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+        let (one, two) = (vocab["$"].clone(), vocab["%"].clone());
+        (vocab["$"], vocab["%"]) = (two, one);
+    });
+    let lines = [
+        format!("eval other --text heldout.txt {CUT} --reference cache"),
+        "distill --teacher cache --student other -o out --no-eval".to_owned(),
+    ];
+    for line in &lines {
+        place.refuses(line, &["`books-2m`", "stand for other text", "same tokenizer"]);
+        let same = place.run(&format!("{} --dry-run", line.replace("other", "books-2m")));
+        assert_eq!(same.code, Some(0), "{}", same.stderr);
+    }
+    edit_json(&place.at("cache/teacher-cache.json"), |facts| {
+        assert!(facts.remove("vocabulary_sha256").is_some());
+    });
+    for line in &lines {
+        let run = place.run(&format!("{line} --dry-run"));
+        assert_eq!(run.code, Some(0), "{}", run.stderr);
     }
 }

@@ -19,7 +19,7 @@ fn school() -> Place {
 const RUN: &str = "distill --teacher books-2m --student cut --data calibration.txt --ctx 64 --batch 4 --quiet \
                    --learning-rate 1e-3 --held-out 0.1 --text heldout.txt --chunks 4";
 
-fn weights(place: &Place, output: &str) -> Vec<u8> {
+pub fn weights(place: &Place, output: &str) -> Vec<u8> {
     fs::read(place.at(output).join("model.safetensors")).unwrap()
 }
 
@@ -188,7 +188,7 @@ fn conversations_are_learned_as_the_chat_template_writes_them() {
 }
 
 /// Kills a run on its way to `output` with SIGKILL once so many of its steps are kept.
-fn kill_once_kept(place: &Place, words: &str, output: &str, steps: u64) {
+pub fn kill_once_kept(place: &Place, words: &str, output: &str, steps: u64) {
     let mut child = Command::new(ATTAR)
         .args(words.split_whitespace())
         .current_dir(place.at(""))
@@ -219,7 +219,10 @@ fn a_run_that_is_killed_goes_on_to_the_same_weights() {
     kill_once_kept(&place, &words, "killed", 1);
     place.fails(&words, &["killed.training", "not finished", "--resume"]);
     place.fails(&format!("{words} --resume --seed 1"), &["other settings"]);
+    let half = place.at(".killed.training.partial-1-abcdef");
+    fs::create_dir_all(half.join("optimizer")).unwrap();
     place.done(&format!("{words} --resume --threads 1 --json killed.json"));
+    assert!(!half.exists(), "what a run leaves half written when it is killed goes with the next");
     assert!(weights(&place, "killed") == weights(&place, "whole"));
     assert_eq!(place.json("killed.json")["distillation"]["steps"], 40);
     let log = fs::read_to_string(place.at("steps.jsonl")).unwrap();

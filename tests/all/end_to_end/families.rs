@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use attar_checkpoint::{Container, decode_floats, safetensors};
-use attar_model::family::GgufWindow;
+use attar_model::family::{GgufWindow, QkNorm};
 use attar_model::{FAMILIES, Family, GgufAdds, ModelConfig, Role, RopeScaling, TensorSpec};
 use serde_json::{Value, json};
 
@@ -152,5 +152,21 @@ fn every_family_is_quantized_with_statistics_of_what_its_matrices_read() {
             let divergence = report["evaluation"]["kl_divergence"]["mean"].as_f64().unwrap();
             assert!(divergence.is_finite() && divergence > 0.0, "{name} as {scheme}: {divergence}");
         }
+    }
+}
+
+/// Without one of them the others would be divided by something else at every token, which no weight makes up for.
+#[test]
+fn heads_that_are_normed_together_are_cut_by_nobody_and_all_else_is() {
+    let place = Place::new();
+    let together: Vec<_> = FAMILIES.iter().filter(|family| family.qk_norm == QkNorm::Whole).collect();
+    assert!(!together.is_empty());
+    for family in together {
+        let name = family.name;
+        model(&place, family);
+        let parts =
+            [&*format!("heads of a {name} model cannot be cut"), "root mean square of all heads", "--ffn"];
+        place.refuses(&format!("prune {name} -o out --heads 0.5 {QUICK}"), &parts);
+        place.done(&format!("prune {name} -o {name}-cut --ffn 0.5 {QUICK} --quiet"));
     }
 }

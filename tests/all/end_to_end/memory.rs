@@ -90,3 +90,70 @@ fn a_folder_for_temporary_files_that_is_not_there_is_named() {
     );
     assert!(stderr.contains(&missing.display().to_string()), "{stderr}");
 }
+
+/// The peak that a plan expects, in bytes.
+fn expected_peak(plan: &str) -> f64 {
+    let line = plan
+        .lines()
+        .find(|line| line.starts_with("expected peak memory"))
+        .unwrap_or_else(|| panic!("{plan}"));
+    let mb = line.rsplit_once(": ").and_then(|(_, size)| size.strip_suffix(" MB"));
+    mb.and_then(|mb| mb.parse::<f64>().ok()).unwrap_or_else(|| panic!("{line}")) * 1e6
+}
+
+const TEACH: &str = "distill --teacher books-2m --student books-2m --data calibration.txt --ctx 64 --held-out 0.1 --tokens 2048 \
+                     --no-eval --quiet";
+
+#[test]
+fn a_student_taught_within_a_memory_budget_has_the_same_weights() {
+    let place = Place::new();
+    let line = format!("{TEACH} --batch 32");
+    let least = least(&place, &format!("{line} -o out"));
+    for (output, limit, twice) in [("roomy", "4GB", false), ("lean", &*least, true)] {
+        let line = format!("{line} -o {output} --max-memory {limit}");
+        let plan = place.done(&format!("{line} --dry-run"));
+        assert_eq!(plan.contains("blocks are computed twice to save memory"), twice, "{plan}");
+        place.done(&format!("{line} --json {output}.json"));
+        let peak = place.json(&format!("{output}.json"))["run"]["peak_rss_bytes"].as_f64();
+        let expected = expected_peak(&plan);
+        assert!(peak.is_none_or(|peak| peak < expected), "{peak:?} of {expected}");
+    }
+    let weights = |output: &str| fs::read(place.at(output).join("model.safetensors")).unwrap();
+    assert!(weights("roomy") == weights("lean"));
+}
+
+#[test]
+fn a_memory_too_small_to_teach_in_is_refused_with_what_would_fit() {
+    let place = Place::new();
+    let line = |batch: usize| format!("{TEACH} -o out --batch {batch}");
+    let (one, all) = (least(&place, &line(1)), least(&place, &line(32)));
+    let stderr = place.fails(
+        &format!("{} --max-memory {one}", line(32)),
+        &["teaching this student", "--batch 1 fits", "--local"],
+    );
+    assert!(stderr.starts_with("error:"), "{stderr}");
+    let none = ["teaching this student", "the student with its optimizer"];
+    place.refuses(&format!("{} --max-memory 70MB", line(32)), &none);
+    let cut = line(32).replace("--student books-2m", "--init-from-teacher --layers 1");
+    place.refuses(&format!("{cut} --max-memory 70MB"), &["--max-memory"]);
+    let quantized = format!("{} --scheme w4a16-g64", line(32));
+    let more = least(&place, &quantized);
+    let bytes = |limit: &str| limit.trim_end_matches("kB").parse::<f64>().unwrap() * 1e3;
+    assert!(bytes(&more) > bytes(&all) + 4.0 * 2e6, "the weights stand aside once more: {more}, {all}");
+}
+
+#[test]
+fn a_search_counts_the_head_it_measures_by() {
+    let place = Place::new();
+    let plan = |shape: &str| {
+        place
+            .done(&format!("prune books-2m -o out {shape} --calib-tokens 1024 --ctx 128 --no-eval --dry-run"))
+    };
+    // A head of 4096 tokens and 256 features, and logits of 512 tokens twice.
+    let beside = 4.0 * (4096.0 * 256.0 + 2.0 * 512.0 * 4096.0);
+    let (search, shape) = (plan("--target-params 0.75"), plan("--ffn 0.5"));
+    assert!(expected_peak(&search) > expected_peak(&shape) + beside, "{search}\n{shape}");
+    let words = "prune books-2m -o out --calib-tokens 1024 --ctx 128 --no-eval --target-params 0.75";
+    let limit = format!("{}kB", (expected_peak(&shape) / 1e3) as u64);
+    place.refuses(&format!("{words} --max-memory {limit}"), &["--max-memory", "Gram matrix"]);
+}

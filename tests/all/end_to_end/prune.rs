@@ -169,13 +169,32 @@ fn targets_that_cannot_be_met_are_refused_before_any_work() {
     ] {
         place.refuses(&format!("prune {options} -o out"), parts);
     }
-    for other in ["--layers 1", "--ffn 0.5", "--heads 4", "--drop 0", "--sparsity 2:4"] {
+    place.refuses(
+        "prune books-2m -o out --target-params 0.6 --sparsity 2:4",
+        &["zeros and a smaller shape", "--sparsity"],
+    );
+    for other in ["--layers 1", "--ffn 0.5", "--heads 4", "--drop 0", "--experts 2"] {
         let run = place.run(&format!("prune books-2m -o out --target-params 0.6 {other}"));
         let name = other.split(' ').next().unwrap();
         assert!(
             run.code == Some(2) && run.stderr.contains("cannot be used with") && run.stderr.contains(name)
         );
     }
+}
+
+/// A shape that some program does not take is made where it is asked for, and the report says so as the plan does.
+#[test]
+fn a_report_says_what_a_shape_rules_out() {
+    let place = Place::new();
+    let line = format!("prune books-2m --no-repair {QUICK}");
+    let said = place.done(&format!("{line} -o odd --heads 6 --kv-heads 3 --json odd.json"));
+    let refused = "a hidden size of 256 is no multiple of 6 query heads: transformers 5 refuses that of Llama and others";
+    let ruled_out = &place.json("odd.json")["pruning"]["ruled_out"];
+    assert!(ruled_out.as_array().unwrap().contains(&refused.into()), "{ruled_out}");
+    let flat = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(flat.contains(refused), "{said}");
+    place.done(&format!("{line} -o even --ffn 256 --quiet --json even.json"));
+    assert_eq!(place.json("even.json")["pruning"].get("ruled_out"), None);
 }
 
 /// Everything at once, twice, with one thread and with two.
@@ -204,6 +223,8 @@ fn a_dry_run_says_the_shape_and_what_it_rules_out_and_writes_nothing() {
     {
         assert!(plan.contains(part), "no `{part}` in:\n{plan}");
     }
+    let plan = place.done(&format!("prune books-2m -o out --heads 6 --kv-heads 3 {QUICK} --dry-run"));
+    assert!(plan.contains("256 is no multiple of 6 query heads: transformers 5 refuses"), "{plan}");
     let plan = place.done(&format!("prune books-2m -o out --target-params 0.75 {QUICK} --dry-run"));
     for part in [
         "shapes of up to 1,672,128 parameters",

@@ -102,6 +102,94 @@ fn one_stage_is_a_recipe_too() {
     }
 }
 
+/// Zeros are a stage, or come with an output's codes; both as the commands make them.
+#[test]
+fn zeros_of_a_recipe_are_those_that_the_commands_make() {
+    let place = Place::new();
+    let stages = "[prune]\noutput = \"out/floats\"\nsparsity = \"2:4\"\n\
+                  [[quantize]]\nscheme = \"f16\"\noutput = \"out/f16\"\n";
+    place.write("stage.toml", &[HEAD, stages].concat());
+    place.done("run stage.toml --quiet --json stage.json");
+    let codes = "[[quantize]]\nscheme = \"w4a16-g64\"\nsparsity = 0.5\nsparsity_criterion = \"wanda\"\noutput = \"out/codes\"\n";
+    place.write("codes.toml", &[HEAD, codes].concat());
+    place.done("run codes.toml --quiet --json codes.json");
+    let by = "--calib calibration.txt --calib-tokens 1024 --ctx 128 --no-eval --quiet";
+    place.done(&format!("prune books-2m -o floats --sparsity 2:4 {by}"));
+    place.done(&format!(
+        "quantize books-2m -o codes --scheme w4a16-g64 --sparsity 0.5 --sparsity-criterion wanda {by}"
+    ));
+    for name in ["floats", "codes"] {
+        let weights = |folder: &str| fs::read(place.at(folder).join(name).join("model.safetensors")).unwrap();
+        assert!(weights("out") == weights(""), "{name}");
+    }
+    let (stage, codes) = (place.json("stage.json"), place.json("codes.json"));
+    let names = |report: &Value| (report["output"]["scheme"].clone(), report["output"]["method"].clone());
+    assert_eq!(names(&stage[0]), ("bf16-2:4".into(), "sparsegpt".into()));
+    assert_eq!(names(&codes[0]), ("w4a16-g64-0.5".into(), "wanda".into()));
+    // What is there is kept and named as before.
+    place.done("run stage.toml --resume --quiet --json again.json");
+    let again = place.json("again.json");
+    for at in 0..2 {
+        assert_eq!(names(&again[at]), names(&stage[at]));
+        assert_eq!(again[at]["evaluation"], stage[at]["evaluation"]);
+    }
+}
+
+#[test]
+fn what_would_fill_zeros_again_is_refused() {
+    let place = Place::new();
+    let zeros = "[prune]\noutput = \"out/sparse\"\nsparsity = \"2:4\"\n";
+    for (stages, parts) in [
+        ([zeros, DISTILL].concat(), &["[distill]", "fills them again", "[[quantize]]"][..]),
+        ([zeros, QUANTIZE].concat(), &["out/q8_0.gguf", "fill them again", "[[quantize]]"]),
+        ([zeros, "ffn = 0.5\n"].concat(), &["zeros and a smaller shape"]),
+        ([zeros, "sparsity_criterion = \"most\"\n"].concat(), &["most", "[prune]"]),
+        (zeros.replace("2:4", "5:4"), &["5:4", "[prune]"]),
+        (
+            format!("{QUANTIZE}method = \"gptq\"\nsparsity = \"2:4\"\n"),
+            &["out/w4", "leave `method` or `sparsity` out"],
+        ),
+        (format!("{QUANTIZE}sparsity_criterion = \"wanda\"\n"), &["out/w4", "and none do", "2:4"]),
+        (format!("{QUANTIZE}sparsity = 2\n"), &["out/w4", "2"]),
+    ] {
+        place.write("recipe.toml", &[HEAD, &stages].concat());
+        place.refuses("run recipe.toml", parts);
+    }
+}
+
+/// A student of a recipe may see its weights as they will be stored, and be taught as the options of distill say.
+#[test]
+fn a_student_of_a_recipe_is_taught_by_every_option_of_the_command() {
+    let place = Place::new();
+    for (keys, options) in [
+        ("scheme = \"w4a16-g64\"\n", "--scheme w4a16-g64"),
+        ("hidden_loss = 0.5\nlayer_map = \"1:1\"\n", "--hidden-loss 0.5 --layer-map 1:1"),
+        ("local = true\n", "--local"),
+    ] {
+        let recipe = [HEAD, &DISTILL.replace("5120", "1024"), keys].concat();
+        place.write("recipe.toml", &recipe);
+        place.done("run recipe.toml --quiet --force --json report.json");
+        place.done(&format!(
+            "distill --teacher books-2m --student books-2m -o taught --data calibration.txt --tokens 1024 --ctx 64 --batch 4 \
+             --learning-rate 1e-3 --held-out 0.1 {options} --no-eval --quiet --force --json taught.json"
+        ));
+        let weights = |folder: &str| fs::read(place.at(folder).join("model.safetensors")).unwrap();
+        assert!(weights("out/taught") == weights("taught"), "{options}");
+        let (report, taught) = (place.json("report.json")[0].clone(), place.json("taught.json"));
+        for key in ["scheme", "method", "format", "sha256"] {
+            assert_eq!(report["output"][key], taught["output"][key], "{options}");
+        }
+        place.write("further.toml", &format!("{recipe}{QUANTIZE}"));
+        if keys.contains("scheme") {
+            let parts =
+                ["out/taught", "what is quantized cannot be worked on further", "leave the scheme out"];
+            place.refuses("run further.toml --force", &parts);
+            place.done("run recipe.toml --resume --quiet --json again.json");
+            assert_eq!(place.json("again.json")[0]["output"], report["output"]);
+        }
+    }
+}
+
 #[test]
 fn a_dry_run_plans_every_stage_on_what_the_one_before_will_leave() {
     let place = Place::new();
