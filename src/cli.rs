@@ -251,19 +251,28 @@ pub struct EvalArgs {
     pub model: PathBuf,
 
     /// The text to score
+    #[arg(long, value_name = "FILE", required_unless_present = "task")]
+    pub text: Option<PathBuf>,
+
+    /// Questions to answer, JSON lines of query, choices, gold; of context_options, continuation, gold; or of context,
+    /// continuation (a last word); scored as lm-evaluation-harness does; may be given more than once
     #[arg(long, value_name = "FILE")]
-    pub text: PathBuf,
+    pub task: Vec<PathBuf>,
+
+    /// Answer the first N items of each task only
+    #[arg(long, value_name = "N", requires = "task", value_parser = clap::value_parser!(u32).range(1..))]
+    pub items: Option<u32>,
 
     /// Tokens per window [default: 512 as in llama-perplexity, less where the model was made for less]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", requires = "text")]
     pub ctx: Option<usize>,
 
     /// Score the first N windows only
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", requires = "text")]
     pub chunks: Option<usize>,
 
     /// Which perplexity to report
-    #[arg(long, value_enum, default_value_t = ConventionArg::LlamaCpp)]
+    #[arg(long, value_enum, requires = "text", default_value_t = ConventionArg::LlamaCpp)]
     pub convention: ConventionArg,
 
     /// The original, to measure KL divergence and agreement against: a model, or a folder that --save-reference made of
@@ -273,7 +282,7 @@ pub struct EvalArgs {
 
     /// Keep what the model predicts on this text in a new folder; given to --reference it stands for the model, which
     /// then need not be there
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", requires = "text")]
     pub save_reference: Option<PathBuf>,
 
     /// What to keep: hidden-f32 (the model to the bit; 4 bytes per feature and scored token, and the head), hidden-bf16

@@ -70,6 +70,35 @@ pub enum Error {
         /// Mean negative log-likelihood, nats per token.
         mean_nll: f64,
     },
+    /// A line of a task's file cannot be used.
+    #[error("line {line} of task `{task}` {what}")]
+    Task {
+        /// The task.
+        task: String,
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A task's file has no line.
+    #[error("task `{task}` has no items")]
+    NoItems {
+        /// The task.
+        task: String,
+    },
+    /// An item cannot be asked of this model.
+    #[error("item {item} of task `{task}` {what}")]
+    Item {
+        /// The task.
+        task: String,
+        /// The item, counted from 0.
+        item: usize,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A logit is NaN or infinite.
+    #[error("the model gives a NaN or infinite logit while answering")]
+    AnswerNotFinite,
     /// A teacher cache cannot be written, read, or used here.
     #[error("the teacher cache cannot be used")]
     Teacher(#[from] attar_model::teacher::Error),

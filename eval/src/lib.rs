@@ -17,6 +17,7 @@ pub mod divergence;
 pub mod perplexity;
 pub mod render;
 pub mod report;
+pub mod tasks;
 
 mod budget;
 mod error;

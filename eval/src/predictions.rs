@@ -234,7 +234,7 @@ pub(crate) enum Opponent<'a> {
     TopK(&'a Cache),
 }
 
-fn check_tokens(windows: &Windows, vocab_size: usize) -> Result<(), Error> {
+pub(crate) fn check_tokens(windows: &Windows, vocab_size: usize) -> Result<(), Error> {
     match windows.tokens().iter().copied().max() {
         Some(token) if token as usize >= vocab_size => {
             Err(Error::TokenOutsideVocabulary { token, vocab_size })

@@ -7,6 +7,7 @@ mod figures;
 mod json;
 mod markdown;
 mod page;
+mod tasks;
 mod terminal;
 
 use crate::report::Report;

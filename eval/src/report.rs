@@ -4,11 +4,13 @@
 //! Keys are a contract: adding one is free, renaming or removing one needs a new schema.
 
 mod pruning;
+mod tasks;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{Convention, Divergence, Perplexity};
 pub use pruning::{Candidate, DroppedLayer, Lost, PrunedLayer, Pruning, Search, Shape};
+pub use tasks::{Share, TaskComparison, TaskResult};
 
 /// The schema this version reads and writes.
 pub const SCHEMA: &str = "attar-report/1";
@@ -40,6 +42,9 @@ pub struct Report {
     /// What it scores; of the written file where there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evaluation: Option<Evaluation>,
+    /// What it answers, task by task.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<TaskResult>,
     /// One entry per weight tensor, in the order of the file.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tensors: Vec<Tensor>,
@@ -64,6 +69,7 @@ impl Report {
             output: None,
             pruning: None,
             evaluation: None,
+            tasks: Vec::new(),
             tensors: Vec::new(),
             calibration: None,
             distillation: None,
@@ -419,7 +425,7 @@ mod tests {
     #[test]
     fn a_key_of_a_later_writer_is_passed_over() {
         let mut json = serde_json::to_value(example::quantized()).unwrap();
-        json["evaluation"]["tasks"] = serde_json::json!([]);
+        json["evaluation"]["moods"] = serde_json::json!([]);
         assert_eq!(Report::from_json(&json.to_string()).unwrap(), example::quantized());
     }
 }

@@ -193,13 +193,27 @@ impl HiddenStates {
     pub fn keep_positions(&mut self, ctx: usize, positions: Range<usize>) -> Result<(), FileError> {
         assert!(self.tokens().is_multiple_of(ctx), "{} rows are not windows of {ctx}", self.tokens());
         assert!(positions.end <= ctx, "rows {positions:?} of {ctx}");
-        let windows = self.tokens() / ctx;
-        for window in 0..windows {
-            let from = window * ctx;
-            let rows = self.read(from + positions.start..from + positions.end)?.into_owned();
-            self.write(window * positions.len(), rows.view())?;
+        let starts = (0..self.tokens()).step_by(ctx);
+        self.keep_rows(starts.map(|start| start + positions.start..start + positions.end))
+    }
+
+    /// Keeps these rows only, in order and in place.
+    ///
+    /// # Errors
+    /// A disk that fails or refuses.
+    ///
+    /// # Panics
+    /// If there are fewer rows, or a range begins before the one before it has ended.
+    pub fn keep_rows(&mut self, ranges: impl IntoIterator<Item = Range<usize>>) -> Result<(), FileError> {
+        let (mut kept, mut passed) = (0, 0);
+        for range in ranges {
+            assert!(passed <= range.start, "rows {range:?} after {passed}");
+            passed = range.end;
+            let rows = self.read(range)?.into_owned();
+            self.write(kept, rows.view())?;
+            kept += rows.nrows();
         }
-        self.shape[0] = windows * positions.len();
+        self.shape[0] = kept;
         let len = self.shape[0] * self.shape[1];
         match &mut self.store {
             Store::Floats(all) => {
@@ -309,6 +323,18 @@ mod tests {
             assert_eq!(seen.unwrap(), 6);
             let all = hidden.into_array().unwrap();
             assert_eq!(all.column(2).to_vec(), [2.0, 3.0, 3.0, 2.0, 2.0], "{keeping:?}");
+        }
+    }
+
+    #[test]
+    fn some_rows_are_kept_wherever_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        for keeping in everywhere(&folder) {
+            let mut hidden = HiddenStates::zeros([9, 1], &keeping).unwrap();
+            hidden.write(0, Array2::from_shape_fn((9, 1), |(row, _)| row as f32).view()).unwrap();
+            hidden.keep_rows([0..1, 1..1, 4..7, 8..9]).unwrap();
+            let kept = hidden.into_array().unwrap();
+            assert_eq!(kept.column(0).to_vec(), [0.0, 4.0, 5.0, 6.0, 8.0], "{keeping:?}");
         }
     }
 

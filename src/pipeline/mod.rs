@@ -11,6 +11,7 @@ pub mod prune;
 pub mod pupil;
 pub mod score;
 pub mod stream;
+pub mod tasks;
 pub mod teacher;
 pub mod training;
 pub mod verify;

@@ -3,5 +3,6 @@
 mod models;
 mod outputs;
 mod requests;
+mod tasks;
 mod teacher;
 mod texts;

@@ -10,6 +10,7 @@ mod prune;
 mod quality;
 mod recipes;
 mod reports;
+mod tasks;
 mod teacher;
 mod zeros;
 

@@ -443,3 +443,57 @@ fn a_cache_of_another_text_cut_or_vocabulary_is_refused_with_what_it_was_made_on
     let cause = error.source().unwrap().to_string();
     assert!(cause.contains("has 300 tokens in its vocabulary, the model 310"), "{cause}");
 }
+
+/// What fills up shorter texts, which texts are run together and how heads are cut shows in no answer; and answers are those of
+/// an evaluation that scores every token of the same text.
+#[test]
+fn a_text_is_answered_as_if_it_stood_alone_and_as_it_is_scored() {
+    use crate::tasks::{Item, Task, answer};
+    let model = Tiny::new(50, 7);
+    let letters =
+        |text: &str| -> Result<Vec<u32>, Error> { Ok(text.bytes().map(|b| u32::from(b) % 50).collect()) };
+    let item = |context: &str, continuation: &str| Item::LastWord {
+        context: context.to_owned(),
+        continuation: continuation.to_owned(),
+    };
+    let items = vec![
+        item("ab", "c"),
+        item("a longer one", "of some words"),
+        item("abcdefghij", "kl"),
+        item("x", "y"),
+    ];
+    let task = Task { name: "t".to_owned(), items };
+    let requests = task.requests(letters, Some(0), 64).unwrap();
+    let together = answer(&model.scored(), &requests, ROOMY, &mut silent).unwrap();
+    for (request, together) in requests.chunks(1).zip(&together) {
+        assert_eq!(answer(&model.scored(), request, TIGHT, &mut silent).unwrap(), [*together]);
+    }
+
+    // The first begins with BOS and a letter, and all after that is what it is asked for.
+    let all = task.requests(letters, Some(0), 64).unwrap();
+    let said: f64 = answer(&model.scored(), &all[3..], ROOMY, &mut silent).unwrap()[0].log_likelihood;
+    let tokens = letters("x y").unwrap();
+    let windows = windows(&tokens, 4, Convention::Hf, Some(0), None).unwrap();
+    let whole =
+        evaluate(model.scored(), None, passage(&windows, Convention::Hf), ROOMY, &mut silent).unwrap();
+    let first = windows_of(&[0, tokens[0]]);
+    let begins = evaluate(model.scored(), None, passage(&first, Convention::Hf), ROOMY, &mut silent).unwrap();
+    let expected = begins.perplexity.value.ln() - 3.0 * whole.perplexity.value.ln();
+    assert!((said - expected).abs() < 1e-5, "{said} beside {expected}");
+}
+
+fn windows_of(tokens: &[u32]) -> Windows {
+    Windows::new(tokens.len(), tokens.to_vec())
+}
+
+#[test]
+fn an_answer_from_logits_that_are_not_finite_is_refused() {
+    use crate::tasks::{Item, Task, answer};
+    let model = Tiny::new(50, 7).spoiled("model.norm.weight", f32::NAN);
+    let item = Item::LastWord { context: "ab".to_owned(), continuation: "c".to_owned() };
+    let task = Task { name: "t".to_owned(), items: vec![item] };
+    let encode = |text: &str| -> Result<Vec<u32>, Error> { Ok(vec![1; text.len()]) };
+    let requests = task.requests(encode, None, 64).unwrap();
+    let error = answer(&model.scored(), &requests, ROOMY, &mut silent).unwrap_err();
+    assert!(matches!(error, Error::AnswerNotFinite), "{error}");
+}

@@ -7,6 +7,7 @@ use std::path::Path;
 use super::figures::{
     bytes, compact, duration, grouped, measured, percent, perplexity, short_perplexity, small,
 };
+use super::tasks;
 use crate::Divergence;
 use crate::report::{
     BLOCK_OUTPUT, Calibration, Candidate, CurvePoint, Distillation, Evaluation, Model, Output, Pruning,
@@ -55,11 +56,11 @@ pub(super) enum Align {
     Right,
 }
 
-const fn left(heading: &'static str) -> Column {
+pub(super) const fn left(heading: &'static str) -> Column {
     Column { heading, align: Align::Left }
 }
 
-const fn right(heading: &'static str) -> Column {
+pub(super) const fn right(heading: &'static str) -> Column {
     Column { heading, align: Align::Right }
 }
 
@@ -71,6 +72,7 @@ pub(super) fn of_report(report: &Report) -> Page {
     sections.extend(report.pruning.as_ref().map(pruning));
     sections.extend(report.pruning.as_ref().and_then(|pruning| Some(search(pruning.search.as_ref()?))));
     sections.extend(report.evaluation.as_ref().map(evaluation));
+    sections.extend(tasks::section(&report.tasks));
     if !report.tensors.is_empty() {
         sections.push(tensors(&report.tensors));
     }
