@@ -42,6 +42,19 @@ for scheme in w4a16-g64 w4a16-g64-asym w3a16-g64 w8a16-g128; do
   "$python" "$here/check_folder.py" "$work/$scheme" "$work/$scheme.json" "$text" 2>"$work/log" || { cat "$work/log"; exit 1; }
 done
 
+echo "--- lm-evaluation-harness: the same answers, item by item"
+tasks=("$shared"/text/tasks/{arc_easy,piqa,winogrande,lambada_openai}.jsonl)
+if [[ ! -e ${tasks[0]} ]]; then
+  echo "skipped: there are no tasks"
+elif ! "$python" -c 'import lm_eval' 2>/dev/null && ! "$peers/py/bin/pip" install --quiet lm_eval; then
+  echo "skipped: the harness could not be installed"
+else
+  "$attar" eval "$model" "${tasks[@]/#/--task=}" --items 40 --quiet --json "$work/tasks.json" >/dev/null
+  "$python" "$here/check_tasks.py" "$model" "$work/tasks.json" "${tasks[@]}" --items 40 >"$work/told" 2>"$work/log" ||
+    { cat "$work/told" "$work/log"; exit 1; }
+  grep differing "$work/told"
+fi
+
 pruned() {
   echo "--- pruned models: transformers and llama.cpp load them, and score what we report"
   "$here/check_pruned.sh" "$attar" "$python" "$peers/llamacpp" "$model" "$calib" "$text"
