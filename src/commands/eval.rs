@@ -143,17 +143,14 @@ impl EvalArgs {
 
 /// What would be done.
 fn plan(args: &EvalArgs, original: Option<&Original>, scoring: Option<&Scoring>, exams: &[Exam]) -> String {
-    let mut plan = String::new();
-    if let Some(Scoring { windows, memory, .. }) = scoring {
+    let text = scoring.map(|Scoring { windows, memory, .. }| {
         let (tokens, ctx, count) = (windows.tokens().len(), windows.ctx(), windows.count());
         let head = match (&memory.streaming.device, args.keeps_likeliest(original)) {
             (Device::Cuda(_), true) => "likeliest tokens: found and compared on the processor\n",
             _ => "",
         };
-        plan += &format!("{tokens} tokens in {count} windows of {ctx}\n{head}{memory}\n");
-    }
-    for exam in exams {
-        plan += &format!("tasks: {} texts\n{}\n", exam.texts(), exam.memory);
-    }
-    plan
+        format!("{tokens} tokens in {count} windows of {ctx}\n{head}{memory}\n")
+    });
+    let tasks = exams.iter().map(|exam| format!("tasks: {} texts\n{}\n", exam.texts(), exam.memory));
+    text.into_iter().chain(tasks).collect()
 }

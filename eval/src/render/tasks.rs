@@ -4,11 +4,12 @@ use super::figures::{grouped, percent, short_perplexity, small};
 use super::page::{Section, Table, left, right};
 use crate::report::{Share, TaskResult};
 
+/// What a column says of a task.
+type Figure = fn(&TaskResult) -> Option<String>;
+
 /// None where there are no tasks. Columns that no task fills are left out.
 pub(super) fn section(tasks: &[TaskResult]) -> Option<Section> {
-    let of =
-        |task: &TaskResult, figure: fn(&TaskResult) -> Option<String>| figure(task).unwrap_or("-".to_owned());
-    let columns: [(&'static str, fn(&TaskResult) -> Option<String>); 10] = [
+    let columns: [(&'static str, Figure); 10] = [
         ("items", |task| Some(grouped(task.items))),
         ("accuracy", |task| Some(share(task.accuracy))),
         ("per character", |task| task.normalised_accuracy.map(share)),
@@ -25,7 +26,7 @@ pub(super) fn section(tasks: &[TaskResult]) -> Option<Section> {
     let mut table = Table { columns: vec![left("task")], rows: Vec::new() };
     table.columns.extend(filled.iter().map(|(heading, _)| right(heading)));
     for task in tasks {
-        let figures = filled.iter().map(|(_, figure)| of(task, *figure));
+        let figures = filled.iter().map(|(_, figure)| figure(task).unwrap_or("-".to_owned()));
         table.rows.push([task.name.clone()].into_iter().chain(figures).collect());
     }
     (!tasks.is_empty()).then(|| Section { heading: "Tasks", table: Some(table), ..Section::default() })

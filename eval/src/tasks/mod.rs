@@ -4,7 +4,7 @@
 //! a model, [`Task::result`] counts, [`compare`] sets two models' answers to the same items beside each other.
 //!
 //! # Source
-//! EleutherAI's lm-evaluation-harness: what is put before an answer, where tokens are cut, which figures are taken.
+//! lm-evaluation-harness: what is put before an answer, where tokens are cut, which figures are taken.
 
 mod answer;
 mod item;

@@ -106,7 +106,7 @@ pub fn compare(task: &Task, result: &mut TaskResult, reference: &TaskResult) {
 }
 
 /// How likely it is that of `lost + won` flips, each as likely to fall on either side, so many or more fall on one: the exact
-/// two-sided sign test, for paired answers McNemar's.
+/// two-sided sign test, which for paired answers is called after `McNemar`.
 fn sign_test(lost: u64, won: u64) -> f64 {
     let (flips, fewer) = (lost + won, lost.min(won));
     // Binomial probabilities from the middle's logarithms: each is the one before times (n - k) / (k + 1).
