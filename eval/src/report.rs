@@ -8,7 +8,7 @@ mod pruning;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{Convention, Divergence, Perplexity};
-pub use pruning::{Candidate, DroppedLayer, Lost, PrunedLayer, Pruning, Search, Shape};
+pub use pruning::{AcrossLayers, Candidate, DroppedLayer, Lost, PrunedLayer, Pruning, Search, Shape};
 
 /// The schema this version reads and writes.
 pub const SCHEMA: &str = "attar-report/1";

@@ -131,7 +131,7 @@ impl<'a> Chain<'a> {
             let plan = job.plan()?;
             add(job.output, &plan.to_string());
             if follows {
-                cuts = match self.kept(job.output, &plan.shapes())? {
+                cuts = match self.kept(job.output, plan.shapes())? {
                     Some(cut) => vec![cut],
                     None => job.promises(&plan)?,
                 };
@@ -272,7 +272,7 @@ impl<'a> Chain<'a> {
         let mut cut = None;
         if let (Some(job), Some(plan)) = (self.prune_job(), &ahead.prune) {
             let mut clock = scored.begin(job.output);
-            let (written, mut report) = match self.kept(job.output, &plan.shapes())? {
+            let (written, mut report) = match self.kept(job.output, plan.shapes())? {
                 Some(cut) => {
                     let report = self.found(
                         &cut,
@@ -372,7 +372,7 @@ impl Ahead<'_> {
     fn check(&self, chain: &Chain<'_>) -> Result<()> {
         chain.spare_models()?;
         if let (Some(plan), Some(job)) = (&self.prune, chain.prune_job())
-            && chain.kept(job.output, &plan.shapes())?.is_none()
+            && chain.kept(job.output, plan.shapes())?.is_none()
         {
             job.check(plan)?;
         }

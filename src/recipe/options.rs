@@ -32,6 +32,7 @@ pub const PRUNE: Stage = Stage {
         "hidden",
         "experts",
         "target_params",
+        "across_layers",
         "align",
         "criterion",
         "depth_criterion",
