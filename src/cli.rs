@@ -18,7 +18,7 @@ use crate::device::DeviceArg;
 use crate::diagnostic::Failure;
 use crate::scheme::Scheme;
 pub use distill::{DecayArg, DistillArgs, LossArg};
-pub use prune::{PruneArgs, ShapeArgs};
+pub use prune::{ArchArg, PruneArgs, ShapeArgs};
 
 /// Makes language models small without making them stupid, and proves what it cost.
 #[derive(Debug, Parser)]

@@ -9,7 +9,7 @@ mod tasks;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{Convention, Divergence, Perplexity};
-pub use pruning::{Candidate, DroppedLayer, Lost, PrunedLayer, Pruning, Search, Shape};
+pub use pruning::{AcrossLayers, Candidate, DroppedLayer, Lost, PrunedLayer, Pruning, Search, Shape};
 pub use tasks::{Share, TaskComparison, TaskResult};
 
 /// The schema this version reads and writes.

@@ -71,7 +71,7 @@ impl Linear {
 /// One decoder block. Activations are `[tokens, features]`, tokens in whole windows.
 #[derive(Debug)]
 pub struct Block {
-    config: ModelConfig,
+    config: ModelConfig, // of its layer
     layer: usize,
     attn_norm: Option<Norm>,
     q: Linear,
@@ -122,6 +122,7 @@ impl Block {
         weights: &dyn Weights,
     ) -> Result<Self, Error> {
         assert!(layer < config.num_hidden_layers, "layer {layer} of {}", config.num_hidden_layers);
+        let config = &*config.of_layer(layer);
         let spec = |role| config.tensor(role, Some(layer));
         let norm = |role| spec(role).map(|spec| Norm::load(config, &spec, weights)).transpose();
         let needed = |role| spec(role).ok_or_else(|| Error::Missing { key: format!("{role:?}") });

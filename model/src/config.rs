@@ -4,9 +4,11 @@ mod experts;
 mod gguf;
 mod hf;
 mod rope;
+mod unequal;
 
 pub use experts::Experts;
 pub use rope::{Llama3Scaling, LongRope, RopeScaling};
+pub use unequal::LayerSizes;
 
 use crate::{Error, Family, Tap};
 use attar_tensor::op::{Attention, Rope};
@@ -43,14 +45,17 @@ pub struct ModelConfig {
     pub family: &'static Family,
     /// Features of the residual stream.
     pub hidden_size: usize,
-    /// Features inside the MLP.
-    pub intermediate_size: usize,
     /// Decoder blocks.
     pub num_hidden_layers: usize,
+    /// Features inside the MLP.
+    pub intermediate_size: usize,
     /// Query heads.
     pub num_attention_heads: usize,
     /// Key and value heads.
     pub num_key_value_heads: usize,
+    /// For each layer its own of the last three numbers, where layers may differ; those are then the largest. Where all layers
+    /// have them, nothing.
+    pub layer_sizes: Vec<LayerSizes>,
     /// Features of a head.
     pub head_dim: usize,
     /// Rows of the embedding.
@@ -122,7 +127,8 @@ impl ModelConfig {
         self.experts.as_ref().filter(|experts| experts.layers.get(layer) == Some(&true))
     }
 
-    /// Features of the activation at a tap; in layers with experts `MlpMid` is each expert's, see [`Experts`].
+    /// Features of the activation at a tap; in layers with experts `MlpMid` is each expert's, see [`Experts`]. Where layers differ
+    /// in size, the most that any has: [`of_layer`](Self::of_layer) is asked for its own.
     pub fn tap_features(&self, tap: Tap) -> usize {
         match tap {
             Tap::AttnIn | Tap::MlpIn | Tap::HeadIn => self.hidden_size,
@@ -162,9 +168,10 @@ impl ModelConfig {
 
     /// The attention of a layer in windows of `ctx` tokens.
     pub fn attention(&self, layer: usize, ctx: usize) -> Attention {
+        let sizes = self.sizes(layer);
         Attention {
-            heads: self.num_attention_heads,
-            kv_heads: self.num_key_value_heads,
+            heads: sizes.num_attention_heads,
+            kv_heads: sizes.num_key_value_heads,
             head_dim: self.head_dim,
             ctx,
             sliding_window: self.sliding_window(layer),
@@ -188,10 +195,7 @@ impl ModelConfig {
     fn checked(self) -> Result<Self, Error> {
         let sizes = [
             ("hidden_size", self.hidden_size, MOST),
-            ("intermediate_size", self.intermediate_size, MOST),
             ("num_hidden_layers", self.num_hidden_layers, MOST_LAYERS),
-            ("num_attention_heads", self.num_attention_heads, MOST),
-            ("num_key_value_heads", self.num_key_value_heads, MOST),
             ("head_dim", self.head_dim, MOST),
             ("vocab_size", self.vocab_size, MOST),
         ];
@@ -200,15 +204,7 @@ impl ModelConfig {
                 return Err(value(key, found, format!("a number from 1 to {most}")));
             }
         }
-        if self.num_attention_heads.saturating_mul(self.head_dim) > MOST {
-            let expected =
-                format!("at most {} for {} heads", MOST / self.num_attention_heads, self.num_attention_heads);
-            return Err(value("head_dim", self.head_dim, expected));
-        }
-        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
-            let expected = format!("a divisor of num_attention_heads {}", self.num_attention_heads);
-            return Err(value("num_key_value_heads", self.num_key_value_heads, expected));
-        }
+        self.check_sizes()?;
         if !self.head_dim.is_multiple_of(2) {
             return Err(value("head_dim", self.head_dim, "an even number".into()));
         }

@@ -34,7 +34,7 @@ pub use attar_tensor::op::{AdamW, Divergence, Moments, global_norm, relative_err
 pub use attar_tensor::{NotPositiveDefinite, Precision, cholesky_of_inverse, gram_add, matmul};
 pub use block::{Block, Kept, Learner, Linear};
 pub use config::{
-    AttentionScale, Experts as ExpertNumbers, Llama3Scaling, LongRope, ModelConfig, RopeScaling,
+    AttentionScale, Experts as ExpertNumbers, LayerSizes, Llama3Scaling, LongRope, ModelConfig, RopeScaling,
 };
 pub use device::Device;
 pub use error::Error;

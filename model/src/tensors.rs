@@ -6,6 +6,7 @@ pub use experts::{ExpertIndex, FilePlace};
 
 use crate::ModelConfig;
 use crate::family::QkNorm;
+use std::borrow::Cow;
 
 /// What a tensor does. Every expert has a gate, an up and a down of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -321,6 +322,7 @@ impl Row {
         Self { exists, ..self }
     }
 
+    /// `config` is the configuration of the layer.
     fn spec(&self, config: &ModelConfig, layer: Option<usize>) -> TensorSpec {
         let (hf, gguf, ending) = (self.hf, self.gguf, self.ending);
         let (name, gguf_name) = match layer {
@@ -420,9 +422,10 @@ impl ModelConfig {
     }
 
     fn layer_tensors(&self, layer: usize) -> impl Iterator<Item = TensorSpec> {
+        let config = self.of_layer(layer);
         let rows = BLOCK.iter().filter(move |row| self.has(row, Some(layer)));
         let experts = experts::specs(self, layer);
-        rows.map(move |row| row.spec(self, Some(layer))).chain(experts)
+        rows.map(move |row| row.spec(&config, Some(layer))).chain(experts)
     }
 
     /// The tensor of one role in one layer, or outside of all layers, if the model has it; the experts' are had from
@@ -432,7 +435,8 @@ impl ModelConfig {
             return experts::router(self, layer?);
         }
         let mut rows = if layer.is_some() { BLOCK.iter().chain(&[]) } else { BEFORE.iter().chain(AFTER) };
-        rows.find(|row| row.role == role && self.has(row, layer)).map(|row| row.spec(self, layer))
+        let config = layer.map_or(Cow::Borrowed(self), |layer| self.of_layer(layer));
+        rows.find(|row| row.role == role && self.has(row, layer)).map(|row| row.spec(&config, layer))
     }
 
     fn has(&self, row: &Row, layer: Option<usize>) -> bool {

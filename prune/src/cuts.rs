@@ -2,8 +2,8 @@
 
 use crate::coupling::Group;
 use crate::{Error, KeepList};
-use attar_model::family::Scales;
-use attar_model::{ModelConfig, Role, TensorSpec};
+use attar_model::family::{QkNorm, Scales};
+use attar_model::{LayerSizes, ModelConfig, Role, TensorSpec};
 use std::collections::BTreeMap;
 
 /// What is kept of one layer.
@@ -17,6 +17,17 @@ pub struct BlockCuts {
     pub kv_heads: KeepList,
     /// Experts, where the MLP is made of them.
     pub experts: Option<KeepList>,
+}
+
+impl BlockCuts {
+    /// The sizes of what is left.
+    pub fn sizes(&self) -> LayerSizes {
+        LayerSizes {
+            intermediate_size: self.ffn.len(),
+            num_attention_heads: self.query_heads.len(),
+            num_key_value_heads: self.kv_heads.len(),
+        }
+    }
 }
 
 /// What is kept of a model: one list for each group of features that are one thing in several tensors.
@@ -35,7 +46,7 @@ pub struct Cuts {
 }
 
 impl Cuts {
-    /// Nothing goes.
+    /// Nothing goes of a model whose layers are alike.
     pub fn none(config: &ModelConfig) -> Self {
         let block = |layer| BlockCuts {
             ffn: KeepList::all(config.intermediate_size),
@@ -51,13 +62,13 @@ impl Cuts {
         }
     }
 
-    /// The configuration of what is left. Layers that keep fewer channels of their MLP than others are filled up with zeros.
+    /// The configuration of what is left, with the sizes of every layer where not all have the same.
     ///
     /// # Errors
     /// What no configuration of the family can say: see [`Error`].
     ///
     /// # Panics
-    /// If these are not cuts of a model of this shape.
+    /// If these are not cuts of a model of this shape, whose layers are alike.
     pub fn config(&self, of: &ModelConfig) -> Result<ModelConfig, Error> {
         self.assert_of(of);
         let mut kept = self.layers.kept().iter();
@@ -75,8 +86,11 @@ impl Cuts {
                     Err(Error::NotUniform { what, layer, found, expected })
                 }
             };
-            uniform("key heads", here.kv_heads.len(), first.kv_heads.len())?;
-            uniform("query heads", here.query_heads.len(), first.query_heads.len())?;
+            let per_key_head = |block: &BlockCuts| block.query_heads.len() / block.kv_heads.len();
+            uniform("query heads of every key head", per_key_head(here), per_key_head(first))?;
+            if of.family.qk_norm == QkNorm::Whole {
+                uniform("key heads", here.kv_heads.len(), first.kv_heads.len())?;
+            }
         }
         let experts = self
             .layers
@@ -94,13 +108,10 @@ impl Cuts {
                 return Err(Error::FewExperts { kept: expected, per_token: numbers.num_experts_per_tok });
             }
         }
-        let widest = self.layers.kept().iter().map(|&layer| self.blocks[layer].ffn.len()).max();
-        Ok(self.shape(
-            of,
-            first,
-            widest.unwrap_or(of.intermediate_size),
-            experts.first().map(|(_, list)| list.len()),
-        ))
+        let config = self.shape(of, first, experts.first().map(|(_, list)| list.len()));
+        let sizes = self.of_kept_layers(&self.blocks).iter().map(BlockCuts::sizes).collect::<Vec<_>>();
+        let all_equal = sizes.iter().all(|sizes| *sizes == first.sizes());
+        Ok(if all_equal { config } else { config.with_layer_sizes(sizes) })
     }
 
     /// The configuration that one layer has on its own: its numbers, whatever those of other layers are.
@@ -110,16 +121,17 @@ impl Cuts {
     pub fn block_config(&self, of: &ModelConfig, layer: usize) -> ModelConfig {
         self.assert_of(of);
         let here = &self.blocks[layer];
-        self.shape(of, here, here.ffn.len(), here.experts.as_ref().map(KeepList::len))
+        self.shape(of, here, here.experts.as_ref().map(KeepList::len))
     }
 
-    fn shape(&self, of: &ModelConfig, block: &BlockCuts, ffn: usize, experts: Option<usize>) -> ModelConfig {
+    fn shape(&self, of: &ModelConfig, block: &BlockCuts, experts: Option<usize>) -> ModelConfig {
         let mut config = of.clone();
         config.num_hidden_layers = self.layers.len();
         config.hidden_size = self.hidden.len();
-        config.intermediate_size = ffn;
-        config.num_attention_heads = block.query_heads.len();
-        config.num_key_value_heads = block.kv_heads.len();
+        let LayerSizes { intermediate_size, num_attention_heads, num_key_value_heads } = block.sizes();
+        config.intermediate_size = intermediate_size;
+        config.num_attention_heads = num_attention_heads;
+        config.num_key_value_heads = num_key_value_heads;
         config.rope_layers = self.of_kept_layers(&of.rope_layers);
         config.sliding_windows = self.of_kept_layers(&of.sliding_windows);
         if let Some(numbers) = &mut config.experts {
@@ -178,6 +190,7 @@ impl Cuts {
         assert_eq!(self.layers.of(), of.num_hidden_layers, "cuts of as many layers");
         assert_eq!(self.blocks.len(), of.num_hidden_layers, "cuts of every layer");
         assert_eq!(self.hidden.of(), of.hidden_size, "cuts of as many features");
+        assert!(of.layer_sizes.is_empty(), "cuts of a model whose layers are alike");
         for block in &self.blocks {
             assert_eq!(block.ffn.of(), of.intermediate_size, "cuts of as many channels");
             assert_eq!(block.query_heads.of(), of.num_attention_heads, "cuts of as many query heads");

@@ -10,6 +10,7 @@
 
 #![expect(clippy::needless_pass_by_value, reason = "a view is a reference already")]
 
+pub mod across;
 pub mod coupling;
 pub mod criterion;
 pub mod hidden;

@@ -62,6 +62,20 @@ impl<'a> Pruned<'a> {
         Self { config, of, cuts, weights, tensors, changed: HashMap::new() }
     }
 
+    /// The same in the shape of `config`, whose layers may be larger: zeros are added that change nothing of what it computes.
+    ///
+    /// # Panics
+    /// If it has a tensor that `config` lacks.
+    #[must_use]
+    pub fn filled_up_to(mut self, config: &ModelConfig) -> Self {
+        for [new, _] in self.tensors.values_mut().filter(|[new, _]| new.expert.is_none()) {
+            let spec = config.tensor(new.role, new.layer);
+            *new = spec.unwrap_or_else(|| panic!("no `{}` in the larger shape", new.name));
+        }
+        self.config = config.clone();
+        self
+    }
+
     /// Its configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
@@ -72,13 +86,15 @@ impl<'a> Pruned<'a> {
         self.tensors.get(name).map(|[_, old]| old)
     }
 
-    /// Puts other numbers in the place of a tensor's.
+    /// Puts other numbers in the place of what is kept of a tensor.
     ///
     /// # Panics
-    /// If there is no such tensor, or it has another shape.
+    /// If there is no such tensor, or another shape is kept of it.
     pub fn change(&mut self, name: &str, values: ArrayD<f32>) {
-        let shape = self.tensors.get(name).map(|[new, _]| new.shape.as_slice());
-        assert_eq!(Some(values.shape()), shape, "the shape of {name}");
+        let tensor = self.tensors.get(name).unwrap_or_else(|| panic!("no `{name}` is left"));
+        let kept = |axis| self.parts(tensor, axis).iter().map(|part| part.keep.len()).sum();
+        let shape: Vec<usize> = (0..values.ndim()).map(kept).collect();
+        assert_eq!(values.shape(), shape, "what is kept of {name}");
         self.changed.insert(name.to_owned(), values);
     }
 
@@ -86,33 +102,44 @@ impl<'a> Pruned<'a> {
         self.tensors.get(name).ok_or_else(|| format!("the pruned model has no tensor `{name}`").into())
     }
 
-    /// What is kept along one axis of a tensor that is made of `groups` there, one after the other.
-    fn parts(&self, groups: &[Group], old: &TensorSpec, axis: usize) -> Vec<Part> {
-        let features = old.shape[axis];
+    /// What is kept along one axis of a tensor, of each group that it is made of there, one after the other.
+    fn parts(&self, [new, old]: &[TensorSpec; 2], axis: usize) -> Vec<Part> {
+        let coupling = coupling(old.role, self.of.family);
+        let groups = if axis == 0 { coupling.rows } else { coupling.cols.as_slice() };
+        let layer = self.config.of_layer(new.layer.unwrap_or(0));
         let part = |&group: &Group| {
-            let keep = self.cuts.kept_of(group, self.of, old, features);
-            let is_own = group == Group::Ffn && old.expert.is_none();
-            let filled_to = if is_own { self.config.intermediate_size } else { keep.len() };
+            let keep = self.cuts.kept_of(group, self.of, old, old.shape[axis]);
+            let filled_to = match group {
+                Group::Ffn if old.expert.is_none() => layer.intermediate_size,
+                Group::QueryHeads => layer.query_size(),
+                Group::KvHeads => layer.key_value_size(),
+                _ => keep.len(),
+            };
             Part { keep, filled_to }
         };
         groups.iter().map(part).collect()
     }
 
-    fn columns(&self, old: &TensorSpec) -> Vec<Part> {
-        let groups = coupling(old.role, self.of.family).cols;
-        self.parts(groups.as_slice(), old, 1)
-    }
-
-    fn cut(&self, mut values: ArrayD<f32>, old: &TensorSpec) -> ArrayD<f32> {
-        values = cut_along(values, 0, &self.parts(coupling(old.role, self.of.family).rows, old, 0));
-        if old.is_matrix() {
-            values = cut_along(values, 1, &self.columns(old));
+    fn cut(&self, mut values: ArrayD<f32>, tensor: &[TensorSpec; 2]) -> ArrayD<f32> {
+        for axis in 0..values.ndim() {
+            values = cut_along(values, axis, &self.parts(tensor, axis));
         }
+        let [_, old] = tensor;
         if let Some(factor) = self.cuts.norms.get(&(old.role, old.layer)) {
             let added = if self.of.family.norms_add_one { 1.0 } else { 0.0 };
             values.mapv_inplace(|stored| (stored + added) * factor - added);
         }
         values
+    }
+
+    /// What is kept of a tensor, filled up to its shape.
+    fn filled(&self, mut kept: ArrayD<f32>, tensor: &[TensorSpec; 2]) -> ArrayD<f32> {
+        for axis in 0..kept.ndim() {
+            let all = |part: Part| Part { keep: KeepList::all(part.keep.len()), ..part };
+            let parts: Vec<_> = self.parts(tensor, axis).into_iter().map(all).collect();
+            kept = cut_along(kept, axis, &parts);
+        }
+        kept
     }
 }
 
@@ -151,20 +178,22 @@ fn cut_along(values: ArrayD<f32>, axis: usize, parts: &[Part]) -> ArrayD<f32> {
 
 impl Weights for Pruned<'_> {
     fn load(&self, name: &str) -> Result<ArrayD<f32>, LoadError> {
-        let [_, old] = self.find(name)?;
+        let tensor = self.find(name)?;
         if let Some(values) = self.changed.get(name) {
-            return Ok(values.clone());
+            return Ok(self.filled(values.clone(), tensor));
         }
+        let [_, old] = tensor;
         let values = self.weights.load(&old.name)?;
         if values.shape() != old.shape {
             let found = values.shape();
             return Err(format!("`{}` has shape {found:?}, not {:?}", old.name, old.shape).into());
         }
-        Ok(self.cut(values, old))
+        Ok(self.cut(values, tensor))
     }
 
     fn load_rows(&self, name: &str, rows: &[usize]) -> Result<Array2<f32>, LoadError> {
-        let [_, old] = self.find(name)?;
+        let tensor = self.find(name)?;
+        let [_, old] = tensor;
         // Of embedding and head, which are read so, all rows stay.
         if !matches!(old.role, Role::Embedding | Role::Head) || self.changed.contains_key(name) {
             let all = self.load(name)?.into_dimensionality::<ndarray::Ix2>()?;
@@ -174,16 +203,17 @@ impl Weights for Pruned<'_> {
             };
         }
         let values = self.weights.load_rows(&old.name, rows)?.into_dyn();
-        Ok(cut_along(values, 1, &self.columns(old)).into_dimensionality()?)
+        Ok(cut_along(values, 1, &self.parts(tensor, 1)).into_dimensionality()?)
     }
 
     fn load_range(&self, name: &str, rows: Range<usize>) -> Result<Array2<f32>, LoadError> {
-        let [_, old] = self.find(name)?;
+        let tensor = self.find(name)?;
+        let [_, old] = tensor;
         if !matches!(old.role, Role::Embedding | Role::Head) || self.changed.contains_key(name) {
             return self.load_rows(name, &rows.collect::<Vec<_>>());
         }
         let values = self.weights.load_range(&old.name, rows)?.into_dyn();
-        Ok(cut_along(values, 1, &self.columns(old)).into_dimensionality()?)
+        Ok(cut_along(values, 1, &self.parts(tensor, 1)).into_dimensionality()?)
     }
 
     fn read_ahead(&self, name: &str) {

@@ -69,13 +69,23 @@ fn relative_error(
     keep: &KeepList,
     left: ArrayView2<'_, f32>,
 ) -> f64 {
+    let error = error(w, h, keep, left);
+    if error == 0.0 { 0.0 } else { error / squared(w, h) }
+}
+
+/// `tr(E H E')` of the error E of what is left of w, `[out_features, kept]`.
+pub(crate) fn error(
+    w: ArrayView2<'_, f32>,
+    h: &Array2<f32>,
+    keep: &KeepList,
+    left: ArrayView2<'_, f32>,
+) -> f64 {
     let mut error = w.to_owned();
     for (&column, left) in keep.kept().iter().zip(left.columns()) {
         let mut to = error.column_mut(column);
         to -= &left;
     }
-    let (error, all) = (squared(error.view(), h), squared(w, h));
-    if error == 0.0 { 0.0 } else { error / all }
+    squared(error.view(), h)
 }
 
 /// `tr(A H A')`.

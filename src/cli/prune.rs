@@ -2,10 +2,17 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::{CALIB_TOKENS, ConventionArg, ZerosArgs};
 use crate::pipeline::prune::shape::{Amount, parse_parameters};
+
+/// Architectures that a GGUF file may have in place of its model's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ArchArg {
+    /// Llama with layers that differ in size.
+    Deci,
+}
 
 /// `attar prune`.
 #[derive(Args, Clone, Debug)]
@@ -34,6 +41,11 @@ pub struct PruneArgs {
     /// Experts of every layer that stay, those that count for most (REAP)
     #[arg(long, value_name = "N", conflicts_with = "target_params", help_heading = "What goes")]
     pub experts: Option<usize>,
+
+    /// Let layers compete: some keep more channels (--ffn) and key heads (--kv-heads) than others, all together as many. Smaller
+    /// layers are filled up with zeros to the largest, so that every program loads what is written
+    #[arg(long, conflicts_with_all = ["target_params", "sparsity"], help_heading = "What goes")]
+    pub across_layers: bool,
 
     /// What widths are multiples of [default: 256, or the largest smaller power of two that comes close to what is asked for]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536), help_heading = "What goes")]
@@ -82,6 +94,11 @@ pub struct PruneArgs {
     /// Do not evaluate the written file (it is still reopened and compared with what was computed)
     #[arg(long, conflicts_with_all = ["text", "chunks", "convention"])]
     pub no_eval: bool,
+
+    /// Write a GGUF of this architecture: deci gives every layer its own sizes, in place of zeros (of models that compute as Llama
+    /// does)
+    #[arg(long, value_enum, requires = "across_layers")]
+    pub arch: Option<ArchArg>,
 
     /// Name for `tokenizer.ggml.pre`, where attar does not recognise the tokenizer's splitting rule
     #[arg(long, value_name = "NAME")]

@@ -129,6 +129,12 @@ pub fn state_of(output: &Path) -> PathBuf {
 impl DistillArgs {
     /// Holds what was asked for to the teacher and the student.
     fn check(&self, original: &Original, student: &Source) -> Result<()> {
+        if !student.config.layer_sizes.is_empty() {
+            return Err(Failure::new(
+                "the layers of the student differ in size, and a run is kept in a folder, whose config.json cannot say that",
+            )
+            .hint("teach what attar prune --across-layers writes without --arch deci: its zeros stay zeros"));
+        }
         let teacher = match original {
             Original::Model(teacher) => teacher.config.vocab_size,
             Original::Cache(cache) => cache.facts().vocab_size,

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use attar_eval::Report;
-use attar_model::Precision;
+use attar_model::{LayerSizes, Precision};
 use attar_quant::Rtn;
 
 use crate::cli::Global;
@@ -45,13 +45,19 @@ pub fn run(model: &Path, global: &Global) -> Result<()> {
 fn about(source: &Source) -> String {
     let config = &source.config;
     let bits = 8.0 * source.bytes() as f64 / source.parameters() as f64;
-    let heads = if config.num_attention_heads == config.num_key_value_heads {
-        format!("{} of {}", config.num_attention_heads, config.head_dim)
-    } else {
-        format!(
-            "{} of {}, sharing {} for keys and values",
-            config.num_attention_heads, config.head_dim, config.num_key_value_heads
-        )
+    let each = |of: fn(&LayerSizes) -> usize, all: usize| {
+        let least = config.layer_sizes.iter().map(of).min().unwrap_or(all);
+        if least == all { all.to_string() } else { format!("{least} to {all}") }
+    };
+    let query_heads = each(|sizes| sizes.num_attention_heads, config.num_attention_heads);
+    let kv_heads = each(|sizes| sizes.num_key_value_heads, config.num_key_value_heads);
+    let shared = config.num_attention_heads != config.num_key_value_heads;
+    let sharing = if shared { format!(", sharing {kv_heads} for keys and values") } else { String::new() };
+    let heads = format!("{query_heads} of {}{sharing}", config.head_dim);
+    let channels = each(|sizes| sizes.intermediate_size, config.intermediate_size);
+    let layers = match &config.layer_sizes[..] {
+        [] => config.num_hidden_layers.to_string(),
+        each => format!("{}, with sizes of their own", each.len()),
     };
     let tokenizer = match source.tokenizer() {
         Ok(tokenizer) => format!("{} tokens", thousands(tokenizer.vocab_size() as u64)),
@@ -62,8 +68,8 @@ fn about(source: &Source) -> String {
         ("family", config.family.name.to_owned()),
         ("parameters", thousands(source.parameters())),
         ("size", format!("{}, {bits:.2} bits per weight", human_bytes(source.bytes()))),
-        ("layers", config.num_hidden_layers.to_string()),
-        ("hidden size", format!("{}, in the MLP {}", config.hidden_size, config.intermediate_size)),
+        ("layers", layers),
+        ("hidden size", format!("{}, in the MLP {channels}", config.hidden_size)),
         ("heads", heads),
         (
             "vocabulary",

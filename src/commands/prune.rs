@@ -9,6 +9,7 @@ use crate::commands::quantize::{self, check_weights};
 use crate::commands::{CalibrationRequest, ScoringRequest};
 use crate::device::{Computer, DeviceArg};
 use crate::diagnostic::{Failure, Result};
+use crate::pipeline::prune::across::{Across, Layout};
 use crate::pipeline::prune::grid::Goal;
 use crate::pipeline::prune::shape::{Shape, Wanted};
 use crate::pipeline::prune::{Chooser, Compensation, PruneJob};
@@ -86,6 +87,7 @@ pub struct Order<'a> {
     args: &'a PruneArgs,
     source: &'a Source,
     goal: Goal,
+    across: Option<Across>,
     width: Chooser<dyn Width>,
     depth: Chooser<dyn Depth>,
 }
@@ -97,8 +99,20 @@ impl<'a> Order<'a> {
     /// A shape it cannot have, criteria that there are not.
     pub fn new(args: &'a PruneArgs, source: &'a Source) -> Result<Self> {
         let (width, depth) = (args.width()?, args.depth()?);
-        let goal = Goal::resolve(&source.config, &args.wanted())?;
-        Ok(Self { args, source, goal, width, depth })
+        refuse_unequal(source)?;
+        let wanted = args.wanted();
+        let goal = Goal::resolve(&source.config, &wanted)?;
+        let layout = if args.arch.is_some() { Layout::Deci } else { Layout::FilledUp };
+        let across = match &goal {
+            Goal::Shape(shape) => Across::resolve(&source.config, shape, &wanted, layout, width)?,
+            Goal::Search(_) => None,
+        };
+        if args.arch.is_some() && !is_gguf(&args.output) {
+            return Err(Failure::new("--arch is for GGUF files, and the output is a folder").hint(
+                "let the output's name end in .gguf, or leave --arch out: layers are filled up with zeros",
+            ));
+        }
+        Ok(Self { args, source, goal, across, width, depth })
     }
 
     /// Whether a text has to say what goes.
@@ -120,6 +134,7 @@ impl<'a> Order<'a> {
             tokenizer,
             goal: &self.goal,
             drop: &self.args.drop,
+            across: self.across,
             width: self.width,
             depth: self.depth,
             compensation: repairs,
@@ -168,7 +183,8 @@ impl PruneArgs {
     fn wanted(&self) -> Wanted {
         let ShapeArgs { layers, ffn, heads, kv_heads, hidden, target_params: target } = self.shape;
         let (drop, align) = (self.drop.clone(), self.align.map(|align| align as usize));
-        Wanted { layers, drop, ffn, heads, kv_heads, hidden, experts: self.experts, align, target }
+        let (experts, across_layers) = (self.experts, self.across_layers);
+        Wanted { layers, drop, ffn, heads, kv_heads, hidden, experts, align, target, across_layers }
     }
 
     fn width(&self) -> Result<Chooser<dyn Width>> {
@@ -186,6 +202,17 @@ impl PruneArgs {
             })),
         }
     }
+}
+
+/// Layers that differ in size already are not cut further.
+fn refuse_unequal(source: &Source) -> Result<()> {
+    if source.config.layer_sizes.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(
+        "the layers of this model differ in size, and only those of models whose layers are alike can be cut",
+    )
+    .hint("prune the model it was made from, along all axes at once"))
 }
 
 /// A name that is none of a kind.

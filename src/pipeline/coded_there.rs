@@ -25,7 +25,7 @@ impl Pass<'_> {
         for tap in STAGES {
             let tensors: Vec<_> = self.plan.of_layer(layer).filter(|t| t.spec.tap == Some(tap)).collect();
             let coded = tensors.iter().any(|t| matches!(t.treatment, Treatment::Codes(_)));
-            let wanted = coded.then(|| self.source.config.tap_features(tap));
+            let wanted = coded.then(|| self.source.config.of_layer(layer).tap_features(tap));
             let seen = done.calibrating(|| stream.observe(tap, wanted))?;
             let factor = seen
                 .as_ref()

@@ -169,7 +169,8 @@ impl Pass<'_> {
             let tensors: Vec<_> = self.plan.of_layer(layer).filter(|t| t.spec.tap == Some(tap)).collect();
             let solver = self.solver_of(tensors.iter().any(|t| t.sparse));
             let solved = tensors.iter().any(|t| t.sparse || matches!(t.treatment, Treatment::Codes(_)));
-            let wanted = solved.then(|| Statistics::with(solver.reads(), config.tap_features(tap)));
+            let wanted =
+                solved.then(|| Statistics::with(solver.reads(), config.of_layer(layer).tap_features(tap)));
             let statistics = done.calibrating(|| stream.observe(&block, tap, wanted))?;
             let factor = statistics.as_ref().map(|statistics| Factor::new(statistics, solver.settings()));
             for tensor in tensors {

@@ -275,10 +275,10 @@ impl Target<'_> {
     fn config_json(&self) -> Result<Value> {
         let mut config = match self.source.folder() {
             Some(folder) => reshaped(&folder.config, &self.source.config, self.config)?,
-            None => self
-                .config
-                .to_hf()
-                .hint(|| "start from the Hugging Face folder that the GGUF file was made from")?,
+            None => self.config.to_hf().hint(|| match self.config.layer_sizes[..] {
+                [] => "start from the Hugging Face folder that the GGUF file was made from",
+                _ => "layers that differ in size fit into a GGUF file: let the output's name end in .gguf",
+            })?,
         };
         let object = config.as_object_mut().ok_or_else(|| Failure::new("the configuration is no object"))?;
         object.shift_remove(compressed_tensors::CONFIG_KEY);

@@ -32,6 +32,7 @@ pub const PRUNE: Stage = Stage {
         "hidden",
         "experts",
         "target_params",
+        "across_layers",
         "align",
         "sparsity",
         "sparsity_criterion",

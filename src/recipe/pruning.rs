@@ -120,7 +120,7 @@ impl Pruning<'_> {
     /// The shapes that what is left may have.
     pub fn shapes(&self) -> Vec<Shape> {
         match self {
-            Self::Shape(_, plan) => plan.shapes(),
+            Self::Shape(_, plan) => plan.shapes().to_vec(),
             Self::Zeros(job, _) => vec![Shape::of(&job.source.config)],
         }
     }

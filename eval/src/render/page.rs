@@ -172,6 +172,13 @@ fn pruning(pruning: &Pruning) -> Section {
     facts.extend(pruning.criterion.clone().map(|criterion| ("criterion", criterion)));
     facts.extend(pruning.depth_criterion.clone().map(|criterion| ("layers chosen by", criterion)));
     facts.push(("compensation", pruning.compensation.clone()));
+    if let Some(across) = &pruning.across_layers {
+        let channels: Vec<_> = pruning.layers.iter().map(|layer| grouped(layer.channels)).collect();
+        let heads: Vec<_> = pruning.layers.iter().map(|layer| layer.kv_heads.len().to_string()).collect();
+        facts.push(("channels by layer", channels.join(", ")));
+        facts.push(("key heads by layer", heads.join(", ")));
+        facts.push(("filled up with", format!("{} of zeros", bytes(across.zero_bytes))));
+    }
     let dropped: Vec<_> = pruning.dropped_layers.iter().map(|dropped| dropped.layer.to_string()).collect();
     if !dropped.is_empty() {
         facts.push(("dropped layers", dropped.join(", ")));

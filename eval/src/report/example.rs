@@ -138,6 +138,7 @@ pub(crate) fn pruned() -> Report {
         before,
         after: deep,
         search: Some(Search { target_parameters: 4_600_000, tokens: 4096, candidates }),
+        across_layers: None,
         criterion: Some("second-order".to_owned()),
         depth_criterion: None,
         compensation: "least-squares".to_owned(),

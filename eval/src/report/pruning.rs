@@ -12,6 +12,9 @@ pub struct Pruning {
     /// How that shape was found, where not it but a number of parameters was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub search: Option<Search>,
+    /// That layers competed for heads and channels, where they did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub across_layers: Option<AcrossLayers>,
     /// How heads and channels were chosen, where any went.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub criterion: Option<String>,
@@ -29,6 +32,15 @@ pub struct Pruning {
     /// What is left of each layer that stays.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<PrunedLayer>,
+}
+
+/// Layers that keep different numbers of heads and channels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AcrossLayers {
+    /// `filled-up`: with zeros to the largest; `deci`: every layer as large as it is.
+    pub layout: String,
+    /// Bytes of these zeros.
+    pub zero_bytes: u64,
 }
 
 /// Shapes of about as many parameters, each cut, repaired and measured.

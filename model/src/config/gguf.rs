@@ -1,10 +1,12 @@
 //! GGUF metadata: the keys under which llama.cpp keeps a model's numbers.
 
+use super::unequal::DECI;
 use super::{
-    AttentionScale, Experts, LongRope, MOST_LAYERS, ModelConfig, Multipliers, RopeScaling, listed, value,
+    AttentionScale, Experts, LayerSizes, LongRope, MOST_LAYERS, ModelConfig, Multipliers, RopeScaling,
+    listed, value,
 };
 use crate::Error;
-use crate::family::{FAMILIES, Family, GgufRope, GgufWindow, Scales, Sliding, SoftCap};
+use crate::family::{FAMILIES, Family, GgufRope, GgufWindow, LLAMA, Scales, Sliding, SoftCap};
 use attar_checkpoint::gguf::{Array, File, Value};
 use attar_checkpoint::{Container, decode_floats};
 
@@ -30,32 +32,37 @@ impl ModelConfig {
         let (family, experts) = keys.family()?;
         let has = |name: &str| file.info(name).is_some();
         let hidden_size = keys.needed("embedding_length")?;
-        let num_attention_heads = keys.needed("attention.head_count")?;
+        let num_hidden_layers = keys.needed("block_count")?;
+        let layer_sizes = keys.layer_sizes(num_hidden_layers)?;
+        let first = match layer_sizes.first() {
+            Some(first) => *first,
+            None => keys.sizes_of_all()?,
+        };
         let head_dim = match keys.size("attention.key_length")? {
             Some(head_dim) => head_dim,
-            None => hidden_size.checked_div(num_attention_heads).unwrap_or(0),
+            None => hidden_size.checked_div(first.num_attention_heads).unwrap_or(0),
         };
         keys.refuse_other("attention.value_length", head_dim)?;
         let rotary_dim = keys.size("rope.dimension_count")?.unwrap_or(head_dim);
         if !family.partial_rotary {
             keys.refuse_other("rope.dimension_count", head_dim)?;
         }
-        let num_hidden_layers = keys.needed("block_count")?;
         let embedding = file.info("token_embd.weight").ok_or_else(|| missing("token_embd.weight"))?;
         let scales =
-            keys.multipliers(family, [num_hidden_layers, hidden_size, num_attention_heads, head_dim])?;
+            keys.multipliers(family, [num_hidden_layers, hidden_size, first.num_attention_heads, head_dim])?;
         let layers = num_hidden_layers.min(MOST_LAYERS);
         let rope_layers = match family.no_rope_layer_interval {
             None => vec![true; layers],
             Some(interval) => (1..=layers).map(|nth| !nth.is_multiple_of(interval)).collect(),
         };
-        Self {
+        let config = Self {
             family,
             hidden_size,
-            intermediate_size: keys.needed("feed_forward_length")?,
             num_hidden_layers,
-            num_attention_heads,
-            num_key_value_heads: keys.size("attention.head_count_kv")?.unwrap_or(num_attention_heads),
+            intermediate_size: first.intermediate_size,
+            num_attention_heads: first.num_attention_heads,
+            num_key_value_heads: first.num_key_value_heads,
+            layer_sizes: Vec::new(),
             head_dim,
             vocab_size: embedding.shape.first().copied().unwrap_or(0),
             rms_norm_eps: keys
@@ -84,8 +91,13 @@ impl ModelConfig {
             max_position_embeddings: keys.needed("context_length")?,
             bos_token_id: keys.token("bos_token_id"),
             eos_token_ids: keys.token("eos_token_id").into_iter().collect(),
-        }
-        .checked()
+        };
+        if layer_sizes.is_empty() { config } else { config.with_layer_sizes(layer_sizes) }.checked()
+    }
+
+    /// The architecture of its GGUF files.
+    fn gguf_arch(&self) -> &'static str {
+        if self.layer_sizes.is_empty() { self.family.gguf_arch } else { DECI }
     }
 
     /// The keys that llama.cpp needs to load this model, `general.architecture` first. Names, file type and tokenizer
@@ -95,15 +107,19 @@ impl ModelConfig {
     /// Something that llama.cpp's implementation of the architecture does not compute.
     pub fn gguf_metadata(&self) -> Result<Vec<(String, Value)>, Error> {
         self.refuse_what_llama_cpp_lacks()?;
-        let arch = self.family.gguf_arch;
+        let arch = self.gguf_arch();
         let u32 = |x: usize| Value::U32(x as u32);
+        let of_layers = |of: fn(&LayerSizes) -> usize| match &self.layer_sizes[..] {
+            [] => u32(of(&self.sizes(0))),
+            each => Value::Array(Array::U32(each.iter().map(|sizes| of(sizes) as u32).collect())),
+        };
         let mut keys = vec![
             ("block_count", u32(self.num_hidden_layers)),
             ("context_length", u32(self.max_position_embeddings)),
             ("embedding_length", u32(self.hidden_size)),
-            ("feed_forward_length", u32(self.intermediate_size)),
-            ("attention.head_count", u32(self.num_attention_heads)),
-            ("attention.head_count_kv", u32(self.num_key_value_heads)),
+            ("feed_forward_length", of_layers(|sizes| sizes.intermediate_size)),
+            ("attention.head_count", of_layers(|sizes| sizes.num_attention_heads)),
+            ("attention.head_count_kv", of_layers(|sizes| sizes.num_key_value_heads)),
             ("attention.key_length", u32(self.head_dim)),
             ("attention.value_length", u32(self.head_dim)),
             ("attention.layer_norm_rms_epsilon", Value::F32(self.rms_norm_eps)),
@@ -258,7 +274,7 @@ impl ModelConfig {
     }
 
     fn llama_cpp_lacks(&self, key: &str, found: String, known: &str) -> Error {
-        let known = format!("{known} in GGUF files of architecture `{}`", self.family.gguf_arch);
+        let known = format!("{known} in GGUF files of architecture `{}`", self.gguf_arch());
         Error::Unsupported { key: key.into(), found, known }
     }
 }
@@ -298,6 +314,65 @@ impl Keys<'_> {
         self.size(key)?.ok_or_else(|| missing(&self.key(key)))
     }
 
+    /// The sizes that all layers have.
+    fn sizes_of_all(&self) -> Result<LayerSizes, Error> {
+        let num_attention_heads = self.needed("attention.head_count")?;
+        Ok(LayerSizes {
+            intermediate_size: self.needed("feed_forward_length")?,
+            num_attention_heads,
+            num_key_value_heads: self.size("attention.head_count_kv")?.unwrap_or(num_attention_heads),
+        })
+    }
+
+    /// For each layer its sizes, where the architecture lets layers differ; else none.
+    fn layer_sizes(&self, layers: usize) -> Result<Vec<LayerSizes>, Error> {
+        if self.arch != DECI {
+            return Ok(Vec::new());
+        }
+        if layers > MOST_LAYERS {
+            return Err(value("num_hidden_layers", layers, format!("a number from 1 to {MOST_LAYERS}")));
+        }
+        let [ffn, heads, kv_heads] =
+            ["feed_forward_length", "attention.head_count", "attention.head_count_kv"]
+                .map(|key| self.of_layers(key, layers));
+        let (ffn, heads) = (ffn?, heads?);
+        let kv_heads = if self.file.metadata(&self.key("attention.head_count_kv")).is_some() {
+            kv_heads?
+        } else {
+            heads.clone()
+        };
+        let sizes = |((intermediate_size, num_attention_heads), num_key_value_heads)| LayerSizes {
+            intermediate_size,
+            num_attention_heads,
+            num_key_value_heads,
+        };
+        Ok(ffn.into_iter().zip(heads).zip(kv_heads).map(sizes).collect())
+    }
+
+    /// For each layer its number: of a list its own, else that of all.
+    fn of_layers(&self, key: &str, layers: usize) -> Result<Vec<usize>, Error> {
+        let key = self.key(key);
+        let found = self.file.metadata(&key).ok_or_else(|| missing(&key))?;
+        let whole = |x: Value| x.as_u64().and_then(|x| usize::try_from(x).ok());
+        let numbers = match found {
+            Value::Array(list) if list.len() == layers => {
+                (0..layers).map(|layer| list.get(layer).and_then(whole)).collect()
+            }
+            Value::Array(_) => None,
+            one => whole(one.clone()).map(|one| vec![one; layers]),
+        };
+        let expected = || format!("a whole number, or a list of {layers}, one for each layer");
+        let numbers: Vec<usize> = numbers.ok_or_else(|| value(&key, shown(found), expected()))?;
+        match numbers.iter().position(|&number| number == 0) {
+            None => Ok(numbers),
+            Some(layer) => Err(Error::Unsupported {
+                key,
+                found: format!("0 in layer {layer}"),
+                known: "layers that have attention and an MLP".into(),
+            }),
+        }
+    }
+
     fn number(&self, key: &str) -> Result<Option<f64>, Error> {
         let key = self.key(key);
         let number =
@@ -308,7 +383,8 @@ impl Keys<'_> {
     /// The family of the architecture, and the experts where it has some. All layers have them, and llama.cpp lets the
     /// shares of a token's experts always add up to 1.
     fn family(&self) -> Result<(&'static Family, Option<Experts>), Error> {
-        let of_arch = || FAMILIES.iter().copied().filter(|family| family.gguf_arch == self.arch);
+        let arch = if self.arch == DECI { LLAMA.gguf_arch } else { self.arch };
+        let of_arch = || FAMILIES.iter().copied().filter(|family| family.gguf_arch == arch);
         if of_arch().next().is_none() {
             let mut known = Vec::new();
             for family in FAMILIES {
@@ -316,6 +392,7 @@ impl Keys<'_> {
                     known.push(family.gguf_arch);
                 }
             }
+            known.push(DECI);
             return Err(Error::UnknownArchitecture { found: self.arch.into(), known: listed(known) });
         }
         let num_experts = self.size("expert_count")?.unwrap_or(0);

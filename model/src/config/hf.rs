@@ -54,6 +54,7 @@ impl ModelConfig {
             num_hidden_layers,
             num_attention_heads,
             num_key_value_heads: keys.size("num_key_value_heads")?.unwrap_or(kv_default),
+            layer_sizes: Vec::new(),
             head_dim,
             vocab_size: keys.needed("vocab_size")?,
             rms_norm_eps: keys.number("rms_norm_eps")?.unwrap_or(defaults.rms_norm_eps) as f32,

@@ -16,6 +16,8 @@ mod qwen3;
 mod qwen3_moe;
 mod smollm3;
 
+pub(crate) use llama::LLAMA;
+
 /// Which biases the attention's projections have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttentionBias {
@@ -296,7 +298,7 @@ const PLAIN: Family = Family {
 /// Every family that is known. In GGUF the first is taken that has the file's architecture, and experts where the file
 /// has.
 pub const FAMILIES: &[&Family] = &[
-    &llama::LLAMA,
+    &LLAMA,
     &mistral::MISTRAL,
     &qwen2::QWEN2,
     &qwen3::QWEN3,

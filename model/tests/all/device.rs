@@ -39,7 +39,7 @@ pub fn windows(count: usize) -> Windows {
     Windows::new(CTX, (0..count * CTX).map(|i| (i * i * 7 + i * 3) as u32 % 64).collect())
 }
 
-fn on(cuda: &Cuda, config: &ModelConfig, place: DevicePlace, windows_at_once: u64, heads: u64) -> OnCuda {
+pub fn on(cuda: &Cuda, config: &ModelConfig, place: DevicePlace, windows_at_once: u64, heads: u64) -> OnCuda {
     let (aim, precision) = (Aim::Evaluate { heads }, Precision::F32);
     let work = Work { tokens: 4 * CTX as u64, ctx: CTX as u64, aim, precision };
     let mut on = OnCuda::plan(cuda, config, work).unwrap();
@@ -120,7 +120,12 @@ fn a_block_of_every_dense_family_over_the_device_equals_the_cpus() {
     });
 }
 
-fn states(config: &ModelConfig, weights: &dyn Weights, precision: Precision, device: Device) -> Array2<f32> {
+pub fn states(
+    config: &ModelConfig,
+    weights: &dyn Weights,
+    precision: Precision,
+    device: Device,
+) -> Array2<f32> {
     let streaming = Streaming { precision, device, ..Streaming::default() };
     let hidden = streamed_hidden_states(config, weights, &windows(5), &streaming, &mut |_| ()).unwrap();
     hidden.into_array().unwrap()

@@ -38,7 +38,7 @@ const NAMES: [&str; 24] = [
     "qwen3-moe",
 ];
 
-fn write(config: &ModelConfig, weights: &dyn Weights, path: &Path) {
+pub fn write(config: &ModelConfig, weights: &dyn Weights, path: &Path) {
     let mut infos = Vec::new();
     let mut data = Vec::new();
     for spec in config.tensors() {
@@ -76,7 +76,7 @@ fn adapt(config: &mut ModelConfig) {
 }
 
 /// A GGUF file under Hugging Face's names and in its order of rows.
-struct Read<'a>(&'a ModelConfig, &'a File);
+pub struct Read<'a>(pub &'a ModelConfig, pub &'a File);
 
 impl Weights for Read<'_> {
     fn load(&self, name: &str) -> Result<ArrayD<f32>, LoadError> {
@@ -179,7 +179,7 @@ fn experts_as_llama_cpp_does_not_compute_them_are_refused_before_writing() {
 }
 
 /// What `from_gguf` says of a file with these metadata and an embedding of 64 tokens.
-fn error_of(change: impl FnOnce(&mut Vec<(String, Value)>)) -> String {
+pub fn error_of(change: impl FnOnce(&mut Vec<(String, Value)>)) -> String {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     let mut metadata = config(&golden().join("llama-1")).gguf_metadata().unwrap();
@@ -196,15 +196,14 @@ fn error_of(change: impl FnOnce(&mut Vec<(String, Value)>)) -> String {
     ModelConfig::from_gguf(&File::open(&path).unwrap()).unwrap_err().to_string()
 }
 
-fn set(key: &'static str, value: Value) -> impl FnOnce(&mut Vec<(String, Value)>) {
+pub fn set(key: &'static str, value: Value) -> impl FnOnce(&mut Vec<(String, Value)>) {
     move |metadata| {
         metadata.retain(|(found, _)| found != key);
         metadata.push((key.to_owned(), value));
     }
 }
 
-const KNOWN: &str =
-    "`llama`, `qwen2`, `qwen3`, `gemma2`, `gemma3`, `phi3`, `olmo2`, `smollm3`, `granite`, `qwen3moe`";
+const KNOWN: &str = "`llama`, `qwen2`, `qwen3`, `gemma2`, `gemma3`, `phi3`, `olmo2`, `smollm3`, `granite`, `qwen3moe`, `deci`";
 
 #[test]
 fn an_unknown_architecture_is_refused_with_those_that_are_known() {

@@ -13,3 +13,4 @@ mod golden;
 mod machines;
 mod stages;
 mod training;
+mod unequal;

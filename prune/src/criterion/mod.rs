@@ -32,6 +32,17 @@ pub struct Evidence<'a> {
     pub gradients: Option<ArrayView2<'a, f32>>,
 }
 
+/// What scores are measured in: whether those of one layer can be held to those of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Measure {
+    /// In something that units of one layer have in common, and those of others have not.
+    OfItsOwn,
+    /// In the energy of what the residual stream loses.
+    Energy,
+    /// In a change of the loss.
+    Loss,
+}
+
 /// Ranks the units of an activation, heads or channels.
 pub trait Width: Sync {
     /// How much is lost with each unit, `[units]`; the higher, the later it goes.
@@ -40,6 +51,18 @@ pub trait Width: Sync {
     /// Which units are kept: those of the highest scores, unless the scores of those that stay change as others go.
     fn keep(&self, evidence: &Evidence<'_>, pools: Pools) -> KeepList {
         KeepList::top_of(&self.scores(evidence), pools)
+    }
+
+    /// What scores are measured in.
+    fn measure(&self) -> Measure {
+        Measure::OfItsOwn
+    }
+
+    /// What is lost with each unit in the order in which they go, the last one perhaps left out.
+    fn costs(&self, evidence: &Evidence<'_>) -> Vec<f64> {
+        let mut scores = self.scores(evidence);
+        scores.sort_by(f64::total_cmp);
+        scores
     }
 
     /// Whether it reads [`Evidence::gradients`], for which the whole model has to stand in memory.

@@ -1,4 +1,4 @@
-use super::{Evidence, Width};
+use super::{Evidence, Measure, Width};
 use crate::Error;
 use attar_model::{Gradients, Keep, Model, ModelConfig, NextToken, Precision, Role, Step, Weights, Windows};
 use ndarray::{Array2, ArrayView2, s};
@@ -27,6 +27,10 @@ impl Width for Taylor {
             }
         }
         scores
+    }
+
+    fn measure(&self) -> Measure {
+        Measure::Loss
     }
 
     fn needs_gradients(&self) -> bool {

@@ -109,6 +109,19 @@ fn cut_ffn_unevenly(model: &Model, cuts: &mut Cuts) {
     }
 }
 
+/// All key heads of the first layer, one in every other, with their query heads.
+fn cut_kv_heads_unevenly(model: &Model, cuts: &mut Cuts) {
+    if model.config.family.qk_norm == QkNorm::Whole {
+        return; // whose mean would be over other features in every layer
+    }
+    let config = &model.config;
+    let size = config.num_attention_heads / config.num_key_value_heads;
+    for (layer, block) in cuts.blocks.iter_mut().enumerate().skip(1) {
+        block.kv_heads = KeepList::top(&scores(config.num_key_value_heads, layer + 5), 1);
+        block.query_heads = block.kv_heads.in_parts(size);
+    }
+}
+
 fn cut_layers(model: &Model, cuts: &mut Cuts) {
     cuts.layers = KeepList::without(&[0], model.config.num_hidden_layers).unwrap();
 }
@@ -139,11 +152,12 @@ fn is_of_heads(role: Role) -> bool {
 
 type Cut = (&'static str, fn(&Model, &mut Cuts));
 
-const AXES: [Cut; 6] = [
+const AXES: [Cut; 7] = [
     ("ffn", cut_ffn),
     ("ffn, unevenly", cut_ffn_unevenly),
     ("query heads", cut_query_heads),
     ("key heads", cut_kv_heads),
+    ("key heads, unevenly", cut_kv_heads_unevenly),
     ("layers", cut_layers),
     ("hidden", cut_hidden),
 ];
@@ -184,6 +198,47 @@ fn what_is_cut_away_on_all_axes_at_once_is_what_is_masked_out() {
         }
         assert_cut_is_mask(&model, &cuts, "all axes");
     }
+}
+
+/// Channels and heads that are missing to the largest layer are zeros, wherever they stand.
+#[test]
+fn layers_filled_up_to_the_largest_give_the_logits_of_what_is_masked_out() {
+    for model in golden_models() {
+        let mut cuts = Cuts::none(&model.config);
+        for cut in [cut_ffn_unevenly, cut_kv_heads_unevenly] {
+            cut(&model, &mut cuts);
+        }
+        let windows = windows(12, 2, model.config.vocab_size);
+        let pruned = Pruned::new(&model.config, &cuts, &model.weights).unwrap();
+        let unequal = pruned.config().clone();
+        let filled = unequal.clone().filled_up();
+        let pruned = pruned.filled_up_to(&filled);
+        for spec in filled.tensors() {
+            assert_eq!(pruned.load(&spec.name).unwrap().shape(), spec.shape, "{} {}", model.name, spec.name);
+        }
+        let masked = Masked { of: &model.config, cuts: &cuts, weights: &model.weights };
+        let expected = logits(&model.config, &masked, &windows);
+        assert_near(&logits(&filled, &pruned, &windows), &expected, &model.name);
+        assert_eq!(unequal.layer_sizes.len(), filled.num_hidden_layers, "{}", model.name);
+    }
+}
+
+/// A repaired matrix is one of its own size.
+#[test]
+fn what_is_changed_of_a_layer_is_filled_up_too() {
+    let model = golden("llama-3.1");
+    let mut cuts = Cuts::none(&model.config);
+    cut_ffn_unevenly(&model, &mut cuts);
+    let name = "model.layers.1.mlp.down_proj.weight";
+    let mut pruned = Pruned::block(&model.config, &cuts, &model.weights, 1);
+    let own = pruned.load(name).unwrap();
+    pruned.change(name, own.mapv(|x| 2.0 * x));
+    let filled = cuts.config(&model.config).unwrap().filled_up();
+    let found = pruned.filled_up_to(&filled).load(name).unwrap();
+    assert_eq!(found.shape(), [model.config.hidden_size, filled.intermediate_size]);
+    let (left, right) = found.view().split_at(Axis(1), own.shape()[1]);
+    assert_eq!(left, own.mapv(|x| 2.0 * x));
+    assert!(right.iter().all(|&x| x == 0.0) && !right.is_empty());
 }
 
 /// Most models cut above are of a kind that the mask changes at all.
@@ -282,7 +337,10 @@ fn what_no_configuration_can_say_is_refused() {
         cut_query_heads(&model, &mut other);
         cuts.blocks[1] = other.blocks[1].clone();
     });
-    assert!(matches!(uneven, Error::NotUniform { what: "query heads", layer: 1, .. }), "{uneven}");
+    assert!(
+        matches!(uneven, Error::NotUniform { what: "query heads of every key head", layer: 1, .. }),
+        "{uneven}"
+    );
 
     let gemma = golden("gemma2");
     let mut cuts = Cuts::none(&gemma.config);

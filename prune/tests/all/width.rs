@@ -114,6 +114,23 @@ impl Known {
     }
 }
 
+/// So that what one layer and another lose can be compared at any number of units.
+#[test]
+fn costs_of_second_order_add_up_to_what_the_output_loses() {
+    let second_order = widths().find(|(name, _)| *name == "second-order").unwrap().1;
+    for unit in [1, 4] {
+        let known = Known::of(&correlated(256, 8 * unit, 21), 32, unit, 22);
+        let costs = second_order.costs(&known.evidence());
+        assert!(costs.len() == 7 && costs.iter().all(|cost| *cost >= 0.0), "{costs:?}");
+        let h = &known.statistics.gram;
+        let all: f32 = (known.reads.dot(h) * &known.reads).sum();
+        let keep = second_order.keep(&known.evidence(), Pools::one(1)).in_parts(unit);
+        let lost = repair(known.reads.view(), h, &keep).error * f64::from(all);
+        let sum: f64 = costs.iter().sum();
+        assert!((sum / lost - 1.0).abs() < 1e-3, "{sum} and {lost}");
+    }
+}
+
 /// A unit that makes nothing, is read by nothing and changes nothing goes first, whoever decides.
 #[test]
 fn every_criterion_drops_a_dead_unit_first() {
@@ -127,6 +144,8 @@ fn every_criterion_drops_a_dead_unit_first() {
         for (name, width) in widths() {
             let keep = width.keep(&known.evidence(), Pools::one(7));
             assert_eq!(keep.dropped(), [3], "{name}, units of {unit}");
+            let costs = width.costs(&known.evidence());
+            assert!(costs[0] <= 1e-6 * costs.iter().sum::<f64>(), "{name}, units of {unit}: {costs:?}");
         }
     }
 }

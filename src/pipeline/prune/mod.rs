@@ -3,6 +3,7 @@
 //! Layers are chosen first, then features of the residual stream, each in passes of their own; then one pass streams through what is
 //! left and cuts heads, channels and experts, each by what it sees of the model as it has become before it.
 
+pub mod across;
 pub mod grid;
 mod pass;
 mod search;
@@ -15,7 +16,7 @@ use attar_checkpoint::atomic::Overwrite;
 use attar_checkpoint::scratch;
 use attar_checkpoint::tokenizer::Tokenizer;
 use attar_eval::{Report, report};
-use attar_model::{ModelConfig, Place, TensorSpec, Windows};
+use attar_model::{LayerSizes, ModelConfig, Place, TensorSpec, Windows};
 use attar_prune::criterion::depth::{Calibrated, Removal, Step};
 use attar_prune::criterion::{Depth, FirstOrder, Width};
 use attar_prune::{Cuts, KeepList, Pruned, hidden};
@@ -26,6 +27,7 @@ use crate::diagnostic::{Explain, Failure, Result};
 use crate::plan::{CalibrationSize, Plan};
 use crate::source::Source;
 use crate::talk::{Talk, human_bytes, thousands};
+use across::{Across, Layout};
 use grid::Goal;
 use pass::Pass;
 use search::Found;
@@ -83,6 +85,8 @@ pub struct PruneJob<'a> {
     pub goal: &'a Goal,
     /// The layers that go, where they are named.
     pub drop: &'a [usize],
+    /// How layers compete for channels and heads, if they do.
+    pub across: Option<Across>,
     /// How heads and channels are chosen.
     pub width: Chooser<dyn Width>,
     /// How layers are chosen.
@@ -106,6 +110,7 @@ pub struct PruneJob<'a> {
 /// What will happen, or for a search what may: of each shape.
 pub struct PrunePlan {
     outlooks: Vec<Outlook>,
+    shapes: Vec<Shape>,
     text: String,
 }
 
@@ -118,8 +123,8 @@ struct Outlook {
 
 impl PrunePlan {
     /// The shapes that what is left may have.
-    pub fn shapes(&self) -> Vec<Shape> {
-        self.outlooks.iter().map(|outlook| outlook.shape).collect()
+    pub fn shapes(&self) -> &[Shape] {
+        &self.shapes
     }
 }
 
@@ -142,41 +147,64 @@ impl PruneJob<'_> {
     /// # Errors
     /// A shape that the model cannot have, more memory than allowed.
     pub fn plan(&self) -> Result<PrunePlan> {
-        let (outlooks, first) = match self.goal {
-            Goal::Shape(shape) => {
-                let outlook = self.outlook(*shape)?;
-                let first = self.say_shape(&outlook);
-                (vec![outlook], first)
+        let before = Shape::of(&self.source.config);
+        let planned: Vec<_> = match (self.goal, self.across) {
+            (Goal::Shape(shape), Some(across)) if across.layout == Layout::FilledUp => {
+                vec![*shape, across.widest(&before, *shape)]
+            }
+            (Goal::Shape(shape), _) => vec![*shape],
+            (Goal::Search(grid), _) => grid.shapes.iter().map(|(shape, _)| *shape).collect(),
+        };
+        let outlooks = planned.iter().map(|shape| self.outlook(*shape));
+        let mut outlooks = outlooks.collect::<Result<Vec<_>>>()?;
+        let first = match self.goal {
+            Goal::Shape(_) => {
+                outlooks.first().map_or_else(String::new, |first| self.say_shape(first, &outlooks))
             }
             Goal::Search(grid) => {
                 let peak = search::peak_bytes(self, grid)?;
-                let outlooks = grid.shapes.iter().map(|(shape, _)| self.outlook(*shape));
-                let mut outlooks = outlooks.collect::<Result<Vec<_>>>()?;
                 for Outlook { tensors, .. } in &mut outlooks {
                     tensors.memory.peak_bytes = tensors.memory.peak_bytes.max(peak);
                 }
-                (outlooks, grid.say(&self.source.config))
+                grid.say(&self.source.config)
             }
         };
         let text = first + &self.describe(&outlooks);
-        Ok(PrunePlan { outlooks, text })
+        let shapes = match (self.goal, self.across) {
+            (Goal::Shape(shape), Some(across)) => across.shapes(&before, *shape),
+            _ => planned,
+        };
+        Ok(PrunePlan { outlooks, shapes, text })
     }
 
     fn outlook(&self, shape: Shape) -> Result<Outlook> {
         let config = &self.source.config;
         self.refuse_what_is_not_carried(&shape)?;
         let cuts = shape.stand_in(config, self.drop)?;
-        let config =
-            cuts.config(config).doing(|| "while planning the new shape").hint(|| "prune along other axes")?;
-        Ok(Outlook { shape, tensors: self.tensors(&cuts)?, config })
+        let at = || "while planning the new shape";
+        let config = self.written(&cuts).doing(at).hint(|| "prune along other axes")?;
+        Ok(Outlook { shape, tensors: self.tensors(&cuts, &config)?, config })
     }
 
-    fn say_shape(&self, Outlook { tensors, config, .. }: &Outlook) -> String {
-        let before = &self.source.config;
-        let [old, new] = [self.source.bytes(), tensors.bytes()].map(human_bytes);
-        let ruled_out = ruled_out(before, config);
+    /// The configuration of what is written when these cuts have been made.
+    fn written(&self, cuts: &Cuts) -> Result<ModelConfig> {
+        let left = cuts.config(&self.source.config)?;
+        match self.across {
+            Some(across) => across.written(&self.source.config, left),
+            None => Ok(left),
+        }
+    }
+
+    fn say_shape(&self, first: &Outlook, all: &[Outlook]) -> String {
+        let (before, old) = (&self.source.config, self.source.bytes());
+        let alike = || {
+            let [old, new] = [old, first.tensors.bytes()].map(human_bytes);
+            format!("{new} of weights in place of {old}\n")
+        };
+        let sizes = self.across.map_or_else(alike, |across| across.say(all, old, &Shape::of(before)));
+        let ruled_out = ruled_out(before, &first.config);
         let ruled_out: String = ruled_out.iter().flat_map(|what| [what, "\n"]).collect();
-        say_shapes(before, config) + &format!("{new} of weights in place of {old}\n{ruled_out}")
+        say_shapes(before, &first.config) + &sizes + &ruled_out
     }
 
     fn describe(&self, outlooks: &[Outlook]) -> String {
@@ -202,21 +230,26 @@ impl PruneJob<'_> {
         lines.concat()
     }
 
-    fn tensors(&self, cuts: &Cuts) -> Result<Plan> {
+    /// What becomes of every tensor of `config`, which is what is written when these cuts have been made.
+    fn tensors(&self, cuts: &Cuts, config: &ModelConfig) -> Result<Plan> {
         let size = |calibration: &Calibration| CalibrationSize {
             tokens: calibration.windows.tokens().len(),
             ctx: calibration.windows.ctx(),
         };
-        self.tensors_beside(cuts, self.calibration.map(size), 0)
+        self.tensors_beside((cuts, config), self.calibration.map(size), 0)
     }
 
     /// Those of a pass over so much text, with so many bytes of something else in memory.
-    fn tensors_beside(&self, cuts: &Cuts, calibration: Option<CalibrationSize>, beside: u64) -> Result<Plan> {
-        let config = cuts.config(&self.source.config)?;
+    fn tensors_beside(
+        &self,
+        (cuts, config): (&Cuts, &ModelConfig),
+        calibration: Option<CalibrationSize>,
+        beside: u64,
+    ) -> Result<Plan> {
         let pruned = Pruned::new(&self.source.config, cuts, self.source)?;
         let before = |spec: &TensorSpec| pruned.before(&spec.name).cloned();
         let size = (calibration, beside);
-        Plan::of_pruned(self.source, &config, before, is_gguf(self.output), size, self.max_memory)
+        Plan::of_pruned(self.source, config, before, is_gguf(self.output), size, self.max_memory)
     }
 
     /// Heads, channels or experts go.
@@ -302,12 +335,19 @@ impl PruneJob<'_> {
             }
         };
         let Decided { cuts, steps, gradients } = self.decide(&shape, layers, clock)?;
-        let stand_in = self.stand_in(&shape, &cuts)?;
-        let (tensors, config) = (self.tensors(&stand_in)?, stand_in.config(&self.source.config)?);
+        let sizes = match self.across {
+            Some(across) => {
+                clock.time("weigh", || self.share_out(across, shape, &cuts, gradients.as_ref()))?
+            }
+            None => Vec::new(),
+        };
+        let stand_in = self.stand_in(&shape, &cuts, &sizes)?;
+        let config = self.written(&stand_in)?;
+        let tensors = self.tensors(&stand_in, &config)?;
         let mut sink = self.target(&tensors, &config).create()?;
-        let pass = self.pass(shape, &tensors, gradients.as_ref());
+        let pass = Pass { sizes: &sizes, ..self.pass(shape, &tensors, gradients.as_ref()) };
         let windows = self.calibration.filter(|_| self.cuts_width(&shape)).map(|c| &c.windows);
-        let outcome = clock.time("prune", || pass.run(cuts, windows, &mut sink))?;
+        let outcome = clock.time("prune", || pass.run(cuts, windows, (&config, &mut sink)))?;
         let hashes = clock.time("write", || sink.finish(&tensors))?;
         let (written, facts) =
             clock.time("verify", || verify::reopen(self.output, &tensors, &hashes, self.talk))?;
@@ -326,8 +366,16 @@ impl PruneJob<'_> {
         for tensor in &mut report.tensors {
             tensor.decoded_sha256 = hashes.get(&tensor.name).cloned();
         }
-        report.pruning =
-            Some(report::Pruning { search, ..self.pruning(&shape, &config, &steps, outcome.layers) });
+        let zeros = self.zeros(&tensors, &stand_in)?;
+        let across_layers = self.across.map(|across| report::AcrossLayers {
+            layout: across.layout.name().to_owned(),
+            zero_bytes: zeros,
+        });
+        report.pruning = Some(report::Pruning {
+            search,
+            across_layers,
+            ..self.pruning(&shape, &config, &steps, outcome.layers)
+        });
         report.calibration = self.calibration.map(|calibration| calibration.facts.clone());
         Ok((written, report))
     }
@@ -346,6 +394,7 @@ impl PruneJob<'_> {
         let compensation = if self.cuts_columns(shape) { self.compensation } else { Compensation::None };
         report::Pruning {
             search: None,
+            across_layers: None,
             before: reported(&self.source.config),
             after: reported(config),
             criterion: self.cuts_columns(shape).then(|| self.width.name.to_owned()),
@@ -359,8 +408,8 @@ impl PruneJob<'_> {
 
     /// Cuts as they will be, but for which heads and channels go: that changes no shape, so the plan of all tensors is known
     /// before the pass.
-    fn stand_in(&self, shape: &Shape, cuts: &Cuts) -> Result<Cuts> {
-        let mut stand_in = shape.stand_in(&self.source.config, &cuts.layers.dropped())?;
+    fn stand_in(&self, shape: &Shape, cuts: &Cuts, sizes: &[LayerSizes]) -> Result<Cuts> {
+        let mut stand_in = shape.stand_in_of(&self.source.config, &cuts.layers.dropped(), sizes)?;
         stand_in.hidden = cuts.hidden.clone();
         Ok(stand_in)
     }
@@ -370,11 +419,38 @@ impl PruneJob<'_> {
             source: self.source,
             plan,
             shape,
+            sizes: &[],
             width: self.width.by,
             compensation: self.compensation,
             gradients,
             talk: self.talk,
         }
+    }
+
+    /// The sizes of every layer that stays, found in a pass of its own.
+    fn share_out(
+        &self,
+        across: Across,
+        shape: Shape,
+        cuts: &Cuts,
+        gradients: Option<&FirstOrder>,
+    ) -> Result<Vec<LayerSizes>> {
+        let stand_in = self.stand_in(&shape, cuts, &[])?;
+        let tensors = self.tensors(&stand_in, &self.written(&stand_in)?)?;
+        let sizes = self.pass(shape, &tensors, gradients).share_out(cuts, self.windows()?, across.step)?;
+        for (layer, sizes) in cuts.layers.kept().iter().zip(&sizes) {
+            let LayerSizes { intermediate_size, num_key_value_heads, .. } = sizes;
+            self.talk.detail(&format!(
+                "layer {layer} keeps {intermediate_size} channels and {num_key_value_heads} key heads"
+            ));
+        }
+        Ok(sizes)
+    }
+
+    /// Bytes of the zeros that layers are filled up with.
+    fn zeros(&self, tensors: &Plan, stand_in: &Cuts) -> Result<u64> {
+        let left = self.tensors(stand_in, &stand_in.config(&self.source.config)?)?;
+        Ok(tensors.bytes().saturating_sub(left.bytes()))
     }
 
     /// Everything that is decided before the pass: layers unless they are known already, features of the residual stream, and

@@ -3,7 +3,10 @@
 
 use attar_checkpoint::{Dtype, decode_floats, encode_floats};
 use attar_eval::report;
-use attar_model::{Block, Gated, HiddenStates, Role, Share, Tap, Weights, Windows, check_tokens, embed};
+use attar_model::{
+    Block, Gated, HiddenStates, LayerSizes, ModelConfig, Role, Share, Tap, Weights, Windows, check_tokens,
+    embed,
+};
 use attar_prune::criterion::{Evidence, FirstOrder, Reap, Width};
 use attar_prune::repair::{Repaired, drop_columns, repair};
 use attar_prune::{Cuts, KeepList, Pools, Pruned, Statistics};
@@ -26,6 +29,8 @@ pub struct Pass<'a> {
     pub plan: &'a Plan,
     /// What is to be left.
     pub shape: Shape,
+    /// The sizes of every layer that stays, where they are not all the shape's.
+    pub sizes: &'a [LayerSizes],
     /// How heads and channels are chosen.
     pub width: &'static dyn Width,
     /// Whether o and down are repaired.
@@ -46,7 +51,7 @@ pub struct Outcome {
 
 /// Which matrix reads the features that go.
 #[derive(Clone, Copy)]
-enum Reader {
+pub(super) enum Reader {
     O,
     Down,
 }
@@ -68,15 +73,15 @@ impl Reader {
 }
 
 /// The text on its way through what is left.
-struct Flow {
-    stream: Stream,
+pub(super) struct Flow {
+    pub(super) stream: Stream,
     /// Tokens, the first ones, by which what goes is chosen and what stays is repaired; the others are carried along.
     deciding: usize,
 }
 
 impl Flow {
     /// Takes the stream to a tap of a block and shows `observe` what decides there.
-    fn observe(
+    pub(super) fn observe(
         &mut self,
         block: &Block,
         tap: Tap,
@@ -92,10 +97,19 @@ impl Flow {
         })?;
         Ok(())
     }
+
+    /// The sum of squares of the residual stream over all tokens.
+    pub(super) fn energy(&self) -> Result<f64> {
+        let mut energy = 0.0;
+        self.stream.each_chunk(|hidden| {
+            energy += hidden.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+        })?;
+        Ok(energy)
+    }
 }
 
 /// A layer on its way: what has been decided of it, and the matrices that have been repaired.
-struct Layer<'a> {
+pub(super) struct Layer<'a> {
     /// Its number before.
     old: usize,
     /// Its number among those that stay.
@@ -107,13 +121,19 @@ struct Layer<'a> {
 
 impl Pass<'_> {
     /// Cuts and writes every tensor into `sink`, with layers and residual stream cut as `cuts` says already; heads, channels and
-    /// experts are chosen by `windows`, where any go.
+    /// experts are chosen by `windows`, where any go. What is left of a layer is filled up to what `written` says, the configuration of
+    /// what is written.
     ///
     /// # Errors
     /// A tensor that cannot be read or written, activations that are not finite.
-    pub fn run(&self, mut cuts: Cuts, windows: Option<&Windows>, sink: &mut Sink) -> Result<Outcome> {
+    pub fn run(
+        &self,
+        mut cuts: Cuts,
+        windows: Option<&Windows>,
+        (written, sink): (&ModelConfig, &mut Sink),
+    ) -> Result<Outcome> {
         let stage = self.talk.stage("pruning", self.plan.weights(), "weights");
-        let mut done = Done { sink, stage: &stage, tensors: Vec::new() };
+        let mut done = Done { written, sink, stage: &stage, tensors: Vec::new() };
         let mut layers = Vec::new();
         let mut flow = windows.map(|windows| self.flow(&cuts, windows, windows.count())).transpose()?;
         for (new, old) in cuts.layers.kept().to_vec().into_iter().enumerate() {
@@ -146,7 +166,7 @@ impl Pass<'_> {
         Ok(flow.stream)
     }
 
-    fn flow(&self, cuts: &Cuts, windows: &Windows, deciding: usize) -> Result<Flow> {
+    pub(super) fn flow(&self, cuts: &Cuts, windows: &Windows, deciding: usize) -> Result<Flow> {
         Ok(Flow { stream: self.stream(cuts, windows)?, deciding: deciding * windows.ctx() })
     }
 
@@ -173,7 +193,7 @@ impl Pass<'_> {
         done: &mut Done,
     ) -> Result<report::PrunedLayer> {
         let layer = self.layer(new, old, cuts, flow)?;
-        let pruned = self.pruned(&layer);
+        let pruned = self.pruned(&layer).filled_up_to(done.written);
         for tensor in self.plan.of_layer(new) {
             done.write(tensor, &pruned)?;
         }
@@ -188,16 +208,7 @@ impl Pass<'_> {
         cuts: &'c mut Cuts,
         flow: Option<&mut Flow>,
     ) -> Result<Layer<'c>> {
-        let report = report::PrunedLayer {
-            layer: old as u64,
-            channels: 0,
-            query_heads: Vec::new(),
-            kv_heads: Vec::new(),
-            experts: None,
-            o_proj: None,
-            down_proj: None,
-        };
-        let mut layer = Layer { old, new, cuts, repaired: Vec::new(), report };
+        let mut layer = Layer::new(new, old, cuts);
         if let Some(flow) = flow {
             self.heads(&mut layer, flow)?;
             if self.source.config.experts_of(old).is_some() {
@@ -207,6 +218,11 @@ impl Pass<'_> {
             }
         }
         Ok(layer)
+    }
+
+    /// The sizes that are to be left of a layer.
+    fn sizes(&self, layer: &Layer<'_>) -> LayerSizes {
+        self.sizes.get(layer.new).copied().unwrap_or_else(|| self.shape.sizes())
     }
 
     /// The layer as it has become.
@@ -220,7 +236,8 @@ impl Pass<'_> {
         pruned
     }
 
-    fn load(&self, layer: &Layer<'_>) -> Result<Block> {
+    /// What is left of a layer, to be run.
+    pub(super) fn load(&self, layer: &Layer<'_>) -> Result<Block> {
         let pruned = self.pruned(layer);
         Ok(Block::load_without_experts(pruned.config(), layer.new, &pruned)?)
     }
@@ -230,7 +247,8 @@ impl Pass<'_> {
         let config = &self.source.config;
         let (groups, size) =
             (config.num_key_value_heads, config.num_attention_heads / config.num_key_value_heads);
-        let (kept_groups, each) = (self.shape.kv_heads, self.shape.heads / self.shape.kv_heads);
+        let LayerSizes { num_attention_heads, num_key_value_heads: kept_groups, .. } = self.sizes(layer);
+        let each = num_attention_heads / kept_groups;
         if kept_groups == groups && each == size {
             return Ok(());
         }
@@ -268,11 +286,12 @@ impl Pass<'_> {
         let config = &self.source.config;
         let mut block = self.load(layer)?;
         flow.stream.advance(&block, Tap::MlpIn, |_| ())?;
-        if self.shape.ffn < config.intermediate_size {
+        let LayerSizes { intermediate_size: kept, .. } = self.sizes(layer);
+        if kept < config.intermediate_size {
             let mut statistics = Statistics::new(config.intermediate_size, 1);
             let ctx = flow.stream.ctx();
             flow.observe(&block, Tap::MlpMid, |x| statistics.observe(x, ctx))?;
-            let keep = self.choose(layer, &block, Reader::Down, &statistics, Pools::one(self.shape.ffn))?;
+            let keep = self.choose(layer, &block, Reader::Down, &statistics, Pools::one(kept))?;
             layer.report.down_proj = Some(self.repair(layer, &block, Reader::Down, &statistics, &keep)?);
             layer.cuts.blocks[layer.old].ffn = keep;
             block = self.load(layer)?;
@@ -289,21 +308,29 @@ impl Pass<'_> {
         statistics: &Statistics,
         pools: Pools,
     ) -> Result<KeepList> {
+        Ok(self.width.keep(&self.evidence(layer, block, reader, statistics)?, pools))
+    }
+
+    /// What is known of what o or down reads.
+    pub(super) fn evidence<'e>(
+        &'e self,
+        layer: &Layer<'_>,
+        block: &'e Block,
+        reader: Reader,
+        statistics: &'e Statistics,
+    ) -> Result<Evidence<'e>> {
         if !statistics.is_finite() {
             return Err(Failure::new(format!("what {} reads is not finite", reader.role().as_str())).hint(
                 "the model overflows on the calibration text: attar eval shows whether it works at all",
             ));
         }
         let gradients = self.gradients.map(|gradients| gradients.of(reader.role(), layer.new));
-        Ok(self.width.keep(
-            &Evidence {
-                statistics,
-                reads: block.linear(reader.role()).weight.view(),
-                made_by: reader.made_by().iter().map(|&role| block.linear(role).weight.view()).collect(),
-                gradients,
-            },
-            pools,
-        ))
+        Ok(Evidence {
+            statistics,
+            reads: block.linear(reader.role()).weight.view(),
+            made_by: reader.made_by().iter().map(|&role| block.linear(role).weight.view()).collect(),
+            gradients,
+        })
     }
 
     /// Cuts the columns of o or down, repaired and rounded to what the file will hold.
@@ -380,7 +407,21 @@ impl Pass<'_> {
     }
 }
 
-impl Layer<'_> {
+impl<'a> Layer<'a> {
+    /// Nothing has been decided yet.
+    pub(super) fn new(new: usize, old: usize, cuts: &'a mut Cuts) -> Self {
+        let report = report::PrunedLayer {
+            layer: old as u64,
+            channels: 0,
+            query_heads: Vec::new(),
+            kv_heads: Vec::new(),
+            experts: None,
+            o_proj: None,
+            down_proj: None,
+        };
+        Self { old, new, cuts, repaired: Vec::new(), report }
+    }
+
     fn finish(self) -> report::PrunedLayer {
         let numbers = |list: &KeepList| list.kept().iter().map(|&index| index as u64).collect();
         let kept = &self.cuts.blocks[self.old];
@@ -414,6 +455,7 @@ fn append(all: &mut Vec<Share>, first: usize, here: &[Share]) {
 
 /// Where finished tensors go.
 struct Done<'a> {
+    written: &'a ModelConfig,
     sink: &'a mut Sink,
     stage: &'a Stage,
     tensors: Vec<report::Tensor>,

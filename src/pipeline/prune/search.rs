@@ -100,7 +100,7 @@ pub fn peak_bytes(job: &PruneJob<'_>, grid: &Grid) -> Result<u64> {
     let logits = 2 * logits_at_once(config.vocab_size) * config.vocab_size;
     let beside = size_of::<f32>() * (ends + heads + logits);
     let size = CalibrationSize { tokens: windows.tokens().len(), ctx: windows.ctx() };
-    let plan = job.tensors_beside(&Cuts::none(config), Some(size), beside as u64)?;
+    let plan = job.tensors_beside((&Cuts::none(config), config), Some(size), beside as u64)?;
     Ok(plan.memory.peak_bytes)
 }
 
@@ -157,7 +157,7 @@ impl Original {
     fn run(job: &PruneJob<'_>, windows: &Windows, measured: usize) -> Result<Self> {
         let config = &job.source.config;
         let (shape, cuts) = (Shape::of(config), Cuts::none(config));
-        let tensors = job.tensors(&cuts)?;
+        let tensors = job.tensors(&cuts, config)?;
         let pass = job.pass(shape, &tensors, None);
         let hidden =
             ends(&pass.rehearse(cuts, windows, windows.count() - measured)?, windows.ctx() * measured)?;
@@ -174,7 +174,8 @@ impl Original {
         measured: usize,
     ) -> Result<f64> {
         let Decided { cuts, gradients, .. } = job.decide(&shape, layers, &mut Clock::default())?;
-        let tensors = job.tensors(&job.stand_in(&shape, &cuts)?)?;
+        let stand_in = job.stand_in(&shape, &cuts, &[])?;
+        let tensors = job.tensors(&stand_in, &job.written(&stand_in)?)?;
         let pass = job.pass(shape, &tensors, gradients.as_ref());
         let outside = Cuts { blocks: Cuts::none(&job.source.config).blocks, ..cuts.clone() };
         let hidden =

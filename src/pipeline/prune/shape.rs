@@ -3,7 +3,7 @@
 use std::fmt::{self, Write as _};
 use std::str::FromStr;
 
-use attar_model::{ModelConfig, Role, TensorSpec};
+use attar_model::{LayerSizes, ModelConfig, Role, TensorSpec};
 use attar_prune::{Cuts, KeepList};
 
 use crate::diagnostic::{Explain, Failure, Result};
@@ -69,6 +69,8 @@ pub struct Wanted {
     pub align: Option<usize>,
     /// Parameters of all that stays, where layers, channels and heads are to be found to that.
     pub target: Option<Amount>,
+    /// Whether some layers keep more channels and key heads than others.
+    pub across_layers: bool,
 }
 
 /// The numbers of a model that pruning changes.
@@ -104,6 +106,15 @@ impl Shape {
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
             experts: config.experts.as_ref().map(|experts| experts.num_experts),
+        }
+    }
+
+    /// The sizes of its layers.
+    pub fn sizes(&self) -> LayerSizes {
+        LayerSizes {
+            intermediate_size: self.ffn,
+            num_attention_heads: self.heads,
+            num_key_value_heads: self.kv_heads,
         }
     }
 
@@ -205,6 +216,14 @@ impl Shape {
     /// # Errors
     /// A shape that the family cannot have.
     pub fn stand_in(&self, config: &ModelConfig, drop: &[usize]) -> Result<Cuts> {
+        self.stand_in_of(config, drop, &[])
+    }
+
+    /// [`stand_in`](Self::stand_in) whose layers have sizes of their own, one for each that stays; none where all have this shape's.
+    ///
+    /// # Errors
+    /// As [`stand_in`](Self::stand_in).
+    pub fn stand_in_of(&self, config: &ModelConfig, drop: &[usize], sizes: &[LayerSizes]) -> Result<Cuts> {
         let first = |kept: usize, of: usize| KeepList::new(0..kept, of);
         let mut cuts = Cuts::none(config);
         cuts.layers = if drop.is_empty() {
@@ -215,10 +234,13 @@ impl Shape {
         cuts.hidden = first(self.hidden, config.hidden_size)?;
         let size = config.num_attention_heads / config.num_key_value_heads;
         let each = self.heads / self.kv_heads;
-        for block in &mut cuts.blocks {
-            block.ffn = first(self.ffn, config.intermediate_size)?;
-            block.kv_heads = first(self.kv_heads, config.num_key_value_heads)?;
-            let heads = (0..self.kv_heads).flat_map(|group| group * size..group * size + each);
+        for (layer, block) in cuts.blocks.iter_mut().enumerate() {
+            let new = cuts.layers.kept().binary_search(&layer).ok();
+            let LayerSizes { intermediate_size, num_key_value_heads, .. } =
+                new.and_then(|new| sizes.get(new).copied()).unwrap_or_else(|| self.sizes());
+            block.ffn = first(intermediate_size, config.intermediate_size)?;
+            block.kv_heads = first(num_key_value_heads, config.num_key_value_heads)?;
+            let heads = (0..num_key_value_heads).flat_map(|group| group * size..group * size + each);
             block.query_heads = KeepList::new(heads, config.num_attention_heads)?;
             if let (Some(experts), Some(kept)) = (&mut block.experts, self.experts) {
                 *experts = first(kept, experts.of())?;

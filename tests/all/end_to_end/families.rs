@@ -66,6 +66,37 @@ fn model(place: &Place, family: &Family) -> PathBuf {
     folder
 }
 
+/// Families that compute as Llama does, in whatever order their own GGUF files keep rows; of the others it is said what they have
+/// that Llama has not.
+#[test]
+fn families_of_llamas_kind_have_layers_of_their_own_sizes_and_others_are_refused() {
+    let place = Place::new();
+    let mut written = Vec::new();
+    for family in FAMILIES {
+        let name = family.name;
+        if family.experts.is_some() {
+            continue; // whose layers do not compete
+        }
+        model(&place, family);
+        let line = |output: &str| {
+            format!("prune {name} -o {output} --ffn 0.5 --across-layers {QUICK} --quiet --json report.json")
+        };
+        let perplexity = |line: &str| {
+            place.done(line);
+            place.json("report.json")["evaluation"]["perplexity"]["value"].as_f64().unwrap()
+        };
+        let own = format!("{} --arch deci", line(&format!("{name}.gguf")));
+        if ["llama", "mistral", "qwen2"].contains(&name) {
+            let (filled, own) = (perplexity(&line(&format!("{name}-filled"))), perplexity(&own));
+            assert!((filled / own - 1.0).abs() < 1e-5, "{name}: {filled} and {own}");
+            written.push(name);
+        } else {
+            place.refuses(&own, &["architecture `deci`", "leave --arch out"]);
+        }
+    }
+    assert_eq!(written, ["llama", "mistral", "qwen2"]);
+}
+
 /// The values of every tensor, in the order of the model.
 fn tensors(folder: &Path) -> Vec<Vec<f32>> {
     let files = safetensors::open(folder).unwrap();

@@ -1,5 +1,6 @@
 //! Models made smaller by cutting: what is written opens, and says what was reported.
 
+use attar_checkpoint::{Container, decode_floats, safetensors};
 use serde_json::Value;
 
 use super::QUICK;
@@ -197,6 +198,138 @@ fn a_report_says_what_a_shape_rules_out() {
     assert_eq!(place.json("even.json")["pruning"].get("ruled_out"), None);
 }
 
+/// Numbers of a model's report, one for each layer.
+fn of_layers(report: &Value, of: impl Fn(&Value) -> u64) -> Vec<u64> {
+    report["pruning"]["layers"].as_array().unwrap().iter().map(of).collect()
+}
+
+/// The sizes of the layers differ, their sum is what was asked for, and all that is written is one model: a folder and a GGUF file
+/// filled up with zeros, and a GGUF file without.
+#[test]
+fn layers_that_compete_are_filled_up_with_zeros_or_keep_their_own_sizes_and_score_alike() {
+    let place = Place::new();
+    let shape = "--ffn 0.5 --kv-heads 0.5 --across-layers";
+    let mut seen = Vec::new();
+    for output in ["filled", "filled.gguf", "own.gguf --arch deci"] {
+        place.done(&format!("prune books-2m -o {output} {shape} {QUICK} --quiet --json report.json"));
+        seen.push(place.json("report.json"));
+    }
+    let sizes = |report: &Value| {
+        let channels = of_layers(report, |layer| layer["channels"].as_u64().unwrap());
+        (channels, of_layers(report, |layer| layer["kv_heads"].as_array().unwrap().len() as u64))
+    };
+    let (channels, kv_heads) = sizes(&seen[0]);
+    assert_eq!((channels.iter().sum::<u64>(), kv_heads.iter().sum::<u64>()), (2 * 256, 2 * 2));
+    assert!(
+        channels[0] != channels[1] && channels.iter().all(|width| width.is_multiple_of(32)),
+        "{channels:?}"
+    );
+    let perplexity = |report: &Value| number(report, "/evaluation/perplexity/value");
+    for report in &seen {
+        assert_eq!(sizes(report), (channels.clone(), kv_heads.clone()));
+        assert!((perplexity(report) / perplexity(&seen[0]) - 1.0).abs() < 1e-6);
+    }
+    let widest = channels.iter().max().unwrap();
+    let config = place.json("filled/config.json");
+    assert_eq!(config["intermediate_size"].as_u64(), Some(*widest));
+    assert_eq!(256 % config["num_attention_heads"].as_u64().unwrap(), 0, "transformers loads it");
+    let across =
+        |report: &Value| (report["pruning"]["across_layers"].clone(), number(report, "/output/parameters"));
+    let [(filled, more), (own, fewer)] = [across(&seen[0]), across(&seen[2])];
+    assert_eq!((&filled["layout"], &own["layout"]), (&"filled-up".into(), &"deci".into()));
+    assert_eq!(
+        (filled["zero_bytes"].as_f64(), own["zero_bytes"].as_u64()),
+        (Some(2.0 * (more - fewer)), Some(0))
+    );
+    assert!(number(&seen[2], "/output/bytes") < number(&seen[1], "/output/bytes"));
+
+    // And it is a model like any other, as long as it stays in GGUF files.
+    let text = place.done("inspect own.gguf");
+    assert!(text.contains("2, with sizes of their own") && text.contains(&format!("to {widest}")), "{text}");
+    place.done("convert own.gguf -o again.gguf --quiet");
+    place.done(&format!("quantize own.gguf -o own-q8.gguf --scheme q8_0 {QUICK} --quiet --json report.json"));
+    assert!(number(&place.json("report.json"), "/evaluation/kl_divergence/mean") < 0.01);
+    place.done(&format!(
+        "eval again.gguf --reference own.gguf --text heldout.txt {} --quiet --json report.json",
+        "--ctx 128 --chunks 4"
+    ));
+    assert!(number(&place.json("report.json"), "/evaluation/kl_divergence/mean").abs() < 1e-12);
+    place.refuses("convert own.gguf -o back", &["another number for each layer", "config.json", ".gguf"]);
+    place.refuses(
+        &format!("prune own.gguf -o out --layers 1 {QUICK}"),
+        &["layers of this model differ in size"],
+    );
+    place.refuses(
+        "distill --teacher books-2m --student own.gguf -o taught --data heldout.txt --tokens 1024 --ctx 64",
+        &["layers of the student differ in size", "without --arch deci"],
+    );
+}
+
+/// What a layer lacks to the largest is no part of what is learned.
+#[test]
+fn zeros_that_layers_are_filled_up_with_stay_zeros_while_a_student_learns() {
+    let place = Place::new();
+    place.done(
+        "prune books-2m -o filled --ffn 0.5 --across-layers --calib-tokens 1024 --ctx 128 --no-eval --quiet --json report.json",
+    );
+    let channels = of_layers(&place.json("report.json"), |layer| layer["channels"].as_u64().unwrap());
+    place.done(
+        "distill --teacher books-2m --student filled -o taught --data heldout.txt --tokens 1024 --ctx 64 --batch 4 \
+         --learning-rate 1e-3 --weight-decay 0.1 --no-eval --quiet",
+    );
+    let [filled, taught] = ["filled", "taught"].map(|name| safetensors::open(&place.at(name)).unwrap());
+    let floats = |files: &safetensors::Folder, name: &str| {
+        let info = files.info(name).unwrap();
+        (info.shape.clone(), decode_floats(info.dtype, files.bytes(name).unwrap()).unwrap())
+    };
+    let mut zeros = 0;
+    for (layer, &kept) in channels.iter().enumerate() {
+        let kept = usize::try_from(kept).unwrap();
+        for matrix in ["gate_proj", "up_proj", "down_proj"] {
+            let name = format!("model.layers.{layer}.mlp.{matrix}.weight");
+            let (shape, values) = floats(&taught, &name);
+            assert!(values != floats(&filled, &name).1, "{name} has learned something");
+            let beyond = values.iter().enumerate().filter(|(at, _)| {
+                let channel = if matrix == "down_proj" { at % shape[1] } else { at / shape[1] };
+                channel >= kept
+            });
+            for (_, value) in beyond {
+                zeros += 1;
+                assert_eq!(value.to_bits() << 1, 0, "{name}");
+            }
+        }
+    }
+    assert_eq!(zeros, 3 * 256 * (2 * channels.iter().max().unwrap() - 512));
+}
+
+#[test]
+fn layers_that_cannot_compete_are_refused_before_any_work() {
+    let place = Place::new();
+    mixtral(&place, "mixtral", Layout::Separate);
+    for (options, parts) in [
+        (
+            "books-2m --layers 1 --across-layers -o out",
+            &["--across-layers", "no channels and no key heads", "--ffn 0.5"][..],
+        ),
+        (
+            "books-2m --ffn 0.5 --across-layers --criterion activation -o out",
+            &["activation", "second-order, fluctuation and taylor"],
+        ),
+        ("books-2m --ffn 0.5 --across-layers --criterion magnitude -o out", &["magnitude"]),
+        ("books-2m --ffn 0.5 --across-layers --arch deci -o out", &["--arch", "folder", ".gguf"]),
+        ("mixtral --kv-heads 0.5 --across-layers -o out", &["experts"]),
+    ] {
+        place.refuses(&format!("prune {options}"), parts);
+    }
+    for (options, other) in [
+        ("--target-params 0.6 --across-layers", "cannot be used with"),
+        ("--ffn 0.5 --arch deci", "--across-layers"),
+    ] {
+        let run = place.run(&format!("prune books-2m -o out.gguf {options}"));
+        assert!(run.code == Some(2) && run.stderr.contains(other), "{options}:\n{}", run.stderr);
+    }
+}
+
 /// Everything at once, twice, with one thread and with two.
 #[test]
 fn threads_change_no_bit_of_what_is_pruned() {
@@ -208,7 +341,13 @@ fn threads_change_no_bit_of_what_is_pruned() {
              --quiet --json report.json"
         ));
         let mut report = place.json("report.json");
-        seen.push((report["output"].take(), report["pruning"].take(), report["evaluation"].take()));
+        place.done(&format!(
+            "prune books-2m -o out.gguf --ffn 0.5 --kv-heads 2 --across-layers --arch deci {QUICK} --threads {threads} --force \
+             --quiet --json across.json"
+        ));
+        let mut across = place.json("across.json");
+        let mut taken = |key: &str| [report[key].take(), across[key].take()];
+        seen.push((taken("output"), taken("pruning"), taken("evaluation")));
     }
     assert_eq!(seen[0], seen[1]);
 }
@@ -234,6 +373,19 @@ fn a_dry_run_says_the_shape_and_what_it_rules_out_and_writes_nothing() {
     ] {
         assert!(plan.contains(part), "no `{part}` in:\n{plan}");
     }
+    let plan = place.done(&format!("prune books-2m -o out --ffn 0.5 --across-layers {QUICK} --dry-run"));
+    for part in [
+        "512 ->            256",
+        "layers compete",
+        "filled up with zeros",
+        "--arch deci",
+        "steps of 32: K-quants",
+    ] {
+        assert!(plan.contains(part), "no `{part}` in:\n{plan}");
+    }
+    let plan = place
+        .done(&format!("prune books-2m -o out.gguf --ffn 0.5 --across-layers --arch deci {QUICK} --dry-run"));
+    assert!(plan.contains("layers compete") && plan.contains("architecture deci"), "{plan}");
     place.assert_contents(&before);
 }
 

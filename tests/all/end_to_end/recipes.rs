@@ -71,6 +71,30 @@ fn what_is_cut_taught_and_quantized_is_what_the_commands_make_and_stands_in_one_
     assert_eq!(place.json("again.json")["evaluation"], reports[3]["evaluation"]);
 }
 
+/// How wide the widest layer is becomes known while it is made; what is made of it fits whatever it is.
+#[test]
+fn layers_compete_in_a_recipe_and_a_run_that_goes_on_knows_what_they_came_to() {
+    let place = Place::new();
+    let prune = "[prune]\noutput = \"out/cut\"\nffn = 0.5\nacross_layers = true\nalign = 64\n";
+    place.write("recipe.toml", &[HEAD, prune, QUANTIZE].concat());
+    place.done("run recipe.toml --quiet --json report.json");
+    let reports = place.json("report.json");
+    let widths: Vec<u64> = reports[0]["pruning"]["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|layer| layer["channels"].as_u64().unwrap())
+        .collect();
+    assert!(widths.iter().sum::<u64>() == 512 && widths[0] != widths[1], "{widths:?}");
+    fs::remove_file(place.at("out/q8_0.gguf")).unwrap();
+    place.done("run recipe.toml --resume --quiet --json again.json");
+    let again = place.json("again.json");
+    for at in 0..3 {
+        assert_eq!(again[at]["output"]["sha256"], reports[at]["output"]["sha256"]);
+        assert_eq!(again[at]["evaluation"], reports[at]["evaluation"]);
+    }
+}
+
 /// What is found by a search goes on like any other shape.
 #[test]
 fn a_target_is_searched_for_and_what_is_found_is_quantized() {

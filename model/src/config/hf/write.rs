@@ -10,8 +10,13 @@ impl ModelConfig {
     ///
     /// # Errors
     /// Factors of the rotary frequencies that came from a GGUF file: transformers knows them only by the constants they
-    /// were computed from.
+    /// were computed from. Layers with sizes of their own.
     pub fn to_hf(&self) -> Result<Value, Error> {
+        if !self.layer_sizes.is_empty() {
+            let (found, known) =
+                ("another number for each layer", "one number for all layers in config.json");
+            return Err(unsupported("intermediate_size", found, known.into()));
+        }
         let family = self.family;
         let (key, names) = activation(family);
         let mut config = json!({
