@@ -22,6 +22,22 @@ impl LayerMap {
         Self((0..student).map(|layer| (layer, after(layer + 1).max(1) - 1)).collect())
     }
 
+    /// Every block of a student that was made of a teacher by leaving blocks out, `kept` those that stayed: each does as the teacher's
+    /// last block before the next that stayed, for it has the work of those between to do.
+    ///
+    /// # Panics
+    /// If `kept` is empty, does not rise, or has a block that the teacher has not.
+    pub fn of_kept(kept: &[usize], teacher: usize) -> Self {
+        assert!(
+            !kept.is_empty() && kept.is_sorted_by(|a, b| a < b),
+            "blocks that stayed, in order: {kept:?}"
+        );
+        let nexts = kept[1..].iter().copied().chain([teacher]);
+        let pairs: Vec<_> = nexts.enumerate().map(|(layer, next)| (layer, next - 1)).collect();
+        assert!(kept.iter().all(|&layer| layer < teacher), "{kept:?} of {teacher} blocks");
+        Self(pairs)
+    }
+
     /// These pairs of a student's and a teacher's block, in whatever order they come.
     ///
     /// # Errors
@@ -86,6 +102,13 @@ mod tests {
         assert_eq!(LayerMap::even(4, 8).pairs(), [(0, 1), (1, 3), (2, 5), (3, 7)]);
         assert_eq!(LayerMap::even(3, 3).pairs(), [(0, 0), (1, 1), (2, 2)]);
         assert_eq!(LayerMap::even(3, 8).pairs(), [(0, 2), (1, 4), (2, 7)]);
+    }
+
+    #[test]
+    fn a_block_before_those_that_were_left_out_does_their_work_too() {
+        assert_eq!(LayerMap::of_kept(&[0, 1, 4, 5], 7).pairs(), [(0, 0), (1, 3), (2, 4), (3, 6)]);
+        assert_eq!(LayerMap::of_kept(&[2], 3).pairs(), [(0, 2)]);
+        assert_eq!(LayerMap::of_kept(&[0, 1, 2], 3), LayerMap::even(3, 3));
     }
 
     proptest! {

@@ -73,7 +73,8 @@ pub struct DistillArgs {
     pub local: bool,
 
     /// Which layer of the teacher each layer of the student is compared with, counted from 0: 0:1,1:3
-    /// [default: all, evenly spread]
+    /// [default: all, each as far as the teacher's layers reach that a cut left it the work of; evenly spread where it is no cut of the
+    /// teacher, or has learned since]
     #[arg(long, value_name = "STUDENT:TEACHER,...", requires = "by_layer", value_parser = parse_layer_map)]
     pub layer_map: Option<LayerMap>,
 

@@ -10,7 +10,8 @@ use attar_checkpoint::tokenizer::Tokenizer;
 use attar_distill::LayerMap;
 use attar_eval::Convention;
 use attar_model::teacher::Signal;
-use attar_model::{ModelConfig, Precision};
+use attar_model::{ModelConfig, Precision, Role, Weights};
+use ndarray::ArrayD;
 
 use crate::cli::{DistillArgs, Global};
 use crate::commands::ScoringRequest;
@@ -99,7 +100,8 @@ fn run_cut(args: &DistillArgs, original: &Original, cutting: &Cutting<'_>, globa
     }
     let (student, facts) = cutting.run(&mut clock)?;
     // Which of several shapes is left is known only now.
-    let school = if student.config == planned.config { school } else { open(&student)? };
+    let known = student.config == planned.config && !args.reads_student();
+    let school = if known { school } else { open(&student)? };
     let (written, mut report) = school.run(&student, kept, &mut clock)?;
     facts.tell(&mut report);
     if let Original::Model(teacher) = original {
@@ -124,6 +126,23 @@ pub fn state_of(output: &Path) -> PathBuf {
     let mut name = output.file_name().unwrap_or_default().to_owned();
     name.push(".training");
     output.with_file_name(name)
+}
+
+/// The teacher's layers that a student was made of, where it was made by leaving layers out and has learned nothing since: its layers'
+/// first norms are then still the teacher's to the bit. None where they are not, or do not tell the teacher's layers apart.
+fn kept_layers(student: &Source, teacher: &Source) -> Option<Vec<usize>> {
+    let norms = |source: &Source| {
+        let tensors = source.config.tensors();
+        let norms = tensors.iter().filter(|spec| spec.role == Role::AttnNorm && spec.layer.is_some());
+        norms.map(|spec| source.load(&spec.name).ok()).collect::<Option<Vec<_>>>()
+    };
+    let (own, of_teacher) = (norms(student)?, norms(teacher)?);
+    let place = |norm: &ArrayD<f32>| {
+        let mut places = (0..of_teacher.len()).filter(|&layer| of_teacher[layer] == *norm);
+        places.next().filter(|_| places.next().is_none())
+    };
+    let kept = own.iter().map(place).collect::<Option<Vec<_>>>()?;
+    (!kept.is_empty() && kept.is_sorted_by(|a, b| a < b)).then_some(kept)
 }
 
 impl DistillArgs {
@@ -166,7 +185,13 @@ impl DistillArgs {
         }
     }
 
-    /// Which layer of the teacher each of the student is held to, if any is: as the user has it, or all, evenly spread.
+    /// Whether the student's numbers decide on how it is taught, and not its shape alone.
+    pub fn reads_student(&self) -> bool {
+        (self.local || self.hidden_loss.is_some()) && self.layer_map.is_none()
+    }
+
+    /// Which layer of the teacher each of the student is held to, if any is: as the user has it, or all, as the student was made of
+    /// the teacher or else evenly spread.
     fn layers(&self, original: &Original, student: &Source) -> Result<Option<LayerMap>> {
         if !self.local && self.hidden_loss.is_none() {
             return Ok(None);
@@ -178,8 +203,11 @@ impl DistillArgs {
             .doing(at);
         };
         let [of_student, of_teacher] = [&student.config, &teacher.config];
-        let even = || LayerMap::even(of_student.num_hidden_layers, of_teacher.num_hidden_layers);
-        let map = self.layer_map.clone().unwrap_or_else(even);
+        let layers = of_teacher.num_hidden_layers;
+        let map = self.layer_map.clone().unwrap_or_else(|| match kept_layers(student, teacher) {
+            Some(kept) => LayerMap::of_kept(&kept, layers),
+            None => LayerMap::even(of_student.num_hidden_layers, layers),
+        });
         map.check(of_student, of_teacher).doing(at).hint(|| {
             "--layer-map names layers of both, and both need one hidden size; predictions alone can be learned by any student"
         })?;

@@ -11,7 +11,7 @@ use attar_model::Precision;
 
 use super::pruning::{Asked, Pruning};
 use super::{CalibrationTable, EvaluationTable, Order, Recipe, Stages};
-use crate::cli::{Global, RunArgs};
+use crate::cli::{DistillArgs, Global, RunArgs};
 use crate::commands::deliver::Delivery;
 use crate::commands::distill::{self, Pair, School};
 use crate::commands::quantize::{check_weights, devices};
@@ -306,7 +306,8 @@ impl<'a> Chain<'a> {
         let student = cut.as_ref().unwrap_or(self.source);
         let mut taught = None;
         // Which of several shapes is left is known only now.
-        let planned = ahead.cuts.first().is_none_or(|planned| planned.config == student.config);
+        let same = ahead.cuts.first().is_none_or(|planned| planned.config == student.config);
+        let planned = same && !self.stages.distill.as_ref().is_some_and(DistillArgs::reads_student);
         let school = if planned { ahead.school } else { self.school(student)? };
         if let Some(school) = &school {
             let mut clock = scored.begin(school.output());

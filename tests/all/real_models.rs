@@ -59,3 +59,32 @@ fn a_tokenizer_model_alone_is_enough() {
     assert!(scores[0]["tokens"].as_u64().is_some_and(|tokens| tokens > 0));
     assert_eq!(scores[0], scores[1]);
 }
+
+/// Where no pairs are named, the layer before those that a cut left out is taught to do their work, by a command and in a recipe, in
+/// which the cut is not written yet when the teaching is planned.
+#[test]
+fn layers_of_a_cut_are_taught_as_far_as_the_teachers_reach() {
+    let Some(model) = shared("models/books-7m") else { return };
+    let place = Place::new();
+    place.link_folder(&model, "books-7m");
+    let learn = "--tokens 256 --ctx 64 --batch 2 --no-eval --quiet --json report.json --local";
+    place.done("prune books-7m -o cut --drop 2,3,6 --no-eval --quiet");
+    place.done(&format!("distill --teacher books-7m --student cut -o taught --data heldout.txt {learn}"));
+    let pairs = serde_json::json!([[0, 0], [1, 3], [2, 4], [3, 6], [4, 7]]);
+    assert_eq!(place.json("report.json")["distillation"]["layer_map"], pairs);
+    place.write(
+        "r.toml",
+        "model = \"books-7m\"\n[evaluation]\ntext = \"heldout.txt\"\nctx = 64\nchunks = 2\n\
+         [prune]\ndrop = [2, 3, 6]\noutput = \"r/cut\"\n\
+         [distill]\ndata = [\"heldout.txt\"]\ntokens = 256\nctx = 64\nbatch = 2\nlocal = true\noutput = \"r/taught\"\n",
+    );
+    place.done("run r.toml --quiet --report reports");
+    let found = std::fs::read_dir(place.at("reports")).unwrap().map(|entry| entry.unwrap().path());
+    let told = found.filter(|path| path.extension().is_some_and(|ending| ending == "json"));
+    let told: Vec<String> = told.map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    let compact = |text: &String| text.split_whitespace().collect::<String>();
+    assert!(
+        told.iter().any(|text| compact(text).contains("\"layer_map\":[[0,0],[1,3],[2,4],[3,6],[4,7]]")),
+        "{told:?}"
+    );
+}
