@@ -86,7 +86,7 @@ impl<'a> Predictions<'a> {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, Error> {
         let Scored { config, weights, ref streaming } = model;
-        check_tokens(passage.windows, config.vocab_size)?;
+        check_tokens(passage.windows.tokens(), config.vocab_size)?;
 
         let total = config.num_hidden_layers;
         let mut done = 0;
@@ -234,8 +234,8 @@ pub(crate) enum Opponent<'a> {
     TopK(&'a Cache),
 }
 
-pub(crate) fn check_tokens(windows: &Windows, vocab_size: usize) -> Result<(), Error> {
-    match windows.tokens().iter().copied().max() {
+pub(crate) fn check_tokens(tokens: &[u32], vocab_size: usize) -> Result<(), Error> {
+    match tokens.iter().copied().max() {
         Some(token) if token as usize >= vocab_size => {
             Err(Error::TokenOutsideVocabulary { token, vocab_size })
         }

@@ -1,7 +1,9 @@
 //! `attar quantize`: the main job.
 
+use attar_checkpoint::tokenizer::Tokenizer;
 use attar_eval::Reference;
 use attar_model::Device;
+use attar_quant::Solver;
 
 use crate::cli::{Global, Method, QuantizeArgs};
 use crate::commands::{CalibrationRequest, ScoringRequest, prepare};
@@ -9,7 +11,7 @@ use crate::device::Computer;
 use crate::diagnostic::Result;
 use crate::pipeline::score::Scoring;
 use crate::pipeline::teacher::open_cache_of;
-use crate::pipeline::{Clock, Job, is_gguf, refuse_quantized};
+use crate::pipeline::{Calibration, Clock, Job, is_gguf, refuse_quantized};
 use crate::plan::{Plan, TensorRule};
 use crate::scheme::Scheme;
 use crate::source::Source;
@@ -58,22 +60,8 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
         ),
         _ => None,
     };
-    let job = Job {
-        source: &source,
-        tokenizer: tokenizer.as_ref(),
-        scheme: Some(args.scheme),
-        method: args.method,
-        zeros: zeros.as_deref(),
-        rules: &rules,
-        calibration: calibration.as_ref(),
-        output: &args.output,
-        overwrite: global.overwrite(),
-        pre_tokenizer: args.pre_tokenizer.as_deref(),
-        precision: args.precision.into(),
-        max_memory: global.max_memory,
-        computer: &computer,
-        talk,
-    };
+    let models = (&source, tokenizer.as_ref());
+    let job = args.job(models, (zeros.as_deref(), &rules), calibration.as_ref(), &computer, global);
     let Some(plan) = prepare(&job, &delivery, global)? else { return Ok(()) };
 
     let mut clock = Clock::default();
@@ -108,6 +96,33 @@ pub fn check_weights(source: &Source, talk: crate::talk::Talk) -> Result<()> {
 }
 
 impl QuantizeArgs {
+    /// The work, with what its words and files have been made into.
+    pub fn job<'a>(
+        &'a self,
+        (source, tokenizer): (&'a Source, Option<&'a Tokenizer>),
+        (zeros, rules): (Option<&'a dyn Solver>, &'a [TensorRule]),
+        calibration: Option<&'a Calibration>,
+        computer: &'a Computer,
+        global: &Global,
+    ) -> Job<'a> {
+        Job {
+            source,
+            tokenizer,
+            scheme: Some(self.scheme),
+            method: self.method,
+            zeros,
+            rules,
+            calibration,
+            output: &self.output,
+            overwrite: global.overwrite(),
+            pre_tokenizer: self.pre_tokenizer.as_deref(),
+            precision: self.precision.into(),
+            max_memory: global.max_memory,
+            computer,
+            talk: global.talk(),
+        }
+    }
+
     /// Whether `--format` names the layout the scheme has.
     fn layout_fits(&self) -> Result<()> {
         use crate::cli::Layout;

@@ -81,7 +81,7 @@ impl<'a> Exam<'a> {
     /// # Errors
     /// Weights that cannot be read, numbers that overflow.
     pub fn sit(&self, name: &str, talk: Talk) -> Result<Vec<TaskResult>> {
-        let tokens = self.requests.iter().map(Request::len).sum::<usize>() as u64;
+        let tokens = self.requests.iter().map(Request::read_tokens).sum::<usize>() as u64;
         let stage = talk.stage(name, tokens, "tokens");
         let Source { config, .. } = self.source;
         let model = Scored { config, weights: self.source, streaming: self.memory.streaming.clone() };

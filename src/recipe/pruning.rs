@@ -68,22 +68,8 @@ impl<'a> Asked<'a> {
                 Ok(Pruning::Shape(Box::new(job), plan))
             }
             Self::Zeros { args, solver } => {
-                let job = Job {
-                    source,
-                    tokenizer: Some(tokenizer),
-                    scheme: Some(args.scheme),
-                    method: args.method,
-                    zeros: Some(&**solver),
-                    rules: &[],
-                    calibration,
-                    output: &args.output,
-                    overwrite: global.overwrite(),
-                    pre_tokenizer: args.pre_tokenizer.as_deref(),
-                    precision: args.precision.into(),
-                    max_memory: global.max_memory,
-                    computer,
-                    talk: global.talk(),
-                };
+                let models = (source, Some(tokenizer));
+                let job = args.job(models, (Some(&**solver), &[]), calibration, computer, global);
                 let plan = job.plan()?;
                 Ok(Pruning::Zeros(Box::new(job), Box::new(plan)))
             }

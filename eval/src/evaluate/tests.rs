@@ -482,6 +482,21 @@ fn a_text_is_answered_as_if_it_stood_alone_and_as_it_is_scored() {
     assert!((said - expected).abs() < 1e-5, "{said} beside {expected}");
 }
 
+/// The last token of a text is only predicted: no window holds it.
+#[test]
+fn a_task_with_a_token_outside_the_vocabulary_is_refused() {
+    use crate::tasks::{Item, Task, answer};
+    let model = Tiny::new(50, 7);
+    let item = Item::LastWord { context: "ab".to_owned(), continuation: "c".to_owned() };
+    let task = Task { name: "t".to_owned(), items: vec![item] };
+    let encode = |text: &str| -> Result<Vec<u32>, Error> {
+        Ok((0..text.len()).map(|at| if at == 3 { 50 } else { 1 }).collect())
+    };
+    let requests = task.requests(encode, None, 64).unwrap();
+    let error = answer(&model.scored(), &requests, ROOMY, &mut silent).unwrap_err();
+    assert!(matches!(error, Error::TokenOutsideVocabulary { token: 50, vocab_size: 50 }), "{error}");
+}
+
 fn windows_of(tokens: &[u32]) -> Windows {
     Windows::new(tokens.len(), tokens.to_vec())
 }

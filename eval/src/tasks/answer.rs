@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::Request;
 use crate::logits::{Logits, States};
-use crate::predictions::{Progress, Scored, Stage};
+use crate::predictions::{Progress, Scored, Stage, check_tokens};
 use crate::softmax::Partition;
 use crate::{Budget, Error};
 
@@ -33,7 +33,8 @@ pub fn answer(
     budget: Budget,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<Answer>, Error> {
-    let total = requests.iter().map(Request::len).sum();
+    requests.iter().try_for_each(|request| check_tokens(&request.tokens, model.config.vocab_size))?;
+    let total = requests.iter().map(Request::read_tokens).sum();
     let mut done = 0;
     let mut answers = vec![Answer { log_likelihood: 0.0, greedy: true }; requests.len()];
     for group in groups(requests) {
@@ -41,7 +42,7 @@ pub fn answer(
         for (at, answer) in group.iter().zip(answer_together(model, &together, budget)?) {
             answers[*at] = answer;
         }
-        done += together.iter().map(|request| request.len()).sum::<usize>();
+        done += together.iter().map(|request| request.read_tokens()).sum::<usize>();
         progress(Progress { stage: Stage::Head, done, total });
     }
     Ok(answers)
@@ -63,7 +64,7 @@ impl Size {
     pub fn of(requests: &[Request]) -> Self {
         let mut size = Self { tokens: 0, ctx: 0, asked: 0 };
         for group in groups(requests) {
-            let longest = group.iter().map(|&at| requests[at].len()).max().unwrap_or(0);
+            let longest = group.iter().map(|&at| requests[at].read_tokens()).max().unwrap_or(0);
             size.tokens = size.tokens.max(longest * group.len());
             size.ctx = size.ctx.max(longest);
             size.asked = size.asked.max(group.iter().map(|&at| requests[at].asked()).sum());
@@ -75,23 +76,22 @@ impl Size {
 /// Requests that are run together: none is twice as long as another.
 fn groups(requests: &[Request]) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..requests.len()).collect();
-    order.sort_by_key(|&at| requests[at].len());
+    order.sort_by_key(|&at| requests[at].read_tokens());
     order
-        .chunk_by(|&a, &b| requests[a].len().ilog2() == requests[b].len().ilog2())
+        .chunk_by(|&a, &b| requests[a].read_tokens().ilog2() == requests[b].read_tokens().ilog2())
         .map(<[usize]>::to_vec)
         .collect()
 }
 
 fn answer_together(model: &Scored, requests: &[&Request], budget: Budget) -> Result<Vec<Answer>, Error> {
     let Scored { config, weights, ref streaming } = *model;
-    let ctx = requests.iter().map(|request| request.len()).max().unwrap_or(1);
+    let ctx = requests.iter().map(|request| request.read_tokens()).max().unwrap_or(1);
     let filled = |request: &&Request| {
         let mut tokens = request.read().to_vec();
         tokens.resize(ctx, FILLER);
         tokens
     };
     let windows = Windows::new(ctx, requests.iter().flat_map(filled).collect());
-    crate::predictions::check_tokens(&windows, config.vocab_size)?;
     let asked = requests.iter().flat_map(|request| request.continuation());
     let targets: Vec<usize> = asked.map(|&token| token as usize).collect();
 

@@ -98,13 +98,8 @@ impl Request {
     }
 
     /// Tokens the model reads.
-    pub fn len(&self) -> usize {
+    pub fn read_tokens(&self) -> usize {
         self.read().len()
-    }
-
-    /// Whether it reads none, which never happens.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Predictions it is asked for.
@@ -153,7 +148,7 @@ mod tests {
     fn a_continuation_is_asked_for_after_each_context() {
         let contexts = vec!["he said".into(), "she had said".into()];
         let found = requests(Item::Contexts { contexts, continuation: "so".into(), gold: 1 }, 100).unwrap();
-        assert_eq!(found.iter().map(Request::len).collect::<Vec<_>>(), [3, 4]);
+        assert_eq!(found.iter().map(Request::read_tokens).collect::<Vec<_>>(), [3, 4]);
         assert!(found.iter().all(|request| request.continuation() == words(" so")));
     }
 
@@ -169,7 +164,7 @@ mod tests {
         let item = Item::LastWord { context: "a b c d e".into(), continuation: "f".into() };
         let found = requests(item, 3).unwrap();
         assert_eq!(found[0].tokens, words(" c d e f")[..]);
-        assert_eq!((found[0].len(), found[0].asks()), (3, 2..3));
+        assert_eq!((found[0].read_tokens(), found[0].asks()), (3, 2..3));
     }
 
     #[test]

@@ -103,7 +103,7 @@ pub struct Cutting<'a> {
     global: &'a Global,
     tokenizer: Tokenizer,
     calibration: Calibration,
-    kept: Option<Source>,
+    kept: bool, // from a run that is taken up
 }
 
 impl<'a> Cutting<'a> {
@@ -117,9 +117,12 @@ impl<'a> Cutting<'a> {
         let tokenizer = teacher.tokenizer()?;
         let request = CalibrationRequest { files: &args.calib, tokens: CALIB_TOKENS, ctx: args.ctx };
         let calibration = request.read(teacher, &tokenizer)?;
-        let cutting = Self { order, args, global, tokenizer, calibration, kept: None };
-        let kept = if resume && args.output.exists() { Some(cutting.find()?) } else { None };
-        Ok(Self { kept, ..cutting })
+        let kept = resume && args.output.exists();
+        let cutting = Self { order, args, global, tokenizer, calibration, kept };
+        if kept {
+            cutting.check_kept()?;
+        }
+        Ok(cutting)
     }
 
     /// The teacher's, which is the student's.
@@ -129,7 +132,7 @@ impl<'a> Cutting<'a> {
 
     /// Whether the student was cut before.
     pub fn is_kept(&self) -> bool {
-        self.kept.is_some()
+        self.kept
     }
 
     fn job(&self) -> PruneJob<'_> {
@@ -149,7 +152,7 @@ impl<'a> Cutting<'a> {
     /// # Errors
     /// As [`PruneJob::promises`].
     pub fn student(&self, plan: &PrunePlan) -> Result<Source> {
-        if self.is_kept() {
+        if self.kept {
             return Source::open(&self.args.output);
         }
         let promised = self.job().promises(plan)?.into_iter().next();
@@ -162,7 +165,7 @@ impl<'a> Cutting<'a> {
     /// As [`PruneJob::check`]; one of a run that was not finished, where none is taken up.
     pub fn check(&self, plan: &PrunePlan) -> Result<()> {
         let folder = &self.args.output;
-        if self.is_kept() {
+        if self.kept {
             return Ok(());
         }
         if folder.join(FACTS).is_file() && self.global.overwrite() == Overwrite::No {
@@ -181,7 +184,7 @@ impl<'a> Cutting<'a> {
     /// As [`PruneJob::run`].
     pub fn run(&self, clock: &mut Clock) -> Result<(Source, Facts)> {
         let folder = &self.args.output;
-        if self.is_kept() {
+        if self.kept {
             return Ok((Source::open(folder)?, Facts::read(folder)?));
         }
         let (written, report) = self.job().run(clock)?;
@@ -193,8 +196,8 @@ impl<'a> Cutting<'a> {
         Ok((written, facts))
     }
 
-    /// What was cut before, if it was cut as it would be now.
-    fn find(&self) -> Result<Source> {
+    /// Holds what was cut before to how it would be cut now.
+    fn check_kept(&self) -> Result<()> {
         let folder = &self.args.output;
         let at = || format!("while taking up the student kept in `{}`", folder.display());
         if !folder.join(FACTS).is_file() {
@@ -208,7 +211,7 @@ impl<'a> Cutting<'a> {
                 .hint("give the command it was begun with, or --force instead of --resume to begin anew"))
             .doing(at);
         }
-        Source::open(folder)
+        Ok(())
     }
 
     /// All that decides what is cut, in words.
