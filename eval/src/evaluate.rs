@@ -205,6 +205,10 @@ fn summarise(scores: &[TokenScore], passage: Passage) -> Result<Evaluation, Erro
         perplexity_ratio: None,
         kl_divergence: None,
         top1_agreement: None,
+        kl_histogram: None,
+        breakdown: None,
+        worst_tokens: Vec::new(),
+        by_window: None,
     };
     if !against.is_empty() {
         let reference_nll: Vec<f64> = against.iter().map(|a| a.nll).collect();

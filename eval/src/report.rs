@@ -3,12 +3,14 @@
 //!
 //! Keys are a contract: adding one is free, renaming or removing one needs a new schema.
 
+mod detail;
 mod pruning;
 mod tasks;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{Convention, Divergence, Perplexity};
+pub use detail::{Breakdown, ByWindow, Group, Histogram, Mean, Prediction, WorstToken};
 pub use pruning::{AcrossLayers, Candidate, DroppedLayer, Lost, PrunedLayer, Pruning, Search, Shape};
 pub use tasks::{Share, TaskComparison, TaskResult};
 
@@ -42,6 +44,9 @@ pub struct Report {
     /// What it scores; of the written file where there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evaluation: Option<Evaluation>,
+    /// The same on further texts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further_evaluations: Vec<Evaluation>,
     /// What it answers, task by task.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<TaskResult>,
@@ -69,6 +74,7 @@ impl Report {
             output: None,
             pruning: None,
             evaluation: None,
+            further_evaluations: Vec::new(),
             tasks: Vec::new(),
             tensors: Vec::new(),
             calibration: None,
@@ -80,6 +86,11 @@ impl Report {
     /// The model that all began with.
     pub fn beginning(&self) -> &Model {
         self.original.as_ref().unwrap_or(&self.model)
+    }
+
+    /// What it scores, text by text.
+    pub fn evaluations(&self) -> impl Iterator<Item = &Evaluation> {
+        self.evaluation.iter().chain(&self.further_evaluations)
     }
 
     /// Elements of all weight tensors of what was written, or of the model alone.
@@ -184,6 +195,18 @@ pub struct Evaluation {
     /// Share of tokens, 0 to 1, where both put the same token first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top1_agreement: Option<f64>,
+    /// How many tokens diverge how far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl_histogram: Option<Histogram>,
+    /// The tokens in groups: where does it hurt?
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub breakdown: Option<Breakdown>,
+    /// Tokens whose predictions moved farthest, the worst first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub worst_tokens: Vec<WorstToken>,
+    /// What each window scores.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by_window: Option<ByWindow>,
 }
 
 /// What stood for a reference that was not run.

@@ -36,6 +36,10 @@ pub(crate) fn evaluation() -> Evaluation {
             max: 0.874,
         }),
         top1_agreement: Some(0.953_137),
+        kl_histogram: None,
+        breakdown: None,
+        worst_tokens: Vec::new(),
+        by_window: None,
     }
 }
 
