@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use attar_checkpoint::tokenizer::Tokenizer;
 use attar_eval::Convention;
 use attar_model::Windows;
+use attar_model::teacher::LogProbs;
 use sha2::{Digest, Sha256};
 
 use crate::diagnostic::{Explain, Failure, Result};
@@ -164,4 +165,13 @@ pub fn evaluation_windows(
             Failure::from(error).hint(hint)
         })
         .doing(|| format!("while cutting `{}` into windows", text.name))
+}
+
+/// The windows of a file of llama-perplexity's, as they are run: each begins with BOS where the tokenizer adds one.
+pub fn windows_of(file: &LogProbs, tokenizer: &Tokenizer) -> Windows {
+    let mut tokens = file.tokens().to_vec();
+    if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.add_bos()) {
+        tokens.iter_mut().step_by(file.ctx()).for_each(|first| *first = bos);
+    }
+    Windows::new(file.ctx(), tokens)
 }

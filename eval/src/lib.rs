@@ -19,6 +19,7 @@ pub mod render;
 pub mod report;
 pub mod tasks;
 
+mod breakdown;
 mod budget;
 mod error;
 mod evaluate;
@@ -28,13 +29,14 @@ mod on_device;
 mod predictions;
 mod softmax;
 mod windows;
+mod worst;
 
 pub use budget::{Budget, Portion};
 pub use divergence::Divergence;
 pub use error::Error;
 pub use evaluate::{evaluate, score};
-pub use keep::keep;
+pub use keep::{keep, keep_log_probs};
 pub use perplexity::Perplexity;
-pub use predictions::{Passage, Predictions, Progress, Reference, Scored, Stage};
+pub use predictions::{Decode, Passage, Predictions, Progress, Reference, Scored, Stage};
 pub use report::Report;
 pub use windows::{Convention, windows};

@@ -212,20 +212,25 @@ pub struct Evaluation {
 /// What stood for a reference that was not run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reference {
-    /// `teacher cache`.
+    /// `teacher cache`, `llama.cpp's logits`.
     pub kind: String,
     /// Where it lies.
     pub path: String,
-    /// The model it was made of, as given then.
+    /// The model it was made of, as given then; missing where that is not told.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub model: String,
-    /// SHA-256 of that model's weights; lower-case hex.
+    /// SHA-256 of that model's weights; lower-case hex; missing where that is not told.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub model_sha256: String,
-    /// What it keeps of the model: `hidden-f32`, `hidden-bf16`, `top-k=64`.
+    /// What it keeps of the model: `hidden-f32`, `hidden-bf16`, `top-k=64`, `16-bit log-probabilities`.
     pub signal: String,
     /// Buckets a divergence from it is taken over, the kept tokens and one for all others: a lower bound of that over
     /// the whole vocabulary. Missing where the whole vocabulary counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl_buckets: Option<u64>,
+    /// Scored tokens whose likelihood it does not know, since all below a limit look alike; its perplexity is then missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unknown_targets: Option<u64>,
 }
 
 /// What became of one weight tensor.

@@ -9,7 +9,7 @@ use crate::cli::{Global, Method, QuantizeArgs};
 use crate::commands::{CalibrationRequest, ScoringRequest, prepare};
 use crate::device::Computer;
 use crate::diagnostic::Result;
-use crate::pipeline::score::Scoring;
+use crate::pipeline::score::{Kept, Scoring};
 use crate::pipeline::teacher::open_cache_of;
 use crate::pipeline::{Calibration, Clock, Job, is_gguf, refuse_quantized};
 use crate::plan::{Plan, TensorRule};
@@ -51,7 +51,7 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
                 chunks: args.chunks,
                 convention: args.convention.into(),
                 precision: args.precision.into(),
-                as_in: cache.as_ref(),
+                as_in: cache.as_ref().map(Kept::Cache),
                 models: 1 + usize::from(cache.is_none()),
                 max_memory: global.max_memory,
                 computer: &computer,
@@ -79,7 +79,7 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
 }
 
 /// Where the work of a plan and of scoring is done.
-pub fn devices<'a>(plan: &'a Plan, scoring: Option<&'a Scoring>) -> impl Iterator<Item = &'a Device> {
+pub fn devices<'a>(plan: &'a Plan, scoring: Option<&'a Scoring<'_>>) -> impl Iterator<Item = &'a Device> {
     let scoring = scoring.map(|scoring| &scoring.memory.streaming.device);
     std::iter::once(&plan.device).chain(scoring)
 }

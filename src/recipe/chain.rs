@@ -19,7 +19,7 @@ use crate::commands::{CalibrationRequest, ScoringRequest};
 use crate::device::Computer;
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::pipeline::prune::shape::Shape;
-use crate::pipeline::score::Scoring;
+use crate::pipeline::score::{Kept, Scoring};
 use crate::pipeline::teacher::{Original, open_cache_of};
 use crate::pipeline::verify::Facts;
 use crate::pipeline::{Calibration, Clock, Job, describe, is_gguf, refuse_quantized};
@@ -61,7 +61,7 @@ pub fn run(args: &RunArgs, global: &Global) -> Result<()> {
         chunks: *chunks,
         convention: *convention,
         precision: recipe.precision.into(),
-        as_in: cache.as_ref(),
+        as_in: cache.as_ref().map(Kept::Cache),
         models: 1 + usize::from(cache.is_none()),
         max_memory: global.max_memory,
         computer: &computer,
@@ -285,7 +285,12 @@ impl<'a> Chain<'a> {
     }
 
     /// Does every stage, and scores what it made against the model.
-    fn make(&self, ahead: Ahead<'_>, scoring: &Scoring, reference: &Reference<'_>) -> Result<Vec<Report>> {
+    fn make(
+        &self,
+        ahead: Ahead<'_>,
+        scoring: &Scoring<'_>,
+        reference: &Reference<'_>,
+    ) -> Result<Vec<Report>> {
         let scored = Scored { chain: self, scoring, reference };
         let mut reports = Vec::new();
         let mut cut = None;
@@ -354,7 +359,7 @@ impl<'a> Chain<'a> {
 /// How every output is scored.
 struct Scored<'a> {
     chain: &'a Chain<'a>,
-    scoring: &'a Scoring,
+    scoring: &'a Scoring<'a>,
     reference: &'a Reference<'a>,
 }
 

@@ -253,7 +253,14 @@ fn evaluation(evaluation: &Evaluation) -> Section {
 }
 
 fn reference_label(reference: &Reference) -> String {
-    format!("{} {} ({} of {})", reference.kind, reference.path, reference.signal, reference.model)
+    let of = if reference.model.is_empty() { String::new() } else { format!(" of {}", reference.model) };
+    let unknown = reference.unknown_targets.map(|count| {
+        format!(
+            "; its perplexity is unknown, as {} tokens of the text lie below what it tells apart",
+            grouped(count)
+        )
+    });
+    format!("{} {} ({}{of}{})", reference.kind, reference.path, reference.signal, unknown.unwrap_or_default())
 }
 
 /// What is to be said of a divergence that is not over the whole vocabulary.

@@ -93,6 +93,7 @@ pub struct WorstToken {
 pub struct Prediction {
     /// The token it puts first.
     pub top: String,
-    /// How likely it takes the token that stands there to be, 0 to 1.
-    pub probability: f64,
+    /// How likely it takes the token that stands there to be, 0 to 1; unknown of a reference that did not keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probability: Option<f64>,
 }
