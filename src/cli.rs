@@ -2,6 +2,8 @@
 
 #![expect(clippy::doc_markdown, reason = "these comments are the help text, where backticks only disturb")]
 
+mod check;
+mod compare;
 mod distill;
 mod prune;
 
@@ -18,6 +20,8 @@ use crate::device::DeviceArg;
 use crate::diagnostic::Failure;
 use crate::pipeline::teacher::SaveAs;
 use crate::scheme::Scheme;
+pub use check::{CheckArgs, LimitArgs};
+pub use compare::{Calibrate, CompareArgs, Contender};
 pub use distill::{DecayArg, DistillArgs, LossArg};
 pub use prune::{ArchArg, PruneArgs, ShapeArgs};
 
@@ -98,6 +102,10 @@ pub enum Command {
     Convert(ConvertArgs),
     /// Measure perplexity and, against a reference, KL divergence
     Eval(EvalArgs),
+    /// Make many outputs of one model, and show them on one table and one plot: what each costs in bytes and in accuracy
+    Compare(Box<CompareArgs>),
+    /// Hold a model to limits, or to what it scored before: exit code 1 where it fails, for CI
+    Check(Box<CheckArgs>),
     /// Teach a smaller or pruned model to predict what its teacher predicts
     Distill(DistillArgs),
     /// Carry out a recipe: prune a model, teach what is left, make several outputs of it, compare all in one table
@@ -152,6 +160,10 @@ pub struct QuantizeArgs {
     /// Tokens per window [default: 2048 to calibrate, 512 to evaluate, less where the model was made for less]
     #[arg(long, value_name = "N")]
     pub ctx: Option<usize>,
+
+    /// Draw the windows to calibrate on from all over the texts, by this seed [default: the first windows of each text]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
 
     /// Held-out text on which the written file is compared with the original [default: one that comes with attar]
     #[arg(long, value_name = "FILE")]

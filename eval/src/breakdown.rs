@@ -173,10 +173,16 @@ pub(crate) fn by_window(scores: &[TokenScore], passage: Passage) -> ByWindow {
         by_window.nll.push(mean(&|score| score.nll));
         if window.iter().all(|score| score.against.is_some()) {
             let against = || window.iter().filter_map(|score| score.against.as_ref());
+            let reference: Option<Vec<f64>> = against().map(|against| against.nll).collect();
+            let mean_nll = reference.map(|nll| nll.iter().sum::<f64>() / window.len() as f64);
+            by_window.reference_nll.extend(mean_nll);
             let kl = against().map(|against| against.kl_divergence).sum::<f64>();
             by_window.kl_divergence.push(kl / window.len() as f64);
             by_window.same_top.push(against().filter(|against| against.same_top).count() as u64);
         }
+    }
+    if by_window.reference_nll.len() < by_window.nll.len() {
+        by_window.reference_nll.clear(); // known of some only
     }
     by_window
 }

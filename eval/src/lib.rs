@@ -14,6 +14,7 @@
 #![expect(clippy::needless_pass_by_value, reason = "a view is a reference already")]
 
 pub mod divergence;
+pub mod gate;
 pub mod perplexity;
 pub mod render;
 pub mod report;

@@ -10,6 +10,7 @@ use attar_model::teacher::Signal;
 
 use crate::cli::{EvalArgs, Global};
 use crate::commands::ScoringRequest;
+use crate::commands::deliver::Delivery;
 use crate::device::Computer;
 use crate::diagnostic::{Failure, Result};
 use crate::pipeline::score::{Kept, Scoring};
@@ -19,13 +20,30 @@ use crate::pipeline::{Clock, describe};
 use crate::source::Source;
 use crate::talk::say;
 
-/// Cuts the texts, tokenizes the tasks, runs the models, reports, keeps what is to be kept.
+/// Measures, and tells.
+///
+/// # Errors
+/// As [`measure`]; a report that cannot be written.
+pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
+    let delivery = global.delivery();
+    measure(args, global, &delivery)?.map_or(Ok(()), |measured| delivery.one(&measured.report))
+}
+
+/// What was found, and the tasks whose answers are in it.
+pub struct Measured {
+    /// The figures.
+    pub report: Report,
+    /// The tasks, in the order of their results.
+    pub tasks: Vec<Task>,
+}
+
+/// Cuts the texts, tokenizes the tasks, runs the models, keeps what is to be kept; `None` where only the plan was asked for, which is then
+/// said.
 ///
 /// # Errors
 /// A model, cache, text or task that cannot be read, models with different tokenizers.
-pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
+pub fn measure(args: &EvalArgs, global: &Global, delivery: &Delivery) -> Result<Option<Measured>> {
     let talk = global.talk();
-    let delivery = global.delivery();
     let source = Source::open(&args.model)?;
     let beside = args.reference.as_deref().map(Beside::open).transpose()?;
     args.goes_together(beside.as_ref())?;
@@ -38,13 +56,15 @@ pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
     let tasks = tasks::read(&args.task, args.items.map(|items| items as usize))?;
     let exams = args.exams((global, &computer), model, beside.as_ref(), &tasks)?;
     if global.dry_run {
-        return say(&plan(args, beside.as_ref(), &scorings, &exams));
+        say(&plan(args, beside.as_ref(), &scorings, &exams))?;
+        return Ok(None);
     }
     let keep_at = args.save_reference.as_deref();
     delivery.check(&keep_at.into_iter().collect::<Vec<_>>())?;
 
     let mut clock = Clock::default();
     let mut report = Report::new(describe(&source));
+    report.original = beside.as_ref().and_then(Beside::model).map(describe);
     if let Some(exam) = exams.first() {
         report.tasks = clock.time("tasks", || exam.sit("tasks", talk))?;
     }
@@ -56,6 +76,7 @@ pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
     }
     let memory = scorings.first().map(|scoring| &scoring.memory).or(exams.first().map(|exam| &exam.memory));
     let streaming = memory.map(|memory| memory.streaming.clone());
+    drop(exams); // they hold on to the models
     let other = beside.map(Other::of);
     for (number, scoring) in scorings.iter().enumerate() {
         let begin = |path| Keeping::begin(path, args.save_as, scoring, model, global.overwrite());
@@ -83,7 +104,7 @@ pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
     }
     let devices = streaming.iter().map(|streaming| &streaming.device);
     report.run = Some(clock.run(streaming.as_ref().map(|streaming| streaming.precision), devices));
-    delivery.one(&report)
+    Ok(Some(Measured { report, tasks }))
 }
 
 /// What the model is compared with.

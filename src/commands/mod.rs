@@ -1,5 +1,7 @@
 //! One file per command: what was typed becomes jobs, and their reports are delivered.
 
+pub mod check;
+pub mod compare;
 pub mod convert;
 pub mod deliver;
 pub mod distill;
@@ -81,6 +83,8 @@ pub struct CalibrationRequest<'a> {
     pub tokens: usize,
     /// Tokens per window.
     pub ctx: Option<usize>,
+    /// What decides which windows of a text are taken; where it is missing they are the first.
+    pub seed: Option<u64>,
 }
 
 impl CalibrationRequest<'_> {
@@ -92,12 +96,14 @@ impl CalibrationRequest<'_> {
         let texts = Text::to_calibrate(self.files)?;
         let [calibrate_ctx, _] = text::DEFAULT_CTX;
         let ctx = self.ctx.unwrap_or(calibrate_ctx.min(source.config.max_position_embeddings).max(1));
-        let windows = text::calibration_windows(&texts, tokenizer, ctx, self.tokens)?;
+        let windows = text::calibration_windows(&texts, tokenizer, ctx, self.tokens, self.seed)?;
         let facts = report::Calibration {
             files: texts.iter().map(|text| text.name.clone()).collect(),
             sha256: text::sha256(&texts),
             tokens: windows.tokens().len() as u64,
             ctx: windows.ctx() as u64,
+            shared: false,
+            seed: self.seed,
             routing: Vec::new(),
         };
         Ok(Calibration { windows, facts })

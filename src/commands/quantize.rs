@@ -35,7 +35,12 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
     let tokenizer = if needs_tokens { Some(source.tokenizer()?) } else { source.tokenizer().ok() };
     let calibration = match &tokenizer {
         Some(tokenizer) if learns => {
-            let request = CalibrationRequest { files: &args.calib, tokens: args.calib_tokens, ctx: args.ctx };
+            let request = CalibrationRequest {
+                files: &args.calib,
+                tokens: args.calib_tokens,
+                ctx: args.ctx,
+                seed: args.seed,
+            };
             Some(request.read(&source, tokenizer)?)
         }
         _ => None,
@@ -113,6 +118,7 @@ impl QuantizeArgs {
             zeros,
             rules,
             calibration,
+            learned: None,
             output: &self.output,
             overwrite: global.overwrite(),
             pre_tokenizer: self.pre_tokenizer.as_deref(),

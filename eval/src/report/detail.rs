@@ -11,6 +11,9 @@ pub struct ByWindow {
     pub tokens_sha256: String,
     /// Mean negative log-likelihood per scored token, in nats.
     pub nll: Vec<f64>,
+    /// The same of the reference, where there was one that knows it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reference_nll: Vec<f64>,
     /// Mean KL divergence, where there was a reference.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kl_divergence: Vec<f64>,

@@ -89,6 +89,8 @@ pub(crate) fn quantized() -> Report {
             tokens: 16_384,
             ctx: 512,
             routing: Vec::new(),
+            shared: false,
+            seed: None,
         }),
         run: Some(Run {
             command: "attar quantize models/books-7m -o out/books-7m-q4_k_m.gguf --scheme q4_k_m".to_owned(),
