@@ -237,11 +237,13 @@ impl LogProbsWriter {
 /// Where there is no such token.
 ///
 /// # Source
-/// llama.cpp `llama-perplexity`, which lets no logit lie more than 16 below the largest; here `target` may.
+/// llama.cpp `llama-perplexity`, which lets no logit lie more than 16 below the largest; here `target` may, and has a code of its own.
 pub fn encode(logits: &[f32], sum: f64, target: usize) -> Vec<u8> {
     let smaller = |a: f32, b: f32| if b < a { b } else { a };
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
-    let floor = smaller(largest - REACH, logits[target]);
+    // A step below the target, so that its code is not that of all that lie lower.
+    let below_target = logits[target] - (largest - logits[target]) / (MOST_CODE - 1.0);
+    let floor = if logits[target] < largest - REACH { below_target } else { largest - REACH };
     let least = logits.iter().copied().fold(f32::INFINITY, smaller).max(floor);
     let scale = (largest - least) / MOST_CODE;
     let least_log_prob = least - largest - sum.ln() as f32;
@@ -326,7 +328,7 @@ mod tests {
     fn what_is_written_reads_back_to_the_rounding_of_its_codes() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("base");
-        for (target, floor) in [(0, -16.0), (2, -40.5)] {
+        for (target, floor) in [(0, -16.0), (2, -100.0)] {
             write(&path, target);
             let file = LogProbs::open(&path).unwrap();
             assert_eq!(
@@ -340,7 +342,8 @@ mod tests {
                 let found = row.log_prob(row.code(token));
                 assert!((found - truth).abs() < 0.0004, "{token}: {found} is not {truth}");
             }
-            assert_eq!(row.codes().map(|code| code > 0).collect::<Vec<_>>(), [true, true, false]);
+            assert_eq!(row.codes().map(|code| code > 0).collect::<Vec<_>>(), [true, true, target == 2]);
+            assert_ne!(row.code(target), 0, "what follows in the text is told apart");
         }
     }
 

@@ -18,6 +18,7 @@ use ndarray::Array2;
 use super::Calibration;
 use super::compress::{Done, Pass, STAGES};
 use super::passage::Passage;
+use super::write::NewFolders;
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::plan::{Plan, Treatment};
 use crate::source::{Source, rows_and_cols};
@@ -96,6 +97,7 @@ impl Learned {
             return Err(Failure::new(format!("it takes {needed}, the disk has {free} left"))
                 .hint("make room, or let every output calibrate itself with --calibrate each"));
         }
+        let _made = NewFolders::above(folder)?;
         let new = AtomicFolder::create(folder, Overwrite::No)?;
         let info =
             |(name, features): (String, usize)| TensorInfo::new(name, Dtype::F32, &[features, features]);

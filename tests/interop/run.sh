@@ -67,6 +67,7 @@ if [[ ! -e $shared/tools/peers/kld.sh ]]; then
 fi
 echo "--- llama.cpp: loads our GGUF files, and agrees with our figures"
 "$here/check_llamacpp.sh" "$attar" "$shared/tools/peers" "$peers/llamacpp" "$work"
+"$here/check_logits.sh" "$attar" "$peers/llamacpp" "$work"
 pruned
 
 echo "--- every family: transformers and llama.cpp load what we write of it, and agree with our figures"
