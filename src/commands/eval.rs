@@ -56,7 +56,7 @@ pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
     let memory = scoring.as_ref().map(|scoring| &scoring.memory).or(exams.first().map(|exam| &exam.memory));
     let streaming = memory.map(|memory| memory.streaming.clone());
     if let Some(scoring) = scoring {
-        let begin = |path| Keeping::begin(path, args.save_as, &scoring, model, global.overwrite());
+        let begin = |path| Keeping::begin(path, args.save_as, &scoring, model, global.overwrite(), talk);
         let keeping = keep_at.map(|path| clock.time("prepare", || begin(path))).transpose()?;
         let source_of;
         let reference = match original {

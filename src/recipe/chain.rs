@@ -52,7 +52,7 @@ pub fn run(args: &RunArgs, global: &Global) -> Result<()> {
         None
     };
     let EvaluationTable { text, ctx, chunks, convention, reference } = &recipe.evaluation;
-    let cache = reference.as_deref().map(|path| open_cache_of(&source, path)).transpose()?;
+    let cache = reference.as_deref().map(|path| open_cache_of(&source, path, talk)).transpose()?;
     let models = teacher.as_ref().map_or(vec![&source.config], |teacher| distill::shapes(&source, teacher));
     let computer = global.computer(&models)?;
     let request = ScoringRequest {
@@ -220,7 +220,7 @@ impl<'a> Chain<'a> {
         (scheme, method): (String, Option<String>),
     ) -> Result<Report> {
         let path = &written.path;
-        let facts = Facts::of(path)?;
+        let facts = Facts::of(path, self.global.talk())?;
         let format = match (is_gguf(path), written.is_quantized()) {
             (true, _) => "gguf",
             (false, true) => "compressed-tensors",
