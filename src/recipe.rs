@@ -4,8 +4,10 @@
 //! Paths in a recipe start from the folder it lies in.
 
 mod chain;
+mod document;
 mod options;
 mod pruning;
+mod resolved;
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -25,6 +27,7 @@ use crate::pipeline::training::Kept;
 use crate::plan::TensorRule;
 use crate::scheme::Scheme;
 pub use chain::run;
+use document::{Document, Step};
 
 /// What is to be done, in the order it is done.
 #[derive(Debug, Deserialize)]
@@ -47,6 +50,9 @@ struct Recipe {
     distill: Option<Table>,
     #[serde(default)]
     quantize: Vec<QuantizeTable>,
+    /// What it was read from, to show mistakes in.
+    #[serde(skip)]
+    document: Document,
 }
 
 /// The stages before anything is quantized, as their commands would be told to do them.
@@ -107,13 +113,15 @@ impl Recipe {
     fn read(args: &RunArgs) -> Result<(Self, Stages)> {
         Self::read_inner(args)
             .doing(|| format!("while reading the recipe `{}`", args.recipe.display()))
-            .hint(|| "a recipe is a TOML file; fixtures/demo.toml is one to start from")
+            .hint(|| "a recipe is a TOML file; recipes/laptop-chat.toml is one to start from")
     }
 
     fn read_inner(args: &RunArgs) -> Result<(Self, Stages)> {
         let path = &args.recipe;
         let text = fs::read_to_string(path)?;
-        let mut recipe: Self = toml::from_str(&text).map_err(|error| Failure::new(error.to_string()))?;
+        let document = Document::new(path, text);
+        let mut recipe: Self = document.parse()?;
+        recipe.document = document;
         if recipe.quantize.is_empty() && recipe.prune.is_none() && recipe.distill.is_none() {
             return Err(Failure::new("the recipe makes nothing")
                 .hint("add a [[quantize]] table, or one called [prune] or [distill]"));
@@ -141,10 +149,10 @@ impl Recipe {
             word.push(value);
             word
         };
-        let prune = self
-            .prune
-            .as_ref()
-            .map(|table| options::PRUNE.parse::<PruneArgs>(table, folder, vec![self.model.clone().into()]));
+        let prune = self.prune.as_ref().map(|table| {
+            let decided = vec![self.model.clone().into()];
+            options::PRUNE.parse::<PruneArgs>(table, &self.document, folder, decided)
+        });
         let prune = prune.transpose()?;
         let distill = self.distill.as_ref().map(|table| {
             let student = prune.as_ref().map_or(&self.model, |args| &args.output);
@@ -155,7 +163,7 @@ impl Recipe {
             if !table.contains_key("precision") {
                 decided.push(format!("--precision={}", Precision::from(self.precision).name()).into());
             }
-            options::DISTILL.parse::<DistillArgs>(table, folder, decided)
+            options::DISTILL.parse::<DistillArgs>(table, &self.document, folder, decided)
         });
         Ok(Stages { distill: distill.transpose()?, prune })
     }
@@ -211,18 +219,21 @@ fn tidy(path: &Path) -> PathBuf {
 
 impl QuantizeTable {
     /// The zeros that are asked for, alone or beside codes.
-    fn zeros(&self) -> Result<ZerosArgs> {
+    ///
+    /// # Errors
+    /// What does not go together, under the key that it is about.
+    fn zeros(&self) -> std::result::Result<ZerosArgs, (&'static str, Failure)> {
         let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        let sparsity: Option<Sparsity> =
-            self.sparsity.as_ref().map(|value| text(value).parse()).transpose()?;
+        let sparsity = self.sparsity.as_ref().map(|value| text(value).parse::<Sparsity>()).transpose();
+        let sparsity = sparsity.map_err(|error| ("sparsity", error.into()))?;
         match (sparsity, self.sparsity_criterion, self.method) {
             (None, Some(_), _) => {
-                Err(Failure::new("`sparsity_criterion` says which weights become 0, and none do")
-                    .hint("say how many: sparsity = \"2:4\""))
+                let failure = Failure::new("`sparsity_criterion` says which weights become 0, and none do");
+                Err(("sparsity_criterion", failure.hint("say how many: sparsity = \"2:4\"")))
             }
             (Some(_), _, Method::Rtn | Method::Gptq) => {
-                Err(Failure::new("where weights become 0 that decides how codes are chosen")
-                    .hint("leave `method` or `sparsity` out"))
+                let failure = Failure::new("where weights become 0 that decides how codes are chosen");
+                Err(("method", failure.hint("leave `method` or `sparsity` out")))
             }
             (sparsity, by, _) => {
                 Ok(ZerosArgs { sparsity, sparsity_criterion: by.unwrap_or(ZerosBy::SparseGpt) })
@@ -240,12 +251,27 @@ struct Order<'a> {
 }
 
 impl<'a> Order<'a> {
-    fn parse(table: &'a QuantizeTable) -> Result<Self> {
+    /// The outputs of a recipe, in its order.
+    fn all(recipe: &'a Recipe) -> Result<Vec<Self>> {
+        let tables = recipe.quantize.iter().enumerate();
+        tables.map(|(number, table)| Self::parse(table, number, &recipe.document)).collect()
+    }
+
+    /// Of table `number` of the document.
+    fn parse(table: &'a QuantizeTable, number: usize, document: &Document) -> Result<Self> {
         let at = || format!("while reading the output `{}` of the recipe", table.output.display());
-        let scheme = table.scheme.parse().doing(at)?;
-        let rules = table.tensor.iter().map(|rule| rule.parse()).collect::<Result<_>>().doing(at)?;
-        let zeros = table.zeros().doing(at)?.solver();
-        Ok(Self { table, scheme, zeros, rules })
+        let value = |steps: &[Step<'_>], failure: Failure| {
+            let way = [&[Step::Key("quantize"), Step::Item(number)], steps].concat();
+            document.at(&way, failure)
+        };
+        let scheme = table.scheme.parse().map_err(|failure| value(&[Step::Key("scheme")], failure));
+        let rule = |(at, rule): (usize, &String)| {
+            rule.parse().map_err(|failure| value(&[Step::Key("tensor"), Step::Item(at)], failure))
+        };
+        let scheme = scheme.doing(at)?;
+        let rules = table.tensor.iter().enumerate().map(rule).collect::<Result<_>>().doing(at)?;
+        let zeros = table.zeros().map_err(|(key, failure)| value(&[Step::Key(key)], failure));
+        Ok(Self { table, scheme, zeros: zeros.doing(at)?.solver(), rules })
     }
 
     /// As `attar quantize` has it: rounding needs no text, and weighs by one that is given.

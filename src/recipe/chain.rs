@@ -10,7 +10,7 @@ use attar_eval::{Reference, Report, report};
 use attar_model::Precision;
 
 use super::pruning::{Asked, Pruning};
-use super::{CalibrationTable, EvaluationTable, Order, Recipe, Stages};
+use super::{CalibrationTable, EvaluationTable, Order, Recipe, Stages, resolved};
 use crate::cli::{DistillArgs, Global, RunArgs};
 use crate::commands::deliver::Delivery;
 use crate::commands::distill::{self, Pair, School};
@@ -34,7 +34,7 @@ pub fn run(args: &RunArgs, global: &Global) -> Result<()> {
     let talk = global.talk();
     let (recipe, stages) = Recipe::read(args)?;
     let delivery = Delivery { folder: global.report.clone().or(recipe.report.clone()), ..global.delivery() };
-    let orders = recipe.quantize.iter().map(Order::parse).collect::<Result<Vec<_>>>()?;
+    let orders = Order::all(&recipe)?;
     let source = Source::open(&recipe.model)?;
     refuse_quantized(&source)?;
     let tokenizer = source.tokenizer()?;
@@ -83,7 +83,8 @@ pub fn run(args: &RunArgs, global: &Global) -> Result<()> {
     };
     let ahead = chain.plan()?;
     if global.dry_run {
-        return say(&ahead.text);
+        let resolved = resolved::text(&chain, &scoring, delivery.folder.as_deref());
+        return say(&format!("{resolved}\n{}", ahead.text));
     }
     ahead.check(&chain)?;
     delivery.check(&recipe.outputs(&stages))?;
@@ -118,15 +119,15 @@ fn spare_zeros(stages: &Stages, orders: &[Order<'_>]) -> Result<()> {
 }
 
 /// Everything that stages share.
-struct Chain<'a> {
-    recipe: &'a Recipe,
-    stages: &'a Stages,
-    orders: &'a [Order<'a>],
-    source: &'a Source,
+pub(super) struct Chain<'a> {
+    pub(super) recipe: &'a Recipe,
+    pub(super) stages: &'a Stages,
+    pub(super) orders: &'a [Order<'a>],
+    pub(super) source: &'a Source,
     tokenizer: &'a Tokenizer,
     pruning: Option<&'a Asked<'a>>,
     teacher: Option<&'a Original>,
-    calibration: Option<&'a Calibration>,
+    pub(super) calibration: Option<&'a Calibration>,
     computer: &'a Computer,
     global: &'a Global,
     resume: bool,
