@@ -41,5 +41,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Eval(args) => commands::eval::run(args, &cli.global),
         Command::Distill(args) => commands::distill::run(args, &cli.global),
         Command::Run(args) => recipe::run(args, &cli.global),
+        Command::Completions { shell } => commands::manual::completions(*shell),
+        Command::Man { folder } => commands::manual::pages(folder.as_deref(), &cli.global),
     }
 }
