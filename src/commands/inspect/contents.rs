@@ -123,7 +123,7 @@ impl<'a> Contents<'a> {
                 let place = if of_type.len() == group.tensors.len() {
                     String::new()
                 } else {
-                    format!(" in layers {}", ranges(&layers))
+                    format!(" in layer{} {}", if layers.len() == 1 { "" } else { "s" }, ranges(&layers))
                 };
                 kept.push(format!("{} {dtype}{place}", group.pattern));
             }
