@@ -14,6 +14,7 @@ pub mod format;
 pub mod gguf;
 pub mod hf;
 pub mod listing;
+pub mod log_probs;
 mod map;
 pub mod safetensors;
 pub mod scratch;

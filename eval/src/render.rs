@@ -3,8 +3,10 @@
 //! Renderings for people are laid out from one `page`, so that all of them show the same
 //! figures, rounded in the same way.
 
-mod figures;
+mod check;
+pub(crate) mod figures;
 mod json;
+mod junit;
 mod markdown;
 mod page;
 mod tasks;
@@ -33,7 +35,7 @@ pub trait Renderer: Sync {
 }
 
 /// Every rendering.
-pub const RENDERERS: &[&dyn Renderer] = &[&Terminal::FILE, &markdown::Markdown, &json::Json];
+pub const RENDERERS: &[&dyn Renderer] = &[&Terminal::FILE, &markdown::Markdown, &json::Json, &junit::Junit];
 
 /// The rendering called `name`.
 pub fn renderer(name: &str) -> Option<&'static dyn Renderer> {

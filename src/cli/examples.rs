@@ -56,6 +56,22 @@ Examples:
   Questions, scored as lm-evaluation-harness scores them:
     attar eval model-q4_k_m.gguf --task arc_easy.jsonl --items 200 --reference Qwen3-4B";
 
+pub const COMPARE: &str = "\
+Examples:
+  What each scheme costs, on one table and one plot:
+    attar compare Qwen3-4B --schemes q8_0,q6_k,q4_k_m,w4a16-g128 -o compared
+  Beside files that other programs made of the same model:
+    attar compare Qwen3-4B --schemes q4_k_m --files their-q4_k_m.gguf --text wiki.test.raw -o compared";
+
+pub const CHECK: &str = "\
+Examples:
+  Write down what a model scores now:
+    attar check model-q4_k_m.gguf --reference Qwen3-4B --baseline scores.json --update-baseline
+  Fail with exit code 1 where it has become worse than that:
+    attar check model-q4_k_m.gguf --baseline scores.json
+  Limits of its own, with a report for CI:
+    attar check model-q4_k_m.gguf --reference Qwen3-4B --max-kl 0.05 --min-top1 95% --junit check.xml";
+
 pub const DISTILL: &str = "\
 Examples:
   What was pruned learns from what it was cut out of:

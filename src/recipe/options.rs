@@ -19,6 +19,8 @@ pub struct Stage {
     keys: &'static [&'static str],
     /// Those of them that are paths.
     paths: &'static [&'static str],
+    /// Whether it writes an output, which then must be named.
+    writes: bool,
 }
 
 /// `attar prune`.
@@ -44,6 +46,7 @@ pub const PRUNE: Stage = Stage {
         "pre_tokenizer",
     ],
     paths: &["output"],
+    writes: true,
 };
 
 /// `attar distill`.
@@ -76,6 +79,43 @@ pub const DISTILL: Stage = Stage {
         "log",
     ],
     paths: &["output", "teacher", "data", "log"],
+    writes: true,
+};
+
+/// `attar check`.
+pub const CHECK: Stage = Stage {
+    name: "check",
+    keys: &[
+        "baseline",
+        "text",
+        "task",
+        "items",
+        "ctx",
+        "chunks",
+        "convention",
+        "reference",
+        "precision",
+        "max_perplexity_increase",
+        "max_kl_increase",
+        "max_kl",
+        "max_kl_p99",
+        "min_top1",
+        "max_bytes",
+        "max_accuracy_drop",
+        "min_accuracy",
+        "junit",
+        "markdown",
+    ],
+    paths: &["baseline", "text", "task", "reference", "junit", "markdown"],
+    writes: false,
+};
+
+/// What a recipe holds its outputs to, against the model they are made of.
+pub const LIMITS: Stage = Stage {
+    name: "check",
+    keys: &["max_perplexity_increase", "max_kl", "max_kl_p99", "min_top1", "max_bytes"],
+    paths: &[],
+    writes: false,
 };
 
 impl Stage {
@@ -105,7 +145,7 @@ impl Stage {
         decided: Vec<OsString>,
     ) -> Result<A> {
         let own = Step::Key(self.name);
-        if !table.contains_key("output") {
+        if self.writes && !table.contains_key("output") {
             let failure = Failure::new("it has no `output`")
                 .hint("say where the stage is to write: output = \"FOLDER\"");
             return Err(document.at(&[own], failure));

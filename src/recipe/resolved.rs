@@ -22,6 +22,7 @@ pub fn text(chain: &Chain<'_>, scoring: &Scoring, report: Option<&Path>) -> Stri
         let label = if at == 0 { "stages" } else { "" };
         (label, if count > 1 { format!("{}. {stage}", at + 1) } else { stage })
     }));
+    facts.push(("checks", checks(chain)));
     let report = report.map_or("on the terminal only".to_owned(), |folder| folder.display().to_string());
     facts.push(("report", report));
     facts.iter().fold(String::new(), |mut text, (label, value)| {
@@ -65,6 +66,13 @@ fn evaluation(chain: &Chain<'_>, scoring: &Scoring) -> String {
         scoring.windows.ctx(),
         scoring.convention.name()
     )
+}
+
+/// What every output is held to.
+fn checks(chain: &Chain<'_>) -> String {
+    let limits = chain.recipe.check.iter().flatten();
+    let limits: Vec<_> = limits.map(|(key, limit)| format!("{key} {limit}")).collect();
+    if limits.is_empty() { "none".to_owned() } else { limits.join(", ") }
 }
 
 /// What is done, one after the other.

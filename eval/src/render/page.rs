@@ -7,7 +7,7 @@ use std::path::Path;
 use super::figures::{
     bytes, compact, duration, grouped, measured, percent, perplexity, short_perplexity, small,
 };
-use super::tasks;
+use super::{check, tasks};
 use crate::Divergence;
 use crate::report::{
     BLOCK_OUTPUT, Calibration, Candidate, CurvePoint, Distillation, Evaluation, Model, Output, Pruning,
@@ -82,7 +82,8 @@ pub const fn right(heading: &'static str) -> Column {
 /// What one report says.
 pub(super) fn of_report(report: &Report) -> Page {
     let title = report.output.as_ref().map_or(&report.model.source, |output| &output.path);
-    let mut sections = vec![model(&report.model)];
+    let mut sections: Vec<_> = report.check.iter().map(check::section).collect();
+    sections.push(model(&report.model));
     sections.extend(report.output.as_ref().map(|written| output(written, &report.model)));
     sections.extend(report.pruning.as_ref().map(pruning));
     sections.extend(report.pruning.as_ref().and_then(|pruning| Some(search(pruning.search.as_ref()?))));
@@ -268,7 +269,14 @@ fn evaluation(evaluation: &Evaluation) -> Section {
 }
 
 fn reference_label(reference: &Reference) -> String {
-    format!("{} {} ({} of {})", reference.kind, reference.path, reference.signal, reference.model)
+    let of = if reference.model.is_empty() { String::new() } else { format!(" of {}", reference.model) };
+    let unknown = reference.unknown_targets.map(|count| {
+        format!(
+            "; its perplexity is unknown, as {} tokens of the text lie below what it tells apart",
+            grouped(count)
+        )
+    });
+    format!("{} {} ({}{of}{})", reference.kind, reference.path, reference.signal, unknown.unwrap_or_default())
 }
 
 /// What is to be said of a divergence that is not over the whole vocabulary.
@@ -412,7 +420,13 @@ pub(super) fn of_comparison(reports: &[Report]) -> Page {
         table.drop_column(WEIGHTS); // all have as many
     }
     section.table = Some(table);
-    Page { title: "Comparison".to_owned(), sections: vec![section] }
+    let held = reports.iter().filter_map(|report| {
+        let mut section = check::section(report.check.as_ref()?);
+        let path = report.output.as_ref().map_or(&report.model.source, |output| &output.path);
+        section.facts.insert(0, ("output", file_name(path)));
+        Some(section)
+    });
+    Page { title: "Comparison".to_owned(), sections: [section].into_iter().chain(held).collect() }
 }
 
 /// An evaluation that stands for all, where all were made on the same tokens and against a reference of one kind.

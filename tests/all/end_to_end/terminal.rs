@@ -58,8 +58,19 @@ fn every_command_has_a_manual_page_and_none_is_overwritten_unasked() {
     let place = Place::new();
     place.done("man share/man1");
     let page = |name: &str| fs::read_to_string(place.at("share/man1").join(name)).unwrap();
-    for command in ["inspect", "quantize", "prune", "convert", "eval", "distill", "run", "completions", "man"]
-    {
+    for command in [
+        "inspect",
+        "quantize",
+        "prune",
+        "convert",
+        "eval",
+        "compare",
+        "check",
+        "distill",
+        "run",
+        "completions",
+        "man",
+    ] {
         let text = page(&format!("attar-{command}.1"));
         assert!(text.contains(".TH") && text.contains("Examples:"), "{command}: {text}");
     }
@@ -88,7 +99,9 @@ fn every_recipe_of_the_library_can_be_planned() {
     for recipe in recipes {
         assert!(readme.contains(recipe.file_name().unwrap().to_str().unwrap()), "{}", recipe.display());
         let plan = place.done(&format!("run {} --dry-run", recipe.display()));
-        for part in ["model ", "calibration ", "evaluation ", "stages ", "report ", "bits per weight"] {
+        for part in
+            ["model ", "calibration ", "evaluation ", "stages ", "checks ", "report ", "bits per weight"]
+        {
             assert!(plan.contains(part), "{}: no {part} in\n{plan}", recipe.display());
         }
     }
