@@ -119,7 +119,8 @@ impl<'a> Contents<'a> {
             let found: Vec<_> = group.tensors.iter().filter(larger).map(|(tensor, _)| *tensor).collect();
             for dtype in in_order(found.iter().map(|tensor| tensor.dtype.as_str())) {
                 let of_type: Vec<_> = found.iter().filter(|tensor| tensor.dtype == dtype).collect();
-                let layers = of_type.iter().filter_map(|tensor| Some(layer_of(&tensor.name)?.1)).collect();
+                let layers: BTreeSet<u64> =
+                    of_type.iter().filter_map(|tensor| Some(layer_of(&tensor.name)?.1)).collect();
                 let place = if of_type.len() == group.tensors.len() {
                     String::new()
                 } else {
