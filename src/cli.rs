@@ -5,6 +5,7 @@
 mod check;
 mod compare;
 mod distill;
+mod examples;
 mod prune;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use attar_model::Precision;
 use attar_model::teacher::Signal;
 use attar_quant::{Solver, SparseGpt, Sparsity, Wanda};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use serde::Deserialize;
 
 use crate::device::DeviceArg;
@@ -27,7 +29,7 @@ pub use prune::{ArchArg, PruneArgs, ShapeArgs};
 
 /// Makes language models small without making them stupid, and proves what it cost.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(version, max_term_width = 100, disable_help_subcommand = true, after_help = examples::ATTAR)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -89,33 +91,54 @@ pub struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Show what a model is: family, shapes, sizes, and what each scheme would make of it
+    /// Show what a file or folder is: its family, shapes and sizes, what each scheme would make of it, what was done to it
+    #[command(after_help = examples::INSPECT)]
     Inspect {
-        /// A Hugging Face folder or a .gguf file
+        /// A Hugging Face folder, a .gguf or .safetensors file, or an index of shards; of any kind of model, adapter or imatrix
         model: PathBuf,
     },
     /// Quantize a model, reopen what was written, and report what it cost
+    #[command(after_help = examples::QUANTIZE)]
     Quantize(QuantizeArgs),
     /// Cut layers, heads, channels or experts away, repair what stays, reopen what was written, and report what it cost
+    #[command(after_help = examples::PRUNE)]
     Prune(PruneArgs),
     /// Change the container only: the same numbers in a GGUF or in one safetensors folder
+    #[command(after_help = examples::CONVERT)]
     Convert(ConvertArgs),
     /// Measure perplexity and, against a reference, KL divergence
+    #[command(after_help = examples::EVAL)]
     Eval(EvalArgs),
     /// Make many outputs of one model, and show them on one table and one plot: what each costs in bytes and in accuracy
+    #[command(after_help = examples::COMPARE)]
     Compare(Box<CompareArgs>),
     /// Hold a model to limits, or to what it scored before: exit code 1 where it fails, for CI
+    #[command(after_help = examples::CHECK)]
     Check(Box<CheckArgs>),
     /// Teach a smaller or pruned model to predict what its teacher predicts
+    #[command(after_help = examples::DISTILL)]
     Distill(DistillArgs),
     /// Carry out a recipe: prune a model, teach what is left, make several outputs of it, compare all in one table
+    #[command(after_help = examples::RUN)]
     Run(RunArgs),
+    /// Print what a shell needs to complete attar's commands and options
+    #[command(after_help = examples::COMPLETIONS)]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write manual pages, one for each command
+    #[command(after_help = examples::MAN)]
+    Man {
+        /// The folder for them [default: the page of the program itself goes to stdout]
+        folder: Option<PathBuf>,
+    },
 }
 
 /// `attar run`.
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
-    /// A TOML file, see fixtures/demo.toml and fixtures/smaller.toml
+    /// A TOML file, as those in recipes/
     pub recipe: PathBuf,
 
     /// Go on with a recipe that was interrupted: outputs that are there are kept and compared with the others, and a student
@@ -413,6 +436,35 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    /// The words of a line as a shell has them, up to where they go elsewhere.
+    fn words(line: &str) -> Vec<String> {
+        let own = line.split(['|', '>']).next().unwrap_or_default();
+        own.split_whitespace().map(|word| word.trim_matches('\'').to_owned()).collect()
+    }
+
+    #[test]
+    fn every_example_of_the_help_is_understood_and_every_command_has_two() {
+        use clap::CommandFactory;
+        let attar = Cli::command();
+        let helps = attar.get_subcommands().map(|command| (Some(command.get_name()), command));
+        for (name, command) in helps.chain([(None, &attar)]) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let lines: Vec<&str> =
+                help.lines().map(str::trim).filter(|line| line.starts_with("attar ")).collect();
+            assert!(lines.len() >= 2, "{name:?} has the examples {lines:?}");
+            for line in lines {
+                let words = words(line);
+                let parsed = Cli::try_parse_from(&words);
+                assert!(
+                    parsed.is_ok(),
+                    "{line}\n{}",
+                    parsed.err().map(|e| e.to_string()).unwrap_or_default()
+                );
+                assert!(name.is_none_or(|name| words[1] == name), "{line} stands with {name:?}");
+            }
+        }
     }
 
     #[test]

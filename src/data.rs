@@ -10,6 +10,7 @@ use serde::Deserialize;
 use crate::chat::{ChatTemplate, Conversation};
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::pipeline::training::{Data, LearnedText};
+use crate::talk::{Stage, Talk};
 use crate::text::Text;
 
 /// A file to learn from and what it counts beside others: `FILE` or `FILE=WEIGHT`.
@@ -88,15 +89,19 @@ impl Reader<'_> {
     }
 
     /// The tokens of documents, one after the other; `end` follows each text that is not alone.
-    fn tokens(&self, documents: &[Document], end: Option<u32>) -> Result<Vec<u32>> {
+    fn tokens(&self, documents: &[Document], end: Option<u32>, errand: &Stage) -> Result<Vec<u32>> {
         let mut stream = Vec::new();
         for document in documents {
             match document {
                 Document::Text(text) => {
                     stream.extend(self.tokenizer.encode(text)?);
+                    errand.step(text.len() as u64, "");
                     stream.extend(end.filter(|_| documents.len() > 1));
                 }
-                Document::Conversation(text) => stream.extend(self.tokenizer.encode_with_controls(text)?),
+                Document::Conversation(text) => {
+                    stream.extend(self.tokenizer.encode_with_controls(text)?);
+                    errand.step(text.len() as u64, "");
+                }
             }
         }
         Ok(stream)
@@ -120,14 +125,17 @@ pub fn read(
     end: Option<u32>,
     ctx: usize,
     held_out: f64,
+    talk: Talk,
 ) -> Result<Data> {
     let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
     let (mut tokens, mut texts, mut kept) = (Vec::new(), Vec::new(), Vec::new());
     let mut reader = Reader { tokenizer, chat: None };
+    let bytes = files.iter().filter_map(|file| Some(std::fs::metadata(&file.path).ok()?.len())).sum();
+    let errand = talk.errand("tokenizing", bytes, "bytes");
     for file in files {
         let first = tokens.len() / ctx;
         let documents = reader.documents(file)?;
-        let stream = reader.tokens(&documents, end)?;
+        let stream = reader.tokens(&documents, end, &errand)?;
         // What the template begins with begins the first window already.
         let stream = bos.and_then(|bos| stream.strip_prefix(&[bos])).unwrap_or(&stream);
         for window in stream.chunks_exact(ctx - usize::from(bos.is_some())) {
@@ -147,6 +155,7 @@ pub fn read(
         texts.push(LearnedText { first, learned: windows - scored, weight: file.weight });
         kept.extend(first + windows - scored..first + windows);
     }
+    errand.done();
     Ok(Data { windows: Windows::new(ctx, tokens), texts, held_out: thinned(kept) })
 }
 

@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use anstyle::{AnsiColor, Style};
 use attar_checkpoint::error::system_hint;
 use attar_checkpoint::tokenizer::TokenizerError;
 use attar_model::device::CudaError;
@@ -51,6 +52,31 @@ impl Failure {
         parts.join("\n  ")
     }
 
+    /// The failure with the nearest of the words there are, before any other suggestion.
+    #[must_use]
+    pub fn did_you_mean(mut self, word: Option<&str>) -> Self {
+        if let Some(word) = word {
+            let rest = self.hint.map(|hint| format!(" {}", capitalised(&hint))).unwrap_or_default();
+            self.hint = Some(format!("did you mean `{word}`?{rest}"));
+        }
+        self
+    }
+
+    /// The failure with the lines of a file that show what it is about, below what went wrong.
+    #[must_use]
+    pub fn shown_by(mut self, lines: &str) -> Self {
+        if let Some(cause) = self.messages.last_mut() {
+            cause.push('\n');
+            cause.push_str(lines);
+        }
+        self
+    }
+
+    /// As it is printed, its first words in these colours.
+    pub fn in_colours(&self, palette: Palette) -> impl fmt::Display + '_ {
+        Coloured { failure: self, palette }
+    }
+
     fn doing(mut self, what: String) -> Self {
         self.messages.insert(0, what);
         self
@@ -95,21 +121,74 @@ fn library_hint(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     error.downcast_ref::<TokenizerError>().and_then(TokenizerError::hint)
 }
 
-/// `error: ...`, one `caused by:` per cause, and the hint after an empty line.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut messages = self.messages.iter();
+        self.in_colours(Palette::PLAIN).fmt(f)
+    }
+}
+
+/// The styles of the words that introduce others.
+#[derive(Clone, Copy, Debug)]
+pub struct Palette {
+    /// Of `error:`.
+    pub error: Style,
+    /// Of `warning:`.
+    pub warning: Style,
+    /// Of `hint:`.
+    pub hint: Style,
+}
+
+impl Palette {
+    /// None.
+    pub const PLAIN: Self = Self { error: Style::new(), warning: Style::new(), hint: Style::new() };
+
+    /// As compilers have them.
+    pub const COLOUR: Self = Self {
+        error: AnsiColor::Red.on_default().bold(),
+        warning: AnsiColor::Yellow.on_default().bold(),
+        hint: AnsiColor::Cyan.on_default(),
+    };
+}
+
+struct Coloured<'a> {
+    failure: &'a Failure,
+    palette: Palette,
+}
+
+/// `error: ...`, one `caused by:` per cause, and the hint after an empty line.
+impl fmt::Display for Coloured<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { failure: Failure { messages, hint }, palette: Palette { error, hint: of_hint, .. } } =
+            self;
+        let mut messages = messages.iter();
         if let Some(first) = messages.next() {
-            write!(f, "error: {first}")?;
+            write!(f, "{error}error:{error:#} {first}")?;
         }
         for cause in messages {
-            write!(f, "\n  caused by: {cause}")?;
+            write!(f, "\n  {error}caused by:{error:#} {cause}")?;
         }
-        if let Some(hint) = &self.hint {
-            write!(f, "\n\nhint: {hint}")?;
+        if let Some(hint) = hint {
+            write!(f, "\n\n{of_hint}hint:{of_hint:#} {hint}")?;
         }
         Ok(())
     }
+}
+
+/// `text` as the beginning of a sentence.
+fn capitalised(text: &str) -> String {
+    let mut chars = text.chars();
+    let first = chars.next().map(|first| first.to_ascii_uppercase());
+    first.into_iter().chain(chars).collect()
+}
+
+/// The one of the `known` words that `word` may be a slip of.
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    const LEAST: f64 = 0.8;
+    let word = word.to_lowercase();
+    let likeness = known.into_iter().map(|known| (known, strsim::jaro_winkler(&word, known)));
+    let likely = likeness.filter(|(_, likeness)| *likeness > LEAST);
+    // Of equals the first.
+    likely.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(known, _)| known)
 }
 
 /// Adds place and advice to a result on its way up.
@@ -140,6 +219,24 @@ impl<T, E: Into<Failure>> Explain<T> for std::result::Result<T, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_slip_has_a_nearest_word_and_nonsense_has_none() {
+        let known = ["output", "scheme", "method", "tensor", "sparsity"];
+        for (word, meant) in [("schme", "scheme"), ("Output", "output"), ("sparcity", "sparsity")] {
+            assert_eq!(nearest(word, known), Some(meant));
+        }
+        assert_eq!(nearest("banana", known), None);
+    }
+
+    #[test]
+    fn colours_mark_words_and_change_none() {
+        let failure = Failure::new("it broke").hint("mend it");
+        let marked = failure.in_colours(Palette::COLOUR).to_string();
+        assert!(marked.starts_with("\u{1b}[1m\u{1b}[31merror:\u{1b}[0m it broke"), "{marked:?}");
+        assert!(marked.contains("\u{1b}[36mhint:\u{1b}[0m mend it"), "{marked:?}");
+        assert!(!failure.to_string().contains('\u{1b}'));
+    }
 
     #[test]
     fn a_failure_reads_place_cause_hint() {

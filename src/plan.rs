@@ -17,7 +17,7 @@ use attar_quant::{GridEncoding, IntEncoding, Named, ScaleDtype, Solver, Sparsity
 use regex::Regex;
 
 use crate::device::{self, Computer};
-use crate::diagnostic::{Explain, Failure, Result};
+use crate::diagnostic::{Explain, Failure, Result, nearest};
 use crate::mix::{MixContext, shape_fallback};
 use crate::scheme::{IntegerScheme, Scheme};
 use crate::source::Source;
@@ -134,7 +134,14 @@ impl std::str::FromStr for TensorRule {
         let pattern = Regex::new(pattern).doing(|| format!("while reading the tensor rule `{text}`")).hint(
             || "what stands before the `=` is a regular expression, for example --tensor 'ffn_down=q6_k'",
         )?;
-        Ok(Self { pattern, wanted: wanted.to_ascii_lowercase() })
+        let wanted = wanted.to_ascii_lowercase();
+        if wanted != "float" && GgmlType::from_name(&wanted).is_none() && wanted.parse::<Scheme>().is_err() {
+            let types = GgmlType::all().map(GgmlType::name).filter(|name| encoding(name).is_some());
+            let meant = nearest(&wanted, types.chain(["float"]));
+            return Err(not_written(&wanted).did_you_mean(meant))
+                .doing(|| format!("while reading the tensor rule `{text}`"));
+        }
+        Ok(Self { pattern, wanted })
     }
 }
 

@@ -4,8 +4,10 @@
 //! Paths in a recipe start from the folder it lies in.
 
 mod chain;
+mod document;
 mod options;
 mod pruning;
+mod resolved;
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -29,6 +31,7 @@ use crate::pipeline::training::Kept;
 use crate::plan::TensorRule;
 use crate::scheme::Scheme;
 pub use chain::run;
+use document::{Document, Step};
 
 /// What is to be done, in the order it is done.
 #[derive(Debug, Deserialize)]
@@ -53,6 +56,9 @@ struct Recipe {
     quantize: Vec<QuantizeTable>,
     /// The limits of `attar check`, for every output.
     check: Option<Table>,
+    /// What it was read from, to show mistakes in.
+    #[serde(skip)]
+    document: Document,
 }
 
 /// The stages before anything is quantized, as their commands would be told to do them.
@@ -114,13 +120,15 @@ impl Recipe {
     fn read(args: &RunArgs) -> Result<(Self, Stages)> {
         Self::read_inner(args)
             .doing(|| format!("while reading the recipe `{}`", args.recipe.display()))
-            .hint(|| "a recipe is a TOML file; fixtures/demo.toml is one to start from")
+            .hint(|| "a recipe is a TOML file; recipes/laptop-chat.toml is one to start from")
     }
 
     fn read_inner(args: &RunArgs) -> Result<(Self, Stages)> {
         let path = &args.recipe;
         let text = fs::read_to_string(path)?;
-        let mut recipe: Self = toml::from_str(&text).map_err(|error| Failure::new(error.to_string()))?;
+        let document = Document::new(path, text);
+        let mut recipe: Self = document.parse()?;
+        recipe.document = document;
         if recipe.quantize.is_empty() && recipe.prune.is_none() && recipe.distill.is_none() {
             return Err(Failure::new("the recipe makes nothing")
                 .hint("add a [[quantize]] table, or one called [prune] or [distill]"));
@@ -148,10 +156,10 @@ impl Recipe {
             word.push(value);
             word
         };
-        let prune = self
-            .prune
-            .as_ref()
-            .map(|table| options::PRUNE.parse::<PruneArgs>(table, folder, vec![self.model.clone().into()]));
+        let prune = self.prune.as_ref().map(|table| {
+            let decided = vec![self.model.clone().into()];
+            options::PRUNE.parse::<PruneArgs>(table, &self.document, folder, decided)
+        });
         let prune = prune.transpose()?;
         let distill = self.distill.as_ref().map(|table| {
             let student = prune.as_ref().map_or(&self.model, |args| &args.output);
@@ -162,7 +170,7 @@ impl Recipe {
             if !table.contains_key("precision") {
                 decided.push(format!("--precision={}", Precision::from(self.precision).name()).into());
             }
-            options::DISTILL.parse::<DistillArgs>(table, folder, decided)
+            options::DISTILL.parse::<DistillArgs>(table, &self.document, folder, decided)
         });
         Ok(Stages { distill: distill.transpose()?, prune })
     }
@@ -170,7 +178,9 @@ impl Recipe {
     /// What every output is held to.
     fn limits(&self) -> Result<Option<Limits>> {
         let folder = Path::new(""); // limits are no paths
-        let parse = |table| options::LIMITS.parse::<LimitArgs>(table, folder, Vec::new()).map(Limits::from);
+        let parse = |table| {
+            options::LIMITS.parse::<LimitArgs>(table, &self.document, folder, Vec::new()).map(Limits::from)
+        };
         self.check.as_ref().map(parse).transpose()
     }
 
@@ -213,8 +223,8 @@ fn check_outputs(outputs: &[&Path]) -> Result<()> {
 /// A file that cannot be read, has no such table, or one with keys or values that are none of `attar check`'s.
 pub fn check_table(path: &Path, typed: &CheckArgs) -> Result<CheckArgs> {
     let read = || -> Result<CheckArgs> {
-        let text = fs::read_to_string(path)?;
-        let mut file: Table = toml::from_str(&text).map_err(|error| Failure::new(error.to_string()))?;
+        let document = Document::new(path, fs::read_to_string(path)?);
+        let mut file: Table = document.parse()?;
         let Some(Value::Table(mut table)) = file.remove("check") else {
             return Err(
                 Failure::new("it has no [check] table").hint("attar check --help says what may be in it")
@@ -225,7 +235,7 @@ pub fn check_table(path: &Path, typed: &CheckArgs) -> Result<CheckArgs> {
             table.remove("model").as_ref().and_then(Value::as_str).map(|model| tidy(&folder.join(model)));
         let model = model.or_else(|| typed.model.clone()).map(PathBuf::into_os_string);
         let words = model.into_iter().collect();
-        Ok(commands::check::merged(typed, options::CHECK.parse(&table, folder, words)?))
+        Ok(commands::check::merged(typed, options::CHECK.parse(&table, &document, folder, words)?))
     };
     read().doing(|| format!("while reading `{}`", path.display()))
 }
@@ -248,18 +258,21 @@ fn tidy(path: &Path) -> PathBuf {
 
 impl QuantizeTable {
     /// The zeros that are asked for, alone or beside codes.
-    fn zeros(&self) -> Result<ZerosArgs> {
+    ///
+    /// # Errors
+    /// What does not go together, under the key that it is about.
+    fn zeros(&self) -> std::result::Result<ZerosArgs, (&'static str, Failure)> {
         let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        let sparsity: Option<Sparsity> =
-            self.sparsity.as_ref().map(|value| text(value).parse()).transpose()?;
+        let sparsity = self.sparsity.as_ref().map(|value| text(value).parse::<Sparsity>()).transpose();
+        let sparsity = sparsity.map_err(|error| ("sparsity", error.into()))?;
         match (sparsity, self.sparsity_criterion, self.method) {
             (None, Some(_), _) => {
-                Err(Failure::new("`sparsity_criterion` says which weights become 0, and none do")
-                    .hint("say how many: sparsity = \"2:4\""))
+                let failure = Failure::new("`sparsity_criterion` says which weights become 0, and none do");
+                Err(("sparsity_criterion", failure.hint("say how many: sparsity = \"2:4\"")))
             }
             (Some(_), _, Method::Rtn | Method::Gptq) => {
-                Err(Failure::new("where weights become 0 that decides how codes are chosen")
-                    .hint("leave `method` or `sparsity` out"))
+                let failure = Failure::new("where weights become 0 that decides how codes are chosen");
+                Err(("method", failure.hint("leave `method` or `sparsity` out")))
             }
             (sparsity, by, _) => {
                 Ok(ZerosArgs { sparsity, sparsity_criterion: by.unwrap_or(ZerosBy::SparseGpt) })
@@ -277,12 +290,27 @@ struct Order<'a> {
 }
 
 impl<'a> Order<'a> {
-    fn parse(table: &'a QuantizeTable) -> Result<Self> {
+    /// The outputs of a recipe, in its order.
+    fn all(recipe: &'a Recipe) -> Result<Vec<Self>> {
+        let tables = recipe.quantize.iter().enumerate();
+        tables.map(|(number, table)| Self::parse(table, number, &recipe.document)).collect()
+    }
+
+    /// Of table `number` of the document.
+    fn parse(table: &'a QuantizeTable, number: usize, document: &Document) -> Result<Self> {
         let at = || format!("while reading the output `{}` of the recipe", table.output.display());
-        let scheme = table.scheme.parse().doing(at)?;
-        let rules = table.tensor.iter().map(|rule| rule.parse()).collect::<Result<_>>().doing(at)?;
-        let zeros = table.zeros().doing(at)?.solver();
-        Ok(Self { table, scheme, zeros, rules })
+        let value = |steps: &[Step<'_>], failure: Failure| {
+            let way = [&[Step::Key("quantize"), Step::Item(number)], steps].concat();
+            document.at(&way, failure)
+        };
+        let scheme = table.scheme.parse().map_err(|failure| value(&[Step::Key("scheme")], failure));
+        let rule = |(at, rule): (usize, &String)| {
+            rule.parse().map_err(|failure| value(&[Step::Key("tensor"), Step::Item(at)], failure))
+        };
+        let scheme = scheme.doing(at)?;
+        let rules = table.tensor.iter().enumerate().map(rule).collect::<Result<_>>().doing(at)?;
+        let zeros = table.zeros().map_err(|(key, failure)| value(&[Step::Key(key)], failure));
+        Ok(Self { table, scheme, zeros: zeros.doing(at)?.solver(), rules })
     }
 
     /// As `attar quantize` has it: rounding needs no text, and weighs by one that is given.

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use crate::diagnostic::Failure;
+use crate::diagnostic::{Failure, nearest};
 use crate::mix::{FILE_TYPES, FileType};
 
 /// A number format for the whole model.
@@ -55,13 +55,18 @@ impl FromStr for Scheme {
         }
         integer_scheme(&name).map(Self::Integer).ok_or_else(|| {
             let known: Vec<_> = FILE_TYPES.iter().map(|t| t.name).collect();
-            Failure::new(format!("there is no scheme `{text}`")).hint(format!(
+            let meant = nearest(&name, known.iter().copied().chain(INTEGERS));
+            let failure = Failure::new(format!("there is no scheme `{text}`")).hint(format!(
                 "GGUF file types: {}; integers with N = 2 to 8 bits in groups of G: wNa16-gG or wNa16-gG-asym, for example w4a16-g128",
                 known.join(" ")
-            ))
+            ));
+            failure.did_you_mean(meant)
         })
     }
 }
+
+/// Integers that a slip may have been meant to name.
+const INTEGERS: [&str; 4] = ["w4a16-g128", "w4a16-g128-asym", "w8a16-g128", "w4a16-g64"];
 
 fn integer_scheme(name: &str) -> Option<IntegerScheme> {
     let (bits, rest) = name.strip_prefix('w')?.split_once("a16-g")?;

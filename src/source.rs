@@ -16,6 +16,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::diagnostic::{Explain, Failure, Result};
+use crate::talk::Talk;
 use crate::text::hex;
 pub use error::StorageError;
 
@@ -315,21 +316,30 @@ impl Source {
     ///
     /// # Errors
     /// A tensor that is missing.
-    pub fn sha256(&self) -> std::result::Result<String, StorageError> {
+    pub fn sha256(&self, talk: Talk) -> std::result::Result<String, StorageError> {
+        // Few enough bytes that the rate is seen to move, enough that telling costs nothing.
+        const STEP: usize = 16 << 20;
         // Experts may share a tensor.
         let mut seen = HashSet::new();
         let parts = self.specs.iter().flat_map(|spec| self.stored_parts(spec));
         let parts: Vec<String> = parts.filter(|name| seen.insert(name.clone())).collect();
+        let errand = talk.errand("hashing", self.bytes(), "bytes");
         let lines: Vec<String> = parts
             .par_iter()
             .map(|name| {
                 let info = self.container().info(name);
                 let info = info.ok_or_else(|| StorageError::Missing { name: name.clone() })?;
-                let hash = hex(&Sha256::digest(self.container().bytes(name)?));
+                let mut hash = Sha256::new();
+                for bytes in self.container().bytes(name)?.chunks(STEP) {
+                    hash.update(bytes);
+                    errand.step(bytes.len() as u64, "");
+                }
                 self.container().release(name);
+                let hash = hex(&hash.finalize());
                 Ok(format!("{name} {} {:?} {hash}\n", info.dtype, info.shape))
             })
             .collect::<std::result::Result<_, StorageError>>()?;
+        errand.done();
         Ok(hex(&Sha256::digest(lines.concat())))
     }
 

@@ -1,11 +1,19 @@
 //! What the person at the terminal sees while work goes on. Talk goes to stderr, data to stdout.
 
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use anstream::stream::RawStream;
+use anstream::{AutoStream, ColorChoice};
+use attar_eval::render::Terminal;
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use terminal_size::{Width, terminal_size_of};
 
-use crate::diagnostic::{Explain, Failure, Result};
+use crate::diagnostic::{Explain, Failure, Palette, Result};
+
+/// What takes no longer than this is not worth a word.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How much is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,7 +50,8 @@ impl Talk {
 
     /// Something the user should know about the result.
     pub fn warn(self, text: &str) {
-        self.line(Verbosity::Normal, &format!("warning: {text}"));
+        let style = stderr_palette().warning;
+        self.line(Verbosity::Normal, &format!("{style}warning:{style:#} {text}"));
     }
 
     fn line(self, least: Verbosity, text: &str) {
@@ -55,20 +64,14 @@ impl Talk {
     /// Begins a stage in which `total` things called `unit` are worked through: a bar on a terminal, one line at the
     /// end elsewhere.
     pub fn stage(self, name: &str, total: u64, unit: &'static str) -> Stage {
-        let shown = self.verbosity >= Verbosity::Normal;
-        let bar = if shown && std::io::stderr().is_terminal() {
-            let style = ProgressStyle::with_template(
-                "{prefix:<12} {bar:24} {percent:>3} %  {elapsed}, {eta} left  {msg}",
-            );
-            let bar = ProgressBar::new(total);
-            bar.enable_steady_tick(Duration::from_millis(200));
-            style.map_or(bar.clone(), |style| bar.with_style(style))
-        } else {
-            ProgressBar::hidden()
-        };
-        bar.set_length(total);
-        bar.set_prefix(name.to_owned());
-        Stage { name: name.to_owned(), unit, bar, talk: self, started: Instant::now() }
+        let stage = Stage::new(self, name, (total, unit), Duration::ZERO);
+        stage.show();
+        stage
+    }
+
+    /// A [`stage`](Self::stage) that is spoken of only once it has taken two seconds.
+    pub fn errand(self, name: &str, total: u64, unit: &'static str) -> Stage {
+        Stage::new(self, name, (total, unit), PATIENCE)
     }
 }
 
@@ -77,20 +80,50 @@ pub struct Stage {
     name: String,
     unit: &'static str,
     bar: ProgressBar,
+    shown: Once,
     talk: Talk,
     started: Instant,
+    patience: Duration,
 }
 
 impl Stage {
+    fn new(talk: Talk, name: &str, (total, unit): (u64, &'static str), patience: Duration) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
+        bar.set_prefix(name.to_owned());
+        Self { name: name.to_owned(), unit, bar, shown: Once::new(), talk, started: Instant::now(), patience }
+    }
+
+    /// Draws the bar from now on, where there is a terminal to draw it on.
+    fn show(&self) {
+        if self.talk.verbosity < Verbosity::Normal || !std::io::stderr().is_terminal() {
+            return;
+        }
+        self.shown.call_once(|| {
+            let template = "{prefix:<12} {bar:24} {percent:>3} %  {elapsed}, {eta} left  {wide_msg}";
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                self.bar.set_style(style);
+            }
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+            self.bar.enable_steady_tick(Duration::from_millis(200));
+        });
+    }
+
     /// `amount` more are done; `now` says what of.
     pub fn step(&self, amount: u64, now: &str) {
         self.bar.inc(amount);
-        self.bar.set_message(format!("{now}  {}", self.rate()));
+        if self.started.elapsed() >= self.patience {
+            self.show();
+        }
+        let gap = if now.is_empty() { "" } else { "  " };
+        self.bar.set_message(format!("{now}{gap}{}", self.rate()));
     }
 
     fn rate(&self) -> String {
         let per_second = self.bar.position() as f64 / self.started.elapsed().as_secs_f64().max(1e-9);
-        format!("{} {}/s", thousands(per_second as u64), self.unit)
+        match self.unit {
+            "bytes" => format!("{}/s", human_bytes(per_second as u64)),
+            unit => format!("{} {unit}/s", human_count(per_second as u64)),
+        }
     }
 
     /// A line above the bar for those who asked for more.
@@ -108,6 +141,9 @@ impl Stage {
         let took = self.started.elapsed();
         let rate = self.rate();
         self.bar.finish_and_clear();
+        if took < self.patience {
+            return took;
+        }
         let time = if took < Duration::from_mins(1) {
             format!("{:.1} s", took.as_secs_f64())
         } else {
@@ -127,7 +163,24 @@ impl Drop for Stage {
 
 /// The last word of a command that failed, on stderr.
 pub fn complain(failure: &Failure) {
-    let _ = writeln!(std::io::stderr(), "{failure}");
+    let _ = writeln!(std::io::stderr(), "{}", failure.in_colours(stderr_palette()));
+}
+
+/// How results are laid out on stdout: as wide as the terminal, in colour where it shows colours.
+pub fn terminal() -> Terminal {
+    let stdout = std::io::stdout();
+    let width = terminal_size_of(&stdout).map_or(Terminal::FILE.width, |(Width(columns), _)| columns.into());
+    Terminal { width, colour: shows_colour(stdout) }
+}
+
+fn stderr_palette() -> Palette {
+    if shows_colour(std::io::stderr()) { Palette::COLOUR } else { Palette::PLAIN }
+}
+
+/// Whether escape codes are wanted on a stream: `NO_COLOR`, `CLICOLOR`, `CLICOLOR_FORCE` and `TERM` are obeyed, a stream that is no
+/// terminal stays plain.
+fn shows_colour<S: RawStream>(stream: S) -> bool {
+    AutoStream::auto(stream).current_choice() == ColorChoice::AlwaysAnsi
 }
 
 /// A result on stdout. A reader that has gone away, as `head` does, is no error.
@@ -157,6 +210,20 @@ pub fn thousands(n: u64) -> String {
     text
 }
 
+/// A count in the largest unit that keeps three digits: `12.3 M`; below ten thousand the count itself.
+pub fn human_count(count: u64) -> String {
+    if count < 10_000 {
+        return thousands(count);
+    }
+    let (mut value, mut unit) = (count as f64 / 1e3, 0);
+    while value >= 999.5 && unit < 3 {
+        value /= 1e3;
+        unit += 1;
+    }
+    let decimals = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
+    format!("{value:.decimals$} {}", ["k", "M", "G", "T"][unit])
+}
+
 /// Bytes in the largest decimal unit that keeps three digits: `4.13 GB`.
 pub fn human_bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
@@ -174,9 +241,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_errand_that_is_soon_done_is_not_spoken_of() {
+        let errand = Talk::new(Verbosity::Normal).errand("hashing", 10, "bytes");
+        errand.step(10, "");
+        assert!(!errand.shown.is_completed() && errand.bar.is_hidden());
+        assert!(errand.done() < PATIENCE);
+    }
+
+    #[test]
     fn sizes_read_like_a_person_writes_them() {
         assert_eq!(thousands(7_344_384), "7,344,384");
         assert_eq!(thousands(12), "12");
+        for (count, text) in [
+            (9_999, "9,999"),
+            (12_340, "12.3 k"),
+            (999_600, "1.00 M"),
+            (7_344_384, "7.34 M"),
+            (70_553_706_496, "70.6 G"),
+        ] {
+            assert_eq!(human_count(count), text);
+        }
         assert_eq!(human_bytes(999), "999 B");
         assert_eq!(human_bytes(4_130_000_000), "4.13 GB");
     }

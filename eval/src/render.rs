@@ -13,6 +13,8 @@ mod tasks;
 mod terminal;
 
 use crate::report::Report;
+pub use page::{Align, Column, Page, Section, Table, left, right};
+pub use terminal::{COLUMNS, Terminal};
 
 /// One way to write reports down.
 pub trait Renderer: Sync {
@@ -33,8 +35,7 @@ pub trait Renderer: Sync {
 }
 
 /// Every rendering.
-pub const RENDERERS: &[&dyn Renderer] =
-    &[&terminal::Terminal, &markdown::Markdown, &json::Json, &junit::Junit];
+pub const RENDERERS: &[&dyn Renderer] = &[&Terminal::FILE, &markdown::Markdown, &json::Json, &junit::Junit];
 
 /// The rendering called `name`.
 pub fn renderer(name: &str) -> Option<&'static dyn Renderer> {

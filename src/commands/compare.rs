@@ -197,7 +197,7 @@ impl<'a> Contest<'a> {
                     && then == calibration
             }
         };
-        let same_file = output.sha256.as_ref() == Some(&Facts::of(path)?.sha256);
+        let same_file = output.sha256.as_ref() == Some(&Facts::of(path, self.talk())?.sha256);
         let same_model = report.beginning() == &describe(self.source) && !self.changed_since(kept);
         if !(same_making && same_file && same_model) {
             return Ok(None);
@@ -392,7 +392,7 @@ impl<'a> Contest<'a> {
 
     /// What can be told of another program's file.
     fn foreign(&self, written: &Source) -> Result<Report> {
-        let facts = Facts::of(&written.path)?;
+        let facts = Facts::of(&written.path, self.talk())?;
         let mut types = HashMap::<String, u64>::new();
         for spec in &written.specs {
             *types.entry(written.stored_type(spec).to_string()).or_default() += written.stored_bytes(spec);

@@ -10,7 +10,7 @@ use attar_eval::render::{self, Renderer};
 
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::pipeline::write::NewFolders;
-use crate::talk::say;
+use crate::talk::{self, say};
 
 /// What the schemas of all reports, of whatever version, begin with.
 const SCHEMA_FAMILY: &str = "attar-report/";
@@ -72,15 +72,26 @@ impl Delivery {
     /// Files first: what is shown is then on the disk.
     fn write(&self, text_of: impl Fn(&dyn Renderer) -> String) -> Result<()> {
         self.files(&text_of)?;
-        say(&text_of(named("terminal")?))
+        say(&text_of(&talk::terminal()))
     }
 
-    /// One report wherever it is wanted, but not on the terminal, where something else is shown.
+    /// One report wherever it is wanted, but not on the terminal, where something else is shown; as JSON with `more` under a
+    /// key of its own.
     ///
     /// # Errors
     /// A file that cannot be written.
-    pub fn in_files(&self, report: &Report) -> Result<()> {
-        self.files(&|renderer| renderer.render(report))
+    pub fn in_files_with(&self, report: &Report, key: &str, more: &serde_json::Value) -> Result<()> {
+        let with_more = |text: String| match serde_json::from_str(&text) {
+            Ok(serde_json::Value::Object(mut object)) => {
+                object.insert(key.to_owned(), more.clone());
+                format!("{:#}\n", serde_json::Value::Object(object))
+            }
+            _ => text,
+        };
+        self.files(&|renderer| match renderer.name() {
+            "json" => with_more(renderer.render(report)),
+            _ => renderer.render(report),
+        })
     }
 
     fn files(&self, text_of: &dyn Fn(&dyn Renderer) -> String) -> Result<()> {

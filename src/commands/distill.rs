@@ -25,7 +25,7 @@ use crate::pipeline::training::{Data, Kept};
 use crate::pipeline::{Clock, describe, refuse_quantized};
 use crate::plan::{CalibrationSize, LocalMemory, Teaching, TrainingMemory, TrainingSize};
 use crate::source::Source;
-use crate::talk::{say, thousands};
+use crate::talk::{Talk, say, thousands};
 use cut::Cutting;
 use lesson::{Lesson, Manner};
 pub use school::{Pair, School};
@@ -303,13 +303,13 @@ impl DistillArgs {
         Ok(Manner::Layers { map, seen, memory })
     }
 
-    fn data(&self, original: &Original, student: &Source, tokenizer: &Tokenizer) -> Result<Data> {
+    fn data(&self, original: &Original, student: &Source, tokenizer: &Tokenizer, talk: Talk) -> Result<Data> {
         if let Original::Cache(cache) = original {
             return data::of_cache(cache.windows(), cache.path(), self.held_out);
         }
         let ctx = self.ctx.unwrap_or(CTX.min(student.config.max_position_embeddings)).max(2);
         let end = student.config.eos_token_ids.first().copied();
-        data::read(&self.data, tokenizer, end, ctx, self.held_out)
+        data::read(&self.data, tokenizer, end, ctx, self.held_out, talk)
     }
 
     fn scoring<'a>(

@@ -79,7 +79,7 @@ pub fn measure(args: &EvalArgs, global: &Global, delivery: &Delivery) -> Result<
     drop(exams); // they hold on to the models
     let other = beside.map(Other::of);
     for (number, scoring) in scorings.iter().enumerate() {
-        let begin = |path| Keeping::begin(path, args.save_as, scoring, model, global.overwrite());
+        let begin = |path| Keeping::begin(path, args.save_as, scoring, model, global.overwrite(), talk);
         let keeping = keep_at.map(|path| clock.time("prepare", || begin(path))).transpose()?;
         let run_now = match &other {
             Some(Other::Run(original)) => {

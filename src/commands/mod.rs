@@ -7,6 +7,7 @@ pub mod deliver;
 pub mod distill;
 pub mod eval;
 pub mod inspect;
+pub mod manual;
 pub mod prune;
 pub mod quantize;
 

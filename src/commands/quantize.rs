@@ -47,7 +47,7 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
     };
     let computer =
         if learns || !args.no_eval { global.computer(&[&source.config])? } else { Computer::cpu() };
-    let cache = args.reference.as_deref().map(|path| open_cache_of(&source, path)).transpose()?;
+    let cache = args.reference.as_deref().map(|path| open_cache_of(&source, path, talk)).transpose()?;
     let scoring = match &tokenizer {
         Some(tokenizer) if !args.no_eval => Some(
             ScoringRequest {

@@ -90,7 +90,7 @@ impl Beside {
 ///
 /// # Errors
 /// A folder that is no cache, a damaged one, one of another model.
-pub fn open_cache_of(source: &Source, path: &Path) -> Result<Cache> {
+pub fn open_cache_of(source: &Source, path: &Path, talk: Talk) -> Result<Cache> {
     let at = || format!("while opening the reference `{}`", path.display());
     if !Cache::is_at(path) {
         return Err(Failure::new(format!("there is no teacher cache: no {}", teacher::FACTS)).hint(
@@ -100,7 +100,7 @@ pub fn open_cache_of(source: &Source, path: &Path) -> Result<Cache> {
     }
     let cache = open_cache(path)?;
     let of = &cache.facts().model;
-    if of.sha256 == source.sha256().doing(at)? {
+    if of.sha256 == source.sha256(talk).doing(at)? {
         return Ok(cache);
     }
     Err(Failure::new(format!(
@@ -188,6 +188,7 @@ impl Keeping {
         scoring: &Scoring<'_>,
         (source, tokenizer): (&Source, &Tokenizer),
         overwrite: Overwrite,
+        talk: Talk,
     ) -> Result<Self> {
         let at = || format!("while preparing to keep predictions in `{}`", path.display());
         let made = NewFolders::above(path).doing(at)?;
@@ -202,7 +203,7 @@ impl Keeping {
                 }
                 let head =
                     head_of(source).map_or(attar_checkpoint::Dtype::F32, |spec| source.float_dtype(spec));
-                let facts = facts(signal, scoring, (source, tokenizer)).doing(at)?;
+                let facts = facts(signal, scoring, (source, tokenizer), talk).doing(at)?;
                 let writer = Writer::create(path, overwrite, facts, &scoring.windows, head).doing(at);
                 let replaces =
                     "name another folder, or give --force, which replaces a teacher cache and nothing else";
@@ -265,7 +266,12 @@ fn head_of(source: &Source) -> Option<&TensorSpec> {
 }
 
 /// Counts and hashes of the text are the writer's to fill in.
-fn facts(signal: Signal, scoring: &Scoring<'_>, (source, tokenizer): (&Source, &Tokenizer)) -> Result<Facts> {
+fn facts(
+    signal: Signal,
+    scoring: &Scoring<'_>,
+    (source, tokenizer): (&Source, &Tokenizer),
+    talk: Talk,
+) -> Result<Facts> {
     let positions = scoring.convention.scored(scoring.windows.ctx());
     Ok(Facts {
         schema: String::new(),
@@ -273,7 +279,7 @@ fn facts(signal: Signal, scoring: &Scoring<'_>, (source, tokenizer): (&Source, &
         model: Teacher {
             source: source.path.display().to_string(),
             family: source.config.family.name.to_owned(),
-            sha256: source.sha256()?,
+            sha256: source.sha256(talk)?,
         },
         text: scoring.text.clone(),
         tokens_sha256: String::new(),

@@ -44,8 +44,8 @@ pub fn reopen(path: &Path, plan: &Plan, hashes: &Hashes, talk: Talk) -> Result<(
         stage.step(tensor.weights() as u64, tensor.spec.role.as_str());
         Ok(())
     })?;
-    let facts = Facts::of(path)?;
     stage.done();
+    let facts = Facts::of(path, talk)?;
     Ok((written, facts))
 }
 
@@ -54,8 +54,8 @@ impl Facts {
     ///
     /// # Errors
     /// Files that cannot be read.
-    pub fn of(path: &Path) -> Result<Self> {
-        facts(path).doing(|| format!("while reading `{}` back", path.display()))
+    pub fn of(path: &Path, talk: Talk) -> Result<Self> {
+        facts(path, talk).doing(|| format!("while reading `{}` back", path.display()))
     }
 
     /// Bytes of all files at `path`, without a look into them.
@@ -80,7 +80,7 @@ fn files(path: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn facts(path: &Path) -> std::io::Result<Facts> {
+fn facts(path: &Path, talk: Talk) -> std::io::Result<Facts> {
     let files = files(path)?;
     let mut bytes = 0;
     for file in &files {
@@ -88,20 +88,25 @@ fn facts(path: &Path) -> std::io::Result<Facts> {
     }
     let is_weights =
         |file: &&PathBuf| path.is_file() || file.extension().is_some_and(|ending| ending == "safetensors");
+    let errand = talk.errand("hashing", bytes, "bytes");
     let mut hash = Sha256::new();
     for file in files.iter().filter(is_weights) {
-        hash_file(file, &mut hash)?;
+        hash_file(file, &mut hash, |len| errand.step(len, ""))?;
     }
+    errand.done();
     Ok(Facts { bytes, sha256: hex(&hash.finalize()) })
 }
 
-fn hash_file(path: &Path, hash: &mut Sha256) -> std::io::Result<()> {
+fn hash_file(path: &Path, hash: &mut Sha256, hashed: impl Fn(u64)) -> std::io::Result<()> {
     let mut file = fs::File::open(path)?;
     let mut buffer = vec![0; 1 << 20];
     loop {
         match file.read(&mut buffer)? {
             0 => return Ok(()),
-            len => hash.update(&buffer[..len]),
+            len => {
+                hash.update(&buffer[..len]);
+                hashed(len as u64);
+            }
         }
     }
 }

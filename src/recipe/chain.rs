@@ -10,7 +10,7 @@ use attar_eval::{Reference, Report, report};
 use attar_model::Precision;
 
 use super::pruning::{Asked, Pruning};
-use super::{CalibrationTable, EvaluationTable, Order, Recipe, Stages};
+use super::{CalibrationTable, EvaluationTable, Order, Recipe, Stages, resolved};
 use crate::Outcome;
 use crate::cli::{DistillArgs, Global, RunArgs};
 use crate::commands::check;
@@ -37,7 +37,7 @@ pub fn run(args: &RunArgs, global: &Global) -> Result<Outcome> {
     let (recipe, stages) = Recipe::read(args)?;
     let limits = recipe.limits()?;
     let delivery = Delivery { folder: global.report.clone().or(recipe.report.clone()), ..global.delivery() };
-    let orders = recipe.quantize.iter().map(Order::parse).collect::<Result<Vec<_>>>()?;
+    let orders = Order::all(&recipe)?;
     let source = Source::open(&recipe.model)?;
     refuse_quantized(&source)?;
     let tokenizer = source.tokenizer()?;
@@ -55,7 +55,7 @@ pub fn run(args: &RunArgs, global: &Global) -> Result<Outcome> {
         None
     };
     let EvaluationTable { text, ctx, chunks, convention, reference } = &recipe.evaluation;
-    let cache = reference.as_deref().map(|path| open_cache_of(&source, path)).transpose()?;
+    let cache = reference.as_deref().map(|path| open_cache_of(&source, path, talk)).transpose()?;
     let models = teacher.as_ref().map_or(vec![&source.config], |teacher| distill::shapes(&source, teacher));
     let computer = global.computer(&models)?;
     let request = ScoringRequest {
@@ -86,7 +86,8 @@ pub fn run(args: &RunArgs, global: &Global) -> Result<Outcome> {
     };
     let ahead = chain.plan()?;
     if global.dry_run {
-        return say(&ahead.text).map(|()| Outcome::Done);
+        let resolved = resolved::text(&chain, &scoring, delivery.folder.as_deref());
+        return say(&format!("{resolved}\n{}", ahead.text)).map(|()| Outcome::Done);
     }
     ahead.check(&chain)?;
     delivery.check(&recipe.outputs(&stages))?;
@@ -126,15 +127,15 @@ fn spare_zeros(stages: &Stages, orders: &[Order<'_>]) -> Result<()> {
 }
 
 /// Everything that stages share.
-struct Chain<'a> {
-    recipe: &'a Recipe,
-    stages: &'a Stages,
-    orders: &'a [Order<'a>],
-    source: &'a Source,
+pub(super) struct Chain<'a> {
+    pub(super) recipe: &'a Recipe,
+    pub(super) stages: &'a Stages,
+    pub(super) orders: &'a [Order<'a>],
+    pub(super) source: &'a Source,
     tokenizer: &'a Tokenizer,
     pruning: Option<&'a Asked<'a>>,
     teacher: Option<&'a Original>,
-    calibration: Option<&'a Calibration>,
+    pub(super) calibration: Option<&'a Calibration>,
     computer: &'a Computer,
     global: &'a Global,
     resume: bool,
@@ -228,7 +229,7 @@ impl<'a> Chain<'a> {
         (scheme, method): (String, Option<String>),
     ) -> Result<Report> {
         let path = &written.path;
-        let facts = Facts::of(path)?;
+        let facts = Facts::of(path, self.global.talk())?;
         let format = match (is_gguf(path), written.is_quantized()) {
             (true, _) => "gguf",
             (false, true) => "compressed-tensors",

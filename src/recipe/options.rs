@@ -4,10 +4,12 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use clap::Args;
+use clap::error::{ContextKind, ContextValue};
 use toml::{Table, Value};
 
+use super::document::{Document, Step};
 use super::tidy;
-use crate::diagnostic::{Explain, Failure, Result};
+use crate::diagnostic::{Explain, Failure, Result, nearest};
 
 /// A stage, and which options of its command a recipe may give.
 pub struct Stage {
@@ -121,31 +123,55 @@ impl Stage {
     ///
     /// # Errors
     /// A key that is none of the stage's, a value that its option does not take, options that do not go together.
-    pub fn parse<A: Args>(&self, table: &Table, folder: &Path, decided: Vec<OsString>) -> Result<A> {
-        self.parse_inner(table, folder, decided).doing(|| format!("while reading [{}]", self.name)).hint(
-            || format!("its keys are the options of attar {0}: attar {0} --help explains them", self.name),
-        )
+    pub fn parse<A: Args>(
+        &self,
+        table: &Table,
+        document: &Document,
+        folder: &Path,
+        decided: Vec<OsString>,
+    ) -> Result<A> {
+        self.parse_inner(table, document, folder, decided)
+            .doing(|| format!("while reading [{}]", self.name))
+            .hint(|| {
+                format!("its keys are the options of attar {0}: attar {0} --help explains them", self.name)
+            })
     }
 
-    fn parse_inner<A: Args>(&self, table: &Table, folder: &Path, decided: Vec<OsString>) -> Result<A> {
+    fn parse_inner<A: Args>(
+        &self,
+        table: &Table,
+        document: &Document,
+        folder: &Path,
+        decided: Vec<OsString>,
+    ) -> Result<A> {
+        let own = Step::Key(self.name);
         if self.writes && !table.contains_key("output") {
-            return Err(Failure::new("it has no `output`")
-                .hint("say where the stage is to write: output = \"FOLDER\""));
+            let failure = Failure::new("it has no `output`")
+                .hint("say where the stage is to write: output = \"FOLDER\"");
+            return Err(document.at(&[own], failure));
         }
         let mut words = decided;
         for (key, value) in table {
+            let way = [own, Step::Key(key)];
             if !self.keys.contains(&key.as_str()) {
-                return Err(Failure::new(format!("unknown key `{key}`")).hint(format!(
+                let failure = Failure::new(format!("unknown key `{key}`")).hint(format!(
                     "known are {}; texts to calibrate and to score on are those of [calibration] and [evaluation]",
                     self.keys.join(", ")
-                )));
+                ));
+                let meant = nearest(key, self.keys.iter().copied());
+                return Err(document.at_key(&way, failure.did_you_mean(meant)));
             }
-            self.add(&mut words, key, value, folder)?;
+            self.add(&mut words, key, value, folder).map_err(|failure| document.at(&way, failure))?;
         }
         let command =
             A::augment_args(clap::Command::new(self.name).no_binary_name(true).disable_help_flag(true));
-        let matches = command.try_get_matches_from(words).map_err(|error| in_one_sentence(&error))?;
-        A::from_arg_matches(&matches).map_err(|error| in_one_sentence(&error))
+        let blame = |error: &clap::Error| {
+            let key = key_of(error, table);
+            let way: Vec<Step<'_>> = [own].into_iter().chain(key.map(Step::Key)).collect();
+            document.at(&way, in_one_sentence(error))
+        };
+        let matches = command.try_get_matches_from(words).map_err(|error| blame(&error))?;
+        A::from_arg_matches(&matches).map_err(|error| blame(&error))
     }
 
     /// Adds the words that a value is on the command line.
@@ -174,11 +200,30 @@ impl Stage {
     }
 }
 
+/// The key of the option that an error is about, where the table has it.
+fn key_of<'t>(error: &clap::Error, table: &'t Table) -> Option<&'t str> {
+    let named = |kind| match error.get(kind) {
+        Some(ContextValue::String(option)) => vec![option.as_str()],
+        Some(ContextValue::Strings(options)) => options.iter().map(String::as_str).collect(),
+        _ => Vec::new(),
+    };
+    let options = named(ContextKind::InvalidArg).into_iter().chain(named(ContextKind::PriorArg));
+    let keys = options.filter_map(|option| {
+        let name = option.strip_prefix("--")?.split([' ', '=', '[']).next()?.replace('-', "_");
+        table.keys().find(|key| **key == name)
+    });
+    keys.map(String::as_str).next()
+}
+
 /// What is wrong, without how the command is used.
 fn in_one_sentence(error: &clap::Error) -> Failure {
     let text = error.to_string();
     let first = text.trim_start_matches("error: ").split("\n\n").next();
-    Failure::new(first.unwrap_or_default().trim())
+    let failure = Failure::new(first.unwrap_or_default().trim());
+    match error.get(ContextKind::SuggestedValue) {
+        Some(ContextValue::String(word)) => failure.did_you_mean(Some(word)),
+        _ => failure,
+    }
 }
 
 #[cfg(test)]
@@ -189,7 +234,8 @@ mod tests {
     use crate::pipeline::prune::shape::Amount;
 
     fn prune(table: &str) -> Result<PruneArgs> {
-        PRUNE.parse(&table.parse().unwrap(), Path::new("recipes"), vec!["model".into()])
+        let document = Document::new(Path::new("r.toml"), format!("[prune]\n{table}\n"));
+        PRUNE.parse(&table.parse().unwrap(), &document, Path::new("recipes"), vec!["model".into()])
     }
 
     #[test]
@@ -203,7 +249,9 @@ mod tests {
         assert_eq!((args.drop, args.no_repair, args.output), (vec![3, 7], true, "out".into()));
         let table = "output = \"a\"\ndata = [\"x.txt=2\", \"y.txt\"]\nlearning_rate = 1e-3\nloss = \"jsd\"";
         let decided = ["--teacher=t", "--student=s"].map(OsString::from).to_vec();
-        let args: DistillArgs = DISTILL.parse(&table.parse().unwrap(), Path::new("r"), decided).unwrap();
+        let document = Document::new(Path::new("r.toml"), format!("[distill]\n{table}\n"));
+        let args: DistillArgs =
+            DISTILL.parse(&table.parse().unwrap(), &document, Path::new("r"), decided).unwrap();
         let data: Vec<_> = args.data.iter().map(|file| (file.path.to_str().unwrap(), file.weight)).collect();
         assert_eq!(data, [("r/x.txt", 2.0), ("r/y.txt", 1.0)]);
         assert!((args.learning_rate - 1e-3).abs() < 1e-12);
@@ -211,17 +259,18 @@ mod tests {
 
     #[test]
     fn what_an_option_does_not_take_is_refused_with_its_name() {
-        for (table, part) in [
-            ("layers = 1", "no `output`"),
-            ("output = \"a\"\nlayrs = 1", "unknown key `layrs`"),
-            ("output = \"a\"\ntext = \"b\"", "unknown key `text`"),
-            ("output = \"a\"\nffn = 1.5", "'1.5' for '--ffn"),
-            ("output = \"a\"\nlayers = \"few\"", "'few' for '--layers"),
-            ("output = \"a\"\nlayers = 1\ndrop = [1]", "cannot be used with"),
-            ("output = \"a\"\nffn = {a = 1}", "`ffn` is neither"),
+        for (table, part, place) in [
+            ("layers = 1", "no `output`", "1:2"),
+            ("output = \"a\"\nlayrs = 1", "unknown key `layrs`", "3:1"),
+            ("output = \"a\"\ntext = \"b\"", "unknown key `text`", "3:1"),
+            ("output = \"a\"\nffn = 1.5", "'1.5' for '--ffn", "3:7"),
+            ("output = \"a\"\nlayers = \"few\"", "'few' for '--layers", "3:10"),
+            ("output = \"a\"\nlayers = 1\ndrop = [1]", "cannot be used with", "4:8"),
+            ("output = \"a\"\nffn = {a = 1}", "`ffn` is neither", "3:"),
         ] {
             let error = prune(table).unwrap_err().to_string();
             assert!(error.contains(part) && error.contains("while reading [prune]"), "{table}: {error}");
+            assert!(error.contains(&format!("--> r.toml:{place}")), "{table}: {error}");
         }
     }
 

@@ -5,6 +5,7 @@ mod cut;
 mod distill;
 mod experts;
 mod families;
+mod foreign;
 mod memory;
 mod prune;
 mod quality;
@@ -12,6 +13,7 @@ mod recipes;
 mod reports;
 mod tasks;
 mod teacher;
+mod terminal;
 mod zeros;
 
 /// Little text, in short windows: enough to exercise everything, too little to say anything about quality.

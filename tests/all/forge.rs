@@ -149,3 +149,20 @@ pub fn gguf_announcing(tensors: u64, metadata: u64) -> Vec<u8> {
     file.resize(4096, 0);
     file
 }
+
+/// A safetensors file of zeros: names, types, shapes and bytes; `texts` is its `__metadata__`.
+pub fn safetensors_of_zeros(path: &Path, tensors: &[(&str, &str, &[u64], u64)], texts: &Value) {
+    let mut header = Map::new();
+    header.insert("__metadata__".to_owned(), texts.clone());
+    let mut at = 0;
+    for (name, dtype, shape, bytes) in tensors {
+        let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [at, at + bytes]});
+        header.insert((*name).to_owned(), entry);
+        at += bytes;
+    }
+    let header = Value::Object(header).to_string();
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.set_len(8 + header.len() as u64 + at).unwrap();
+}

@@ -65,6 +65,90 @@ fn an_error_of_the_command_line() {
     insta::assert_snapshot!(run("quantize books-2m -o out --scheme q4").stderr);
 }
 
+/// A recipe with one mistake.
+fn mistaken(lines: &str) -> String {
+    let place = Place::new();
+    place.write("recipe.toml", &format!("model = \"books-2m\"\n\n{lines}"));
+    place.run("run recipe.toml").stderr
+}
+
+#[test]
+fn a_recipe_with_an_unknown_key() {
+    insta::assert_snapshot!(mistaken("[[quantize]]\noutput = \"a.gguf\"\nschme = \"q4_k_m\"\n"));
+}
+
+#[test]
+fn a_recipe_with_an_unknown_word() {
+    let lines = "[[quantize]]\noutput = \"a.gguf\"\nscheme = \"q4_k_m\"\nmethod = \"gtpq\"\n";
+    insta::assert_snapshot!(mistaken(lines));
+}
+
+#[test]
+fn a_recipe_with_a_value_of_another_type() {
+    insta::assert_snapshot!(mistaken("[calibration]\ntokens = \"many\"\n"));
+}
+
+#[test]
+fn a_recipe_that_is_no_toml() {
+    insta::assert_snapshot!(mistaken("[calibration\ntokens = 1\n"));
+}
+
+#[test]
+fn a_recipe_that_lacks_a_key() {
+    insta::assert_snapshot!(mistaken("[[quantize]]\nscheme = \"q4_k_m\"\n"));
+}
+
+#[test]
+fn a_recipe_with_an_unknown_option_of_a_stage() {
+    insta::assert_snapshot!(mistaken("[prune]\noutput = \"a\"\nlayrs = 1\n"));
+}
+
+#[test]
+fn a_recipe_with_an_option_of_a_stage_that_takes_no_such_value() {
+    insta::assert_snapshot!(mistaken(
+        "[distill]\noutput = \"a\"\ndata = [\"x.txt\"]\nloss = \"foward-kl\"\n"
+    ));
+}
+
+#[test]
+fn a_recipe_with_an_unknown_scheme() {
+    insta::assert_snapshot!(mistaken("[[quantize]]\noutput = \"a.gguf\"\nscheme = \"q4_k_n\"\n"));
+}
+
+#[test]
+fn a_recipe_with_a_tensor_rule_of_an_unknown_type() {
+    let lines = "[[quantize]]\noutput = \"a.gguf\"\nscheme = \"q4_k_m\"\ntensor = [\"attn_v=q6_k\", \"ffn_down=q6k\"]\n";
+    insta::assert_snapshot!(mistaken(lines));
+}
+
+#[test]
+fn a_recipe_with_a_size_that_is_none() {
+    insta::assert_snapshot!(mistaken("[prune]\noutput = \"a\"\ntarget_params = \"lots\"\n"));
+}
+
+#[test]
+fn the_plan_of_a_recipe_begins_with_all_that_it_leaves_unsaid() {
+    let place = Place::new();
+    place.write(
+        "recipe.toml",
+        "model = \"books-2m\"\n[prune]\noutput = \"out/cut\"\nffn = 0.5\n[[quantize]]\noutput = \"out/q8.gguf\"\nscheme = \"q8_0\"\n",
+    );
+    let plan = place.done("run recipe.toml --dry-run");
+    insta::assert_snapshot!(plan.split("\n\n").next().unwrap());
+}
+
+#[test]
+fn help_of_run() {
+    insta::assert_snapshot!(run("run --help").stdout);
+}
+
+#[test]
+fn inspecting_a_quantized_file() {
+    let place = Place::new();
+    place.done("quantize books-2m -o q4.gguf --scheme q4_k_m --method rtn --no-eval --quiet");
+    insta::assert_snapshot!(place.done("inspect q4.gguf"));
+}
+
 #[test]
 fn a_device_without_a_driver() {
     if !matches!(attar_tensor::cuda::Cuda::open(0, None), Err(attar_tensor::cuda::CudaError::NoDriver)) {

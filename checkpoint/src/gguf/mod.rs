@@ -18,6 +18,7 @@ pub use value::{Array, Value};
 pub use write::Writer;
 
 use crate::container::Directory;
+use crate::listing::{Layout, Listing};
 use crate::map::Map;
 use crate::{Container, Error, TensorInfo};
 
@@ -109,6 +110,39 @@ impl Container for File {
             self.parts[*part].read_ahead(range.clone());
         }
     }
+}
+
+/// What the headers of the file at `path` and of its sister parts say, whatever the types of its tensors.
+///
+/// # Errors
+/// As [`File::open`], but for types that are unknown and for sister parts that are not there.
+pub(crate) fn list(path: &Path) -> Result<Listing, Error> {
+    let read = |path: &Path| {
+        let map = Map::open(path)?;
+        let listed = parse::list(&map).map_err(flawed(path))?;
+        Ok((listed, map.len() as u64))
+    };
+    let (first, first_len) = read(path)?;
+    let parts = part_paths(path, &first.metadata).map_err(flawed(path))?;
+    let (version, alignment) = (first.version, first.alignment);
+    let mut listing = Listing::new(Layout::Gguf { version, alignment });
+    if parts.len() == 1 {
+        listing.add_file(path, first_len, first.tensors);
+        listing.metadata = first.metadata;
+        return Ok(listing);
+    }
+    for part in parts {
+        if part.exists() {
+            let (listed, len) = read(&part)?;
+            listing.add_file(&part, len, listed.tensors);
+            if listing.metadata.len() < listed.metadata.len() {
+                listing.metadata = listed.metadata; // the first part has all that is said of the model
+            }
+        } else {
+            listing.missing.push(part);
+        }
+    }
+    Ok(listing)
 }
 
 fn open_part(path: &Path) -> Result<(Map, parse::Header), Error> {

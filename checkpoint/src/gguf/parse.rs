@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::value::{self, Array, Value};
 use super::{Flaw, align_up};
 use crate::container::Placed;
-use crate::{Dtype, GgmlType, TensorInfo};
+use crate::{Dtype, GgmlType, TensorInfo, listing};
 
 /// Alignment of the data where the metadata name no other.
 pub(super) const DEFAULT_ALIGNMENT: u64 = 32;
@@ -30,15 +30,67 @@ pub(super) struct Header {
 
 /// Reads and checks the header of `file`.
 pub(super) fn parse(file: &[u8]) -> Result<Header, Flaw> {
+    let Outline { version, metadata, alignment, data, entries } = outline(file, Entry::known)?;
+    let extents: Vec<_> =
+        entries.iter().map(|(info, offset)| (info.name.as_str(), *offset, info.bytes)).collect();
+    let places = place(&extents, &data, alignment)?;
+    let tensors = entries.into_iter().zip(places).map(|((info, _), range)| (info, range)).collect();
+    Ok(Header { version, metadata, tensors })
+}
+
+/// A header with tensors that may be of types nobody here knows.
+#[derive(Debug)]
+pub(super) struct Listed {
+    pub(super) version: u32,
+    pub(super) alignment: u64,
+    pub(super) metadata: Vec<(String, Value)>,
+    pub(super) tensors: Vec<listing::Tensor>,
+}
+
+/// Reads the header of `file`, and checks all of it but the tensors' types.
+///
+/// How many bytes a tensor of an unknown type takes is told by where the next one begins.
+pub(super) fn list(file: &[u8]) -> Result<Listed, Flaw> {
+    let Outline { version, metadata, alignment, data, entries } = outline(file, Entry::any)?;
+    let mut starts: Vec<u64> = entries.iter().map(|(_, offset)| *offset).collect();
+    starts.sort_unstable();
+    let data_len = data.end - data.start;
+    let mut tensors = Vec::with_capacity(entries.len());
+    for ((tensor, bytes), offset) in entries {
+        let next = starts.get(starts.partition_point(|start| *start <= offset)).copied();
+        let bytes = bytes.unwrap_or_else(|| next.unwrap_or(data_len).saturating_sub(offset));
+        tensors.push((listing::Tensor { bytes, ..tensor }, offset));
+    }
+    let extents: Vec<_> =
+        tensors.iter().map(|(tensor, at)| (tensor.name.as_str(), *at, tensor.bytes)).collect();
+    place(&extents, &data, alignment)?;
+    Ok(Listed {
+        version,
+        alignment,
+        metadata,
+        tensors: tensors.into_iter().map(|(tensor, _)| tensor).collect(),
+    })
+}
+
+/// A header before its tensors have been placed.
+struct Outline<T> {
+    version: u32,
+    metadata: Vec<(String, Value)>,
+    alignment: u64,
+    data: Range<u64>,
+    entries: Vec<(T, u64)>, // and where the data begin, counted from the first data byte
+}
+
+fn outline<T>(file: &[u8], look: impl Fn(Entry) -> Result<T, Flaw>) -> Result<Outline<T>, Flaw> {
     let mut cursor = Cursor { file, at: 0 };
     let version = preamble(&mut cursor)?;
     let tensor_count = u64::from_le_bytes(cursor.array("the tensor count")?);
     let metadata_count = u64::from_le_bytes(cursor.array("the metadata count")?);
     let metadata = metadata(&mut cursor, metadata_count)?;
     let alignment = alignment(&metadata)?;
-    let entries = entries(&mut cursor, tensor_count)?;
-    let tensors = place(entries, file.len() as u64, cursor.at as u64, alignment)?;
-    Ok(Header { version, metadata, tensors })
+    let entries = entries(&mut cursor, tensor_count, look)?;
+    let data_start = align_up(cursor.at as u64, alignment);
+    Ok(Outline { version, metadata, alignment, data: data_start..data_start.max(file.len() as u64), entries })
 }
 
 fn preamble(cursor: &mut Cursor) -> Result<u32, Flaw> {
@@ -79,22 +131,35 @@ fn alignment(metadata: &[(String, Value)]) -> Result<u64, Flaw> {
     }
 }
 
-fn entries(cursor: &mut Cursor, count: u64) -> Result<Vec<(TensorInfo, u64)>, Flaw> {
+fn entries<T>(
+    cursor: &mut Cursor,
+    count: u64,
+    look: impl Fn(Entry) -> Result<T, Flaw>,
+) -> Result<Vec<(T, u64)>, Flaw> {
     cursor.can_hold("tensors", count, 8 + 4 + 4 + 8)?;
     let mut names = HashSet::new();
     let mut entries = Vec::new();
     for _ in 0..count {
-        let (info, offset) = entry(cursor)?;
-        if !names.insert(info.name.clone()) {
-            return Err(Flaw::DuplicateTensor { name: info.name });
+        let entry = entry(cursor)?;
+        let (name, offset) = (entry.name.clone(), entry.offset);
+        let looked_at = look(entry)?;
+        if !names.insert(name.clone()) {
+            return Err(Flaw::DuplicateTensor { name });
         }
-        entries.push((info, offset));
+        entries.push((looked_at, offset));
     }
     Ok(entries)
 }
 
-/// One tensor entry: what it is and where its data begin, counted from the first data byte.
-fn entry(cursor: &mut Cursor) -> Result<(TensorInfo, u64), Flaw> {
+/// A tensor as the file has it, nothing believed yet.
+struct Entry {
+    name: String,
+    dims: Vec<u64>, // innermost first
+    id: u32,
+    offset: u64,
+}
+
+fn entry(cursor: &mut Cursor) -> Result<Entry, Flaw> {
     let name = cursor.text("a tensor's name")?;
     let dim_count = u32::from_le_bytes(cursor.array("a dimension count")?);
     if dim_count as usize > MAX_DIMS {
@@ -105,53 +170,80 @@ fn entry(cursor: &mut Cursor) -> Result<(TensorInfo, u64), Flaw> {
         .collect::<Result<Vec<u64>, Flaw>>()?;
     let id = u32::from_le_bytes(cursor.array("a tensor's type")?);
     let offset = u64::from_le_bytes(cursor.array("a tensor's offset")?);
+    Ok(Entry { name, dims, id, offset })
+}
 
-    let Some(ggml) = GgmlType::from_id(id) else {
-        let removed = matches!(id, 4 | 5 | 31..=33 | 36..=38);
-        return Err(Flaw::TensorType { name, id, removed });
-    };
-    let dtype = Dtype::from(ggml);
-    let row_len = dims.first().copied().unwrap_or(1);
-    if row_len % dtype.block_len() as u64 != 0 {
-        return Err(Flaw::BlockDoesNotDivide { name, row_len, block_len: dtype.block_len(), dtype });
+impl Entry {
+    /// What the tensor is, where its type is known.
+    fn known(self) -> Result<TensorInfo, Flaw> {
+        let Self { name, dims, id, .. } = self;
+        let Some(ggml) = GgmlType::from_id(id) else {
+            let removed = REMOVED.iter().any(|(removed, _)| *removed == id);
+            return Err(Flaw::TensorType { name, id, removed });
+        };
+        let dtype = Dtype::from(ggml);
+        let row_len = dims.first().copied().unwrap_or(1);
+        if row_len % dtype.block_len() as u64 != 0 {
+            return Err(Flaw::BlockDoesNotDivide { name, row_len, block_len: dtype.block_len(), dtype });
+        }
+        let shape = dims.iter().rev().map(|&dim| usize::try_from(dim).ok()).collect::<Option<Vec<usize>>>();
+        match shape.and_then(|shape| dtype.bytes_for(&shape).map(|bytes| (shape, bytes))) {
+            Some((shape, bytes)) => Ok(TensorInfo { name, dtype, shape, bytes }),
+            None => Err(Flaw::Overflow { name, dims }),
+        }
     }
-    let shape = dims.iter().rev().map(|&dim| usize::try_from(dim).ok()).collect::<Option<Vec<usize>>>();
-    match shape.and_then(|shape| dtype.bytes_for(&shape).map(|bytes| (shape, bytes))) {
-        Some((shape, bytes)) => Ok((TensorInfo { name, dtype, shape, bytes }, offset)),
-        None => Err(Flaw::Overflow { name, dims }),
+
+    /// What can be told of the tensor whatever its type, and its bytes where that is known.
+    fn any(self) -> Result<(listing::Tensor, Option<u64>), Flaw> {
+        if GgmlType::from_id(self.id).is_some() {
+            let TensorInfo { name, dtype, shape, bytes } = self.known()?;
+            let shape = shape.iter().map(|&dim| dim as u64).collect();
+            return Ok((listing::Tensor { name, dtype: dtype.to_string(), shape, bytes }, Some(bytes)));
+        }
+        let removed = REMOVED.iter().find(|(id, _)| *id == self.id);
+        let dtype = removed.map_or_else(|| format!("type {}", self.id), |(_, name)| (*name).to_owned());
+        let shape = self.dims.into_iter().rev().collect();
+        Ok((listing::Tensor { name: self.name, dtype, shape, bytes: 0 }, None))
     }
 }
 
-/// Turns offsets into places in the file: aligned, inside it, and no two sharing a byte.
-fn place(
-    entries: Vec<(TensorInfo, u64)>,
-    file_len: u64,
-    header_len: u64,
-    alignment: u64,
-) -> Result<Vec<Placed>, Flaw> {
-    let data_start = align_up(header_len, alignment);
-    let data_len = file_len.saturating_sub(data_start);
-    let mut placed = Vec::with_capacity(entries.len());
-    for (info, offset) in entries {
+/// Types that ggml had once: id and name.
+const REMOVED: [(u32, &str); 8] = [
+    (4, "q4_2"),
+    (5, "q4_3"),
+    (31, "q4_0_4_4"),
+    (32, "q4_0_4_8"),
+    (33, "q4_0_8_8"),
+    (36, "iq4_nl_4_4"),
+    (37, "iq4_nl_4_8"),
+    (38, "iq4_nl_8_8"),
+];
+
+/// Turns names, offsets and lengths into places in the file: aligned, inside the `data`, and no two sharing a byte.
+fn place(extents: &[(&str, u64, u64)], data: &Range<u64>, alignment: u64) -> Result<Vec<Range<usize>>, Flaw> {
+    let data_len = data.end - data.start;
+    let mut places = Vec::with_capacity(extents.len());
+    for &(name, offset, bytes) in extents {
+        let name = || name.to_owned();
         if offset % alignment != 0 {
-            return Err(Flaw::Misaligned { name: info.name, offset, alignment });
+            return Err(Flaw::Misaligned { name: name(), offset, alignment });
         }
-        if offset.checked_add(info.bytes).is_none_or(|end| end > data_len) {
-            return Err(Flaw::OutsideData { name: info.name, offset, bytes: info.bytes, data_len });
+        if offset.checked_add(bytes).is_none_or(|end| end > data_len) {
+            return Err(Flaw::OutsideData { name: name(), offset, bytes, data_len });
         }
-        let start = (data_start + offset) as usize; // at most the length of a slice
-        placed.push((start..start + info.bytes as usize, info));
+        let start = (data.start + offset) as usize; // at most the length of a slice
+        places.push(start..start + bytes as usize);
     }
 
-    let mut order: Vec<&(Range<usize>, TensorInfo)> =
-        placed.iter().filter(|(range, _)| !range.is_empty()).collect();
-    order.sort_by_key(|(range, _)| range.start);
+    let mut order: Vec<usize> = (0..places.len()).filter(|&at| !places[at].is_empty()).collect();
+    order.sort_by_key(|&at| places[at].start);
     for pair in order.windows(2) {
-        if pair[0].0.end > pair[1].0.start {
-            return Err(Flaw::Overlap { first: pair[0].1.name.clone(), second: pair[1].1.name.clone() });
+        if places[pair[0]].end > places[pair[1]].start {
+            let [first, second] = [pair[0], pair[1]].map(|at| extents[at].0.to_owned());
+            return Err(Flaw::Overlap { first, second });
         }
     }
-    Ok(placed.into_iter().map(|(range, info)| (info, range)).collect())
+    Ok(places)
 }
 
 /// A place in the file and the only ways to move it on.

@@ -6,13 +6,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
 use super::Flaw;
 use crate::container::Placed;
-use crate::{Dtype, TensorInfo};
+use crate::{Dtype, TensorInfo, listing};
 
 /// Headers longer than this are refused, as the format's own library refuses them.
 pub(super) const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -23,24 +24,37 @@ pub(super) const PREFIX_BYTES: usize = 8;
 
 /// Every tensor with its bytes' place in the file, in the order of those places.
 pub(super) fn parse(file: &[u8]) -> Result<Vec<Placed>, Flaw> {
+    Ok(tensors(file, RawInfo::known)?.0)
+}
+
+/// Every tensor, of whatever type, in the order of their places, and the free texts.
+pub(super) fn list(file: &[u8]) -> Result<(Vec<listing::Tensor>, BTreeMap<String, String>), Flaw> {
+    let (tensors, texts) = tensors(file, RawInfo::any)?;
+    Ok((tensors.into_iter().map(|(tensor, _)| tensor).collect(), texts))
+}
+
+type Tensors<T> = (Vec<(T, Range<usize>)>, BTreeMap<String, String>);
+
+/// What `look` makes of every tensor, with its bytes' place in the file, in the order of those places; and the free texts.
+fn tensors<T>(file: &[u8], look: impl Fn(RawInfo, String) -> Result<T, Flaw>) -> Result<Tensors<T>, Flaw> {
     let (json, data) = split(file)?;
-    let Entries(mut raw) = serde_json::from_slice::<Entries<RawInfo>>(json).map_err(Flaw::Json)?;
+    let Entries { entries: mut raw, texts } = serde_json::from_slice(json).map_err(Flaw::Json)?;
     if let Some(name) = duplicate(&raw) {
         return Err(Flaw::DuplicateTensor { name: name.to_owned() });
     }
-    raw.sort_by_key(|(_, info)| info.data_offsets);
+    raw.sort_by_key(|(_, info): &(String, RawInfo)| info.data_offsets);
 
     let data_len = data.len() as u64;
     let mut covered = 0;
     let mut tensors = Vec::with_capacity(raw.len());
     for (name, raw) in raw {
         let (start, end) = raw.data_offsets;
-        let info = raw.check(name)?;
+        let info = look(raw, name.clone())?;
         if end > data_len {
-            return Err(Flaw::OutsideData { name: info.name, end, data_len });
+            return Err(Flaw::OutsideData { name, end, data_len });
         }
         if start < covered {
-            return Err(Flaw::Overlap { name: info.name, start, before: covered });
+            return Err(Flaw::Overlap { name, start, before: covered });
         }
         if start > covered {
             return Err(Flaw::Gap { start: covered, end: start });
@@ -52,7 +66,7 @@ pub(super) fn parse(file: &[u8]) -> Result<Vec<Placed>, Flaw> {
     if covered < data_len {
         return Err(Flaw::Gap { start: covered, end: data_len });
     }
-    Ok(tensors)
+    Ok((tensors, texts))
 }
 
 /// The header's JSON and the data behind it.
@@ -77,7 +91,22 @@ struct RawInfo {
 }
 
 impl RawInfo {
-    fn check(self, name: String) -> Result<TensorInfo, Flaw> {
+    /// What can be told of a tensor whatever its type.
+    fn any(self, name: String) -> Result<listing::Tensor, Flaw> {
+        if Dtype::from_safetensors_name(&self.dtype).is_some() {
+            let TensorInfo { name, dtype, shape, bytes } = self.known(name)?;
+            let shape = shape.iter().map(|&dim| dim as u64).collect();
+            return Ok(listing::Tensor { name, dtype: dtype.to_string(), shape, bytes });
+        }
+        let Self { dtype, shape, data_offsets: (start, end) } = self;
+        match end.checked_sub(start) {
+            None => Err(Flaw::Backwards { name, start, end }),
+            Some(bytes) => Ok(listing::Tensor { name, dtype: dtype.to_ascii_lowercase(), shape, bytes }),
+        }
+    }
+
+    /// What a tensor is, where its type is known.
+    fn known(self, name: String) -> Result<TensorInfo, Flaw> {
         let Self { dtype: tag, shape, data_offsets: (start, end) } = self;
         let Some(dtype) = Dtype::from_safetensors_name(&tag) else {
             return Err(Flaw::Dtype { name, dtype: tag });
@@ -95,9 +124,12 @@ impl RawInfo {
     }
 }
 
-/// A JSON object as the list of its entries, so that a name given twice is seen. The texts under
-/// [`METADATA_KEY`] are checked and left out.
-pub(super) struct Entries<T>(pub(super) Vec<(String, T)>);
+/// A JSON object as the list of its entries, so that a name given twice is seen.
+pub(super) struct Entries<T> {
+    pub(super) entries: Vec<(String, T)>,
+    /// What stands under [`METADATA_KEY`].
+    pub(super) texts: BTreeMap<String, String>,
+}
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -111,15 +143,15 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
             }
 
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Entries<T>, M::Error> {
-                let mut entries = Vec::new();
+                let (mut entries, mut texts) = (Vec::new(), BTreeMap::new());
                 while let Some(name) = map.next_key::<String>()? {
                     if name == METADATA_KEY {
-                        map.next_value::<BTreeMap<String, String>>()?;
+                        texts = map.next_value()?;
                     } else {
                         entries.push((name, map.next_value()?));
                     }
                 }
-                Ok(Entries(entries))
+                Ok(Entries { entries, texts })
             }
         }
 

@@ -17,8 +17,9 @@ pub use write::Writer;
 
 use crate::container::{Directory, Placed};
 use crate::error::Found;
+use crate::listing::{Layout, Listing};
 use crate::map::Map;
-use crate::{Container, Error, TensorInfo};
+use crate::{Container, Error, TensorInfo, gguf};
 
 /// The file of a model in one piece.
 pub const SINGLE: &str = "model.safetensors";
@@ -141,6 +142,67 @@ impl Container for Folder {
     }
 }
 
+/// What index files are called, after whatever the model is.
+pub(crate) const INDEX_ENDING: &str = ".safetensors.index.json";
+
+/// What the headers of a file, of an index's shards or of all safetensors files in a folder say, whatever the types of the
+/// tensors; none where the folder has no such file.
+///
+/// # Errors
+/// As [`Folder::open`], but for types that are unknown and for shards that are not there.
+pub(crate) fn list(path: &Path) -> Result<Option<Listing>, Error> {
+    if path.is_dir() {
+        let indexes = files_ending(path, INDEX_ENDING)?;
+        let index = [path.join(INDEX)].into_iter().chain(indexes).find(|index| index.is_file());
+        let single = Some(path.join(SINGLE)).filter(|single| single.is_file());
+        return match (single, index) {
+            (Some(single), _) => list_files(&[single]).map(Some),
+            (None, Some(index)) => list_shards(&index).map(Some),
+            (None, None) => {
+                let files = files_ending(path, ".safetensors")?;
+                if files.is_empty() { Ok(None) } else { list_files(&files).map(Some) }
+            }
+        };
+    }
+    let is_index = path.to_str().is_some_and(|path| path.ends_with(INDEX_ENDING));
+    if is_index { list_shards(path) } else { list_files(&[path.to_owned()]) }.map(Some)
+}
+
+fn list_shards(index: &Path) -> Result<Listing, Error> {
+    let shards = read_index(index)?.into_keys().map(|shard| index.with_file_name(shard)).collect::<Vec<_>>();
+    list_files(&shards)
+}
+
+fn list_files(files: &[PathBuf]) -> Result<Listing, Error> {
+    let mut listing = Listing::new(Layout::Safetensors);
+    for file in files {
+        if files.len() > 1 && !file.exists() {
+            listing.missing.push(file.clone());
+            continue;
+        }
+        let map = Map::open(file)?;
+        let (tensors, texts) = header::list(&map).map_err(flawed(file))?;
+        listing.add_file(file, map.len() as u64, tensors);
+        for (key, text) in texts {
+            if !listing.metadata.iter().any(|(known, _)| *known == key) {
+                listing.metadata.push((key, gguf::Value::String(text)));
+            }
+        }
+    }
+    Ok(listing)
+}
+
+/// The files of a folder whose names end so, in their order.
+fn files_ending(folder: &Path, ending: &str) -> Result<Vec<PathBuf>, Error> {
+    let entries = fs::read_dir(folder).map_err(Error::io("read", folder))?;
+    let paths = entries.flatten().map(|entry| entry.path());
+    let mut files: Vec<PathBuf> = paths
+        .filter(|path| path.to_str().is_some_and(|path| path.ends_with(ending)) && path.is_file())
+        .collect();
+    files.sort();
+    Ok(files)
+}
+
 fn flawed(path: &Path) -> impl FnOnce(Flaw) -> Error + use<> {
     let path = path.to_path_buf();
     move |source| Error::Safetensors { path, source }
@@ -157,7 +219,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, Vec<String>>, Error> {
     let json = fs::read(path).map_err(Error::io("read", path))?;
     let index: Index =
         serde_json::from_slice(&json).map_err(|source| Error::Json { path: path.to_path_buf(), source })?;
-    let header::Entries(entries) = index.weight_map;
+    let header::Entries { entries, .. } = index.weight_map;
     if let Some(name) = header::duplicate(&entries) {
         return Err(flawed(path)(Flaw::DuplicateTensor { name: name.to_owned() }));
     }

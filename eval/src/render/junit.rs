@@ -31,7 +31,7 @@ fn suite(report: &Report) -> TestSuite {
     let model = report.output.as_ref().map_or(&report.model.source, |output| &output.path);
     let mut suite = TestSuite::new(model.as_str());
     suite.add_test_cases(report.check.iter().flat_map(|check| &check.limits).map(case));
-    suite.set_system_out(Terminal.render(report));
+    suite.set_system_out(Terminal::FILE.render(report));
     suite
 }
 

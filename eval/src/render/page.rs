@@ -15,24 +15,32 @@ use crate::report::{
 };
 
 /// A titled sequence of sections.
-pub(super) struct Page {
-    pub(super) title: String,
-    pub(super) sections: Vec<Section>,
+pub struct Page {
+    /// What it is about.
+    pub title: String,
+    /// Its parts.
+    pub sections: Vec<Section>,
 }
 
 /// Labelled facts, then a table, then remarks; each may be missing.
 #[derive(Default)]
-pub(super) struct Section {
-    pub(super) heading: &'static str,
-    pub(super) facts: Vec<(&'static str, String)>,
-    pub(super) table: Option<Table>,
-    pub(super) remarks: Vec<String>,
+pub struct Section {
+    /// Its title; one without is not set off from what stands above.
+    pub heading: &'static str,
+    /// Labels and what is to be said of them.
+    pub facts: Vec<(&'static str, String)>,
+    /// The table below them.
+    pub table: Option<Table>,
+    /// Sentences at the end.
+    pub remarks: Vec<String>,
 }
 
 /// Rows of cells; every row is as long as `columns`.
-pub(super) struct Table {
-    pub(super) columns: Vec<Column>,
-    pub(super) rows: Vec<Vec<String>>,
+pub struct Table {
+    /// The heads of the columns.
+    pub columns: Vec<Column>,
+    /// The rows.
+    pub rows: Vec<Vec<String>>,
 }
 
 impl Table {
@@ -45,22 +53,29 @@ impl Table {
 
 /// The head of a column.
 #[derive(Clone, Copy)]
-pub(super) struct Column {
-    pub(super) heading: &'static str,
-    pub(super) align: Align,
+pub struct Column {
+    /// What it holds.
+    pub heading: &'static str,
+    /// The side its cells lean to.
+    pub align: Align,
 }
 
+/// A side.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Align {
+pub enum Align {
+    /// Words.
     Left,
+    /// Figures.
     Right,
 }
 
-pub(super) const fn left(heading: &'static str) -> Column {
+/// A column of words.
+pub const fn left(heading: &'static str) -> Column {
     Column { heading, align: Align::Left }
 }
 
-pub(super) const fn right(heading: &'static str) -> Column {
+/// A column of figures.
+pub const fn right(heading: &'static str) -> Column {
     Column { heading, align: Align::Right }
 }
 

@@ -75,7 +75,7 @@ impl<'a> School<'a> {
             Original::Cache(cache) => cache.check_vocabulary(&tokenizer.vocabulary_sha256())?,
         }
         let map = args.layers(original, student)?;
-        let data = args.data(original, student, tokenizer)?;
+        let data = args.data(original, student, tokenizer, global.talk())?;
         let lesson = Lesson::new(args, map.as_ref(), &data);
         let (computer, desk) = args.desk(pair, &data, computer)?;
         let manner = args.manner((desk, map), (student, original), (&data, &lesson), global.max_memory)?;

@@ -117,7 +117,7 @@ fn a_recipe_that_is_not_there() {
 fn a_recipe_that_is_no_toml() {
     let place = Place::new();
     place.write("recipe.toml", "model = books-2m\n");
-    place.refuses("run recipe.toml", &["recipe.toml", "line 1", "demo.toml"]);
+    place.refuses("run recipe.toml", &["recipe.toml", "recipe.toml:1:9", "laptop-chat.toml"]);
 }
 
 #[test]

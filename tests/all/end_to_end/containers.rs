@@ -21,7 +21,7 @@ fn inspect_names_the_family_and_what_each_scheme_would_make_of_it() {
     {
         assert_eq!(facts[label].trim(), value, "{text}");
     }
-    let listed = |name: &str| text.lines().any(|line| line.split(' ').next() == Some(name));
+    let listed = |name: &str| text.lines().any(|line| line.split_whitespace().next() == Some(name));
     for scheme in
         FILE_TYPES.iter().map(|file_type| file_type.name).chain(["w4a16-g128", "w4a16-g64", "w8a16-g128"])
     {

@@ -279,11 +279,11 @@ fn missing_and_misshapen_experts_are_named() {
     forge::edit_json(&place.at("mixtral").join("config.json"), |config| {
         config["num_local_experts"] = json!(9);
     });
-    place.refuses("inspect mixtral", &["model.layers.0.mlp.gate.weight", "[8, 256]", "[9, 256]"]);
+    place.refuses("convert mixtral -o out", &["model.layers.0.mlp.gate.weight", "[8, 256]", "[9, 256]"]);
     mixtral(&place, "separate", Layout::Separate);
     forge::edit_json(&place.at("separate").join("config.json"), |config| {
         config["num_local_experts"] = json!(9);
     });
     fs::write(place.at("separate").join("generation_config.json"), "{}").unwrap();
-    place.refuses("inspect separate", &["model.layers.0.block_sparse_moe.gate.weight", "[8, 256]"]);
+    place.refuses("convert separate -o out", &["model.layers.0.block_sparse_moe.gate.weight", "[8, 256]"]);
 }

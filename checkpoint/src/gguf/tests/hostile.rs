@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::forge::{Entry, Forge, array, text};
-use crate::gguf::parse::parse;
+use crate::gguf::parse::{list, parse};
 use crate::gguf::{Array, Flaw, Value, value};
 use crate::{Dtype, GgmlType};
 
@@ -104,6 +104,39 @@ const LIES: &[Lie] = &[
 
 fn alignment(to: u32) -> (Vec<u8>, u32, Vec<u8>) {
     (b"general.alignment".to_vec(), value::U32, to.to_le_bytes().to_vec())
+}
+
+/// What is listed is checked like what is computed with, but for types.
+#[test]
+fn a_listing_catches_every_lie_but_a_foreign_type() {
+    for lie in LIES {
+        let mut forge = Forge::sound();
+        (lie.tell)(&mut forge);
+        match (list(&forge.bytes()), parse(&forge.bytes())) {
+            (Ok(_), Err(Flaw::TensorType { .. })) => {}
+            (Err(listed), Err(parsed)) => assert_eq!(listed, parsed, "{}", lie.name),
+            other => panic!("{}: {other:?}", lie.name),
+        }
+    }
+}
+
+#[test]
+fn tensors_of_foreign_types_have_a_name_and_bytes_in_a_listing() {
+    for (id, name) in [(1000, "type 1000"), (31, "q4_0_4_4")] {
+        let mut forge = Forge::sound();
+        forge.tensors[0].ggml_id = id;
+        let listed = list(&forge.bytes()).unwrap().tensors;
+        // As far as the next one.
+        assert_eq!(
+            (listed[0].dtype.as_str(), listed[0].bytes, &listed[0].shape[..]),
+            (name, 32, &[2, 3][..])
+        );
+        assert_eq!((listed[1].dtype.as_str(), listed[1].bytes), ("q8_0", 34));
+        forge.tensors[0].offset = 4096;
+        assert!(matches!(list(&forge.bytes()), Err(Flaw::OutsideData { .. })), "{name}");
+        forge.tensors[0] = Entry { dims: vec![u64::MAX; 4], offset: 0, ..forge.tensors[0].clone() };
+        assert_eq!(list(&forge.bytes()).unwrap().tensors[0].elements(), u64::MAX);
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::file;
 use crate::Dtype;
 use crate::safetensors::Flaw;
-use crate::safetensors::header::parse;
+use crate::safetensors::header::{list, parse};
 
 /// Two tensors in 40 bytes of data, and a text.
 const SOUND: &str = r#"{"__metadata__":{"format":"pt"},"b":{"dtype":"F16","shape":[2,4],"data_offsets":[24,40]},"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}}"#;
@@ -104,6 +104,25 @@ const LIES: &[(&str, &str, Caught)] = &[
     }),
     ("no tensor for the data", "{}", |f| matches!(f, Flaw::Gap { start: 0, end: 40 })),
 ];
+
+/// What is listed is checked like what is computed with, but for types, which have a name and bytes all the same.
+#[test]
+fn a_listing_catches_every_lie_but_a_foreign_type() {
+    for (name, header, caught) in LIES {
+        match list(&file(header, 40)) {
+            Ok((tensors, _)) => {
+                assert!(
+                    caught(&Flaw::Dtype { name: String::new(), dtype: String::new() }),
+                    "{name} was believed"
+                );
+                assert_eq!((tensors[0].dtype.as_str(), tensors[0].bytes), ("f31", 40));
+            }
+            Err(flaw) => assert!(caught(&flaw), "{name} was taken for: {flaw}"),
+        }
+    }
+    let (tensors, texts) = list(&file(SOUND, 40)).unwrap();
+    assert_eq!((tensors.len(), texts["format"].as_str()), (2, "pt"));
+}
 
 #[test]
 fn every_lie_is_caught_for_what_it_is() {
