@@ -2,7 +2,7 @@
 
 use super::Renderer;
 use super::page::{self, Align, Page, Section, Table};
-use crate::report::Report;
+use crate::report::{Difference, Report};
 
 const COLUMNS: usize = 110;
 const GAP: &str = "  ";
@@ -28,9 +28,13 @@ impl Renderer for Terminal {
     fn compare(&self, reports: &[Report]) -> String {
         lay_out(&page::of_comparison(reports))
     }
+
+    fn differ(&self, difference: &Difference) -> String {
+        lay_out(&page::of_difference(difference))
+    }
 }
 
-fn lay_out(page: &Page) -> String {
+fn lay_out(page: &Page<'_>) -> String {
     let mut lines = vec![clean(&page.title)];
     for section in &page.sections {
         lines.push(String::new());
@@ -45,7 +49,7 @@ fn lay_out(page: &Page) -> String {
     lines.join("\n")
 }
 
-fn lay_out_section(section: &Section, indent: &str, lines: &mut Vec<String>) {
+fn lay_out_section(section: &Section<'_>, indent: &str, lines: &mut Vec<String>) {
     let width = section.facts.iter().map(|(label, _)| label.len()).max().unwrap_or(0);
     let margin = indent.len() + width + GAP.len();
     for (label, value) in &section.facts {
