@@ -41,5 +41,6 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Eval(args) => commands::eval::run(args, &cli.global),
         Command::Distill(args) => commands::distill::run(args, &cli.global),
         Command::Run(args) => recipe::run(args, &cli.global),
+        Command::Report(args) => commands::report::run(args, &cli.global),
     }
 }
