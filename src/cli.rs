@@ -2,6 +2,8 @@
 
 #![expect(clippy::doc_markdown, reason = "these comments are the help text, where backticks only disturb")]
 
+mod check;
+mod compare;
 mod distill;
 mod prune;
 
@@ -9,14 +11,17 @@ use std::path::PathBuf;
 
 use attar_eval::Convention;
 use attar_model::Precision;
-use attar_model::teacher::{self, Signal};
+use attar_model::teacher::Signal;
 use attar_quant::{Solver, SparseGpt, Sparsity, Wanda};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
 use crate::device::DeviceArg;
 use crate::diagnostic::Failure;
+use crate::pipeline::teacher::SaveAs;
 use crate::scheme::Scheme;
+pub use check::{CheckArgs, LimitArgs};
+pub use compare::{Calibrate, CompareArgs, Contender};
 pub use distill::{DecayArg, DistillArgs, LossArg};
 pub use prune::{ArchArg, PruneArgs, ShapeArgs};
 
@@ -97,6 +102,10 @@ pub enum Command {
     Convert(ConvertArgs),
     /// Measure perplexity and, against a reference, KL divergence
     Eval(EvalArgs),
+    /// Make many outputs of one model, and show them on one table and one plot: what each costs in bytes and in accuracy
+    Compare(Box<CompareArgs>),
+    /// Hold a model to limits, or to what it scored before: exit code 1 where it fails, for CI
+    Check(Box<CheckArgs>),
     /// Teach a smaller or pruned model to predict what its teacher predicts
     Distill(DistillArgs),
     /// Carry out a recipe: prune a model, teach what is left, make several outputs of it, compare all in one table
@@ -133,6 +142,8 @@ pub enum RenderingArg {
     Html,
     /// Every figure in full
     Json,
+    /// Limits as tests, for CI servers
+    Junit,
 }
 
 impl RenderingArg {
@@ -143,6 +154,7 @@ impl RenderingArg {
             Self::Markdown => "markdown",
             Self::Html => "html",
             Self::Json => "json",
+            Self::Junit => "junit",
         }
     }
 }
@@ -195,6 +207,10 @@ pub struct QuantizeArgs {
     /// Tokens per window [default: 2048 to calibrate, 512 to evaluate, less where the model was made for less]
     #[arg(long, value_name = "N")]
     pub ctx: Option<usize>,
+
+    /// Draw the windows to calibrate on from all over the texts, by this seed [default: the first windows of each text]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
 
     /// Held-out text on which the written file is compared with the original [default: one that comes with attar]
     #[arg(long, value_name = "FILE")]
@@ -294,9 +310,9 @@ pub struct EvalArgs {
     /// A Hugging Face folder (float or compressed-tensors) or a .gguf file
     pub model: PathBuf,
 
-    /// The text to score
-    #[arg(long, value_name = "FILE", required_unless_present = "task")]
-    pub text: Option<PathBuf>,
+    /// The text to score; may be given more than once, each is scored alone
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["task", "reference"])]
+    pub text: Vec<PathBuf>,
 
     /// Questions to answer, JSON lines of query, choices, gold; of context_options, continuation, gold; or of context,
     /// continuation (a last word); scored as lm-evaluation-harness does; may be given more than once
@@ -308,32 +324,32 @@ pub struct EvalArgs {
     pub items: Option<u32>,
 
     /// Tokens per window [default: 512 as in llama-perplexity, less where the model was made for less]
-    #[arg(long, value_name = "N", requires = "text")]
+    #[arg(long, value_name = "N")]
     pub ctx: Option<usize>,
 
     /// Score the first N windows only
-    #[arg(long, value_name = "N", requires = "text")]
+    #[arg(long, value_name = "N")]
     pub chunks: Option<usize>,
 
     /// Which perplexity to report
-    #[arg(long, value_enum, requires = "text", default_value_t = ConventionArg::LlamaCpp)]
+    #[arg(long, value_enum, default_value_t = ConventionArg::LlamaCpp)]
     pub convention: ConventionArg,
 
-    /// The original, to measure KL divergence and agreement against: a model, or a folder that --save-reference made of
-    /// one
-    #[arg(long, value_name = "MODEL|CACHE")]
+    /// The original, to measure KL divergence and agreement against: a model, a folder that --save-reference made of one, or a
+    /// file of llama-perplexity's --kl-divergence-base, which brings its text with it
+    #[arg(long, value_name = "MODEL|CACHE|FILE")]
     pub reference: Option<PathBuf>,
 
     /// Keep what the model predicts on this text in a new folder; given to --reference it stands for the model, which
     /// then need not be there
-    #[arg(long, value_name = "DIR", requires = "text")]
+    #[arg(long, value_name = "DIR|FILE", requires = "text")]
     pub save_reference: Option<PathBuf>,
 
     /// What to keep: hidden-f32 (the model to the bit; 4 bytes per feature and scored token, and the head), hidden-bf16
-    /// (half the size, rounded) or top-k=N (the N likeliest tokens and the rest as one: KL divergence is then a lower
-    /// bound)
-    #[arg(long, value_name = "FORM", value_parser = parse_signal, default_value_t = Signal::HiddenF32, requires = "save_reference")]
-    pub save_as: Signal,
+    /// (half the size, rounded), top-k=N (the N likeliest tokens and the rest as one: KL divergence is then a lower
+    /// bound), or llama.cpp (a file for llama-perplexity's --kl-divergence-base; 2 bytes per entry of the vocabulary and scored token)
+    #[arg(long, value_name = "FORM", default_value_t = SaveAs::Cache(Signal::HiddenF32), requires = "save_reference")]
+    pub save_as: SaveAs,
 
     /// What matrices are multiplied in
     #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
@@ -413,10 +429,6 @@ impl Layout {
 
 fn parse_scheme(name: &str) -> Result<Scheme, String> {
     name.parse().map_err(|failure: Failure| failure.in_one_line())
-}
-
-fn parse_signal(name: &str) -> Result<Signal, String> {
-    name.parse().map_err(|error: teacher::Error| error.to_string())
 }
 
 /// `16GB`, `512 MB`, `1.5GiB`, or plain bytes.

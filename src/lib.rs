@@ -22,25 +22,37 @@ pub mod text;
 use cli::{Cli, Command};
 use diagnostic::{Explain, Result};
 
+/// How a command that could be done ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Well.
+    Done,
+    /// A limit was passed that the model was held to.
+    GateFailed,
+}
+
 /// Does what was typed.
 ///
 /// # Errors
 /// Whatever kept it from being done.
-pub fn run(cli: &Cli) -> Result<()> {
+pub fn run(cli: &Cli) -> Result<Outcome> {
     if let Some(threads) = cli.global.threads {
         rayon::ThreadPoolBuilder::new()
             .num_threads(threads.into())
             .build_global()
             .doing(|| format!("while starting {threads} threads"))?;
     }
-    match &cli.command {
+    let done = match &cli.command {
         Command::Inspect { model } => commands::inspect::run(model, &cli.global),
         Command::Quantize(args) => commands::quantize::run(args, &cli.global),
         Command::Prune(args) => commands::prune::run(args, &cli.global),
         Command::Convert(args) => commands::convert::run(args, &cli.global),
         Command::Eval(args) => commands::eval::run(args, &cli.global),
+        Command::Compare(args) => commands::compare::run(args, &cli.global),
+        Command::Check(args) => return commands::check::run(args, &cli.global),
         Command::Distill(args) => commands::distill::run(args, &cli.global),
-        Command::Run(args) => recipe::run(args, &cli.global),
+        Command::Run(args) => return recipe::run(args, &cli.global),
         Command::Report(args) => commands::report::run(args, &cli.global),
-    }
+    };
+    done.map(|()| Outcome::Done)
 }

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use attar::Outcome;
 use attar::cli::Cli;
 use clap::Parser;
 
@@ -9,7 +10,8 @@ fn main() -> ExitCode {
     keep_freed_memory();
     let cli = Cli::parse();
     match attar::run(&cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::GateFailed) => ExitCode::from(1),
         Err(failure) => {
             attar::talk::complain(&failure);
             ExitCode::from(2)

@@ -13,12 +13,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use attar_eval::Convention;
+use attar_eval::gate::Limits;
 use attar_model::Precision;
 use attar_quant::{Solver, Sparsity};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use crate::cli::{DistillArgs, Method, PrecisionArg, PruneArgs, RunArgs, ZerosArgs, ZerosBy};
+use crate::cli::{
+    CheckArgs, DistillArgs, LimitArgs, Method, PrecisionArg, PruneArgs, RunArgs, ZerosArgs, ZerosBy,
+};
+use crate::commands;
 use crate::commands::distill::state_of;
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::pipeline::training::Kept;
@@ -47,6 +51,8 @@ struct Recipe {
     distill: Option<Table>,
     #[serde(default)]
     quantize: Vec<QuantizeTable>,
+    /// The limits of `attar check`, for every output.
+    check: Option<Table>,
 }
 
 /// The stages before anything is quantized, as their commands would be told to do them.
@@ -62,11 +68,12 @@ struct CalibrationTable {
     files: Vec<PathBuf>,
     tokens: usize,
     ctx: Option<usize>,
+    seed: Option<u64>,
 }
 
 impl Default for CalibrationTable {
     fn default() -> Self {
-        Self { files: Vec::new(), tokens: crate::cli::CALIB_TOKENS, ctx: None }
+        Self { files: Vec::new(), tokens: crate::cli::CALIB_TOKENS, ctx: None, seed: None }
     }
 }
 
@@ -160,6 +167,13 @@ impl Recipe {
         Ok(Stages { distill: distill.transpose()?, prune })
     }
 
+    /// What every output is held to.
+    fn limits(&self) -> Result<Option<Limits>> {
+        let folder = Path::new(""); // limits are no paths
+        let parse = |table| options::LIMITS.parse::<LimitArgs>(table, folder, Vec::new()).map(Limits::from);
+        self.check.as_ref().map(parse).transpose()
+    }
+
     /// What is written, in that order.
     fn outputs<'a>(&'a self, stages: &'a Stages) -> Vec<&'a Path> {
         let [prune, distill] = [
@@ -191,6 +205,29 @@ fn check_outputs(outputs: &[&Path]) -> Result<()> {
         .hint("give every output a folder of its own")),
         None => Ok(()),
     }
+}
+
+/// The `[check]` table of a file, with what was typed beside it.
+///
+/// # Errors
+/// A file that cannot be read, has no such table, or one with keys or values that are none of `attar check`'s.
+pub fn check_table(path: &Path, typed: &CheckArgs) -> Result<CheckArgs> {
+    let read = || -> Result<CheckArgs> {
+        let text = fs::read_to_string(path)?;
+        let mut file: Table = toml::from_str(&text).map_err(|error| Failure::new(error.to_string()))?;
+        let Some(Value::Table(mut table)) = file.remove("check") else {
+            return Err(
+                Failure::new("it has no [check] table").hint("attar check --help says what may be in it")
+            );
+        };
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let model =
+            table.remove("model").as_ref().and_then(Value::as_str).map(|model| tidy(&folder.join(model)));
+        let model = model.or_else(|| typed.model.clone()).map(PathBuf::into_os_string);
+        let words = model.into_iter().collect();
+        Ok(commands::check::merged(typed, options::CHECK.parse(&table, folder, words)?))
+    };
+    read().doing(|| format!("while reading `{}`", path.display()))
 }
 
 /// `a/b/../c` as `a/c`, where `b` is no link to elsewhere.

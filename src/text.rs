@@ -4,8 +4,10 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use attar_checkpoint::tokenizer::Tokenizer;
+use attar_distill::shuffled;
 use attar_eval::Convention;
 use attar_model::Windows;
+use attar_model::teacher::LogProbs;
 use sha2::{Digest, Sha256};
 
 use crate::diagnostic::{Explain, Failure, Result};
@@ -61,6 +63,11 @@ impl Text {
         path.map_or_else(|| Ok(Self::built_in(1)), Self::read)
     }
 
+    /// Whether a text is one that comes with attar, by the name it has in reports.
+    pub fn is_built_in(name: &str) -> bool {
+        BUILT_IN.iter().any(|(built_in, _)| *built_in == name)
+    }
+
     fn built_in(index: usize) -> Self {
         let (name, content) = BUILT_IN[index];
         Self { name: name.to_owned(), content: content.to_owned() }
@@ -91,7 +98,8 @@ pub const DEFAULT_CTX: [usize; 2] = [2048, 512];
 /// The least a calibration window may be cut down to for a short text.
 const LEAST_CTX: usize = 16;
 
-/// Cuts texts into calibration windows of `ctx` tokens, as many as `most_tokens` allow, evenly from all texts.
+/// Cuts texts into calibration windows of `ctx` tokens, as many as `most_tokens` allow, evenly from all texts: the first of each, or
+/// where there is a `seed` those it draws.
 ///
 /// Each window begins with BOS where the tokenizer adds one. What is shorter than a window, texts and their ends, fills
 /// windows together; where no text is as long as one, all windows are as short as the longest text.
@@ -103,6 +111,7 @@ pub fn calibration_windows(
     tokenizer: &Tokenizer,
     ctx: usize,
     most_tokens: usize,
+    seed: Option<u64>,
 ) -> Result<Windows> {
     let encode = |text: &Text| Ok(tokenizer.encode(&text.content)?);
     let tokens = texts.iter().map(encode).collect::<Result<Vec<_>>>()?;
@@ -117,7 +126,14 @@ pub fn calibration_windows(
         .hint("the least of --ctx, --calib-tokens and the longest --calib text counts; --method rtn needs no text"));
     }
     // Windows from all texts in turn, so that a limit cuts every text alike.
-    let mut cut: Vec<_> = tokens.iter().map(|text| text.chunks_exact(ctx - extra)).collect();
+    let drawn = |number: usize| {
+        let text = &tokens[number];
+        let chunks: Vec<&[u32]> = text.chunks_exact(ctx - extra).collect();
+        let place =
+            |place| seed.map_or(place, |seed| shuffled(chunks.len(), seed ^ (number as u64) << 32, place));
+        (0..chunks.len()).map(|at| chunks[place(at)]).collect::<Vec<_>>().into_iter()
+    };
+    let mut cut: Vec<_> = (0..tokens.len()).map(drawn).collect();
     let mut windows = Vec::with_capacity(most_tokens.min(tokens.iter().map(Vec::len).sum::<usize>() * 2));
     let mut found = true;
     while found {
@@ -134,7 +150,8 @@ pub fn calibration_windows(
         }
     }
     // What is left of each, and texts shorter than a window, fill windows together.
-    let rest = cut.iter().flat_map(std::slice::ChunksExact::remainder).copied().collect::<Vec<_>>();
+    let rest = tokens.iter().flat_map(|text| text.chunks_exact(ctx - extra).remainder());
+    let rest = rest.copied().collect::<Vec<_>>();
     for chunk in rest.chunks_exact(ctx - extra).take((most_tokens - windows.len()) / ctx) {
         windows.extend(bos);
         windows.extend_from_slice(chunk);
@@ -164,4 +181,13 @@ pub fn evaluation_windows(
             Failure::from(error).hint(hint)
         })
         .doing(|| format!("while cutting `{}` into windows", text.name))
+}
+
+/// The windows of a file of llama-perplexity's, as they are run: each begins with BOS where the tokenizer adds one.
+pub fn windows_of(file: &LogProbs, tokenizer: &Tokenizer) -> Windows {
+    let mut tokens = file.tokens().to_vec();
+    if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.add_bos()) {
+        tokens.iter_mut().step_by(file.ctx()).for_each(|first| *first = bos);
+    }
+    Windows::new(file.ctx(), tokens)
 }

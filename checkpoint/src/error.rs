@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use crate::{Dtype, gguf, safetensors};
+use crate::{Dtype, gguf, log_probs, safetensors};
 
 /// Why a checkpoint could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +66,14 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         source: gguf::Flaw,
+    },
+    /// A file of log-probabilities that is broken or lies.
+    #[error("{} is not a sound file of llama-perplexity's --kl-divergence-base", path.display())]
+    LogProbs {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: log_probs::Flaw,
     },
     /// What was to be written does not fit the format or the plan.
     #[error("cannot write {}", path.display())]

@@ -24,6 +24,6 @@ pub use layers::LayerMap;
 pub use lesson::{Aim, Signal, Streams, Teacher, token_weights};
 pub use local::{BlockLesson, BlockTraining};
 pub use optimizer::{Done, Optimizer, Progress};
-pub use order::Order;
+pub use order::{Order, shuffled};
 pub use schedule::{Decay, Schedule};
 pub use training::{Disguise, Training};

@@ -75,9 +75,12 @@ impl Order {
 /// The element at `place` of a permutation of `0..count`: a Feistel network over the next power of four, walked until it lands
 /// inside.
 ///
+/// # Panics
+/// Where there are no elements.
+///
 /// # Source
 /// Black and Rogaway, "Ciphers with Arbitrary Finite Domains", section 3 (cycle walking).
-fn shuffled(count: usize, key: u64, place: usize) -> usize {
+pub fn shuffled(count: usize, key: u64, place: usize) -> usize {
     let half_bits = (usize::BITS - (count - 1).leading_zeros()).div_ceil(2).max(1);
     let mask = (1u64 << half_bits) - 1;
     let mut at = place as u64;

@@ -46,6 +46,14 @@ pub enum Error {
         /// `vocab_size` of the model under test.
         model: usize,
     },
+    /// What was kept of a reference is of other tokens.
+    #[error(
+        "the reference was run over another text, or over windows cut otherwise; its own have {ctx} tokens"
+    )]
+    OtherText {
+        /// Tokens of its windows.
+        ctx: usize,
+    },
     /// The windows hold a token that the model's vocabulary lacks.
     #[error("the text holds token {token}, but the model's vocabulary has {vocab_size} tokens")]
     TokenOutsideVocabulary {

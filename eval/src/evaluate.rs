@@ -3,14 +3,19 @@
 use std::ops::Range;
 
 use attar_model::Device;
+use attar_model::teacher::log_probs;
 use ndarray::ArrayView2;
 use rayon::prelude::*;
 
+use crate::breakdown::{breakdown, by_window, histogram};
 use crate::divergence::Buckets;
 use crate::perplexity::Perplexity;
-use crate::predictions::{Opponent, Passage, Predictions, Progress, Reference, Scored, Stage};
-use crate::report::{self, Evaluation};
+use crate::predictions::{
+    Opponent, Passage, Predictions, Progress, Reference, Scored, Stage, row_of, top_code,
+};
+use crate::report::Evaluation;
 use crate::softmax::{Pair, Partition};
+use crate::worst::worst_tokens;
 use crate::{Budget, Divergence, Error, on_device};
 
 /// Scores `model` on `passage`, and against `reference` where there is one.
@@ -56,14 +61,11 @@ pub fn score(
     }
     let scores = score_tokens(model, reference, passage, budget, progress)?;
     let mut evaluation = summarise(&scores, passage)?;
-    evaluation.reference = reference.and_then(Reference::cache).map(|(cache, buckets)| report::Reference {
-        kind: "teacher cache".to_owned(),
-        path: cache.path().display().to_string(),
-        model: cache.facts().model.source.clone(),
-        model_sha256: cache.facts().model.sha256.clone(),
-        signal: cache.facts().signal.to_string(),
-        kl_buckets: buckets.map(|buckets| buckets as u64),
-    });
+    if let Some(reference) = reference {
+        let unknown = scores.iter().filter_map(|score| score.against.as_ref()).filter(|a| a.nll.is_none());
+        evaluation.reference = reference.facts(unknown.count() as u64);
+        evaluation.worst_tokens = worst_tokens(model, reference, passage, &scores, budget)?;
+    }
     Ok(evaluation)
 }
 
@@ -75,7 +77,7 @@ pub(crate) struct TokenScore {
 
 /// What the reference says of the same token.
 pub(crate) struct Against {
-    pub(crate) nll: f64,
+    pub(crate) nll: Option<f64>, // unless it is not known
     pub(crate) kl_divergence: f64,
     pub(crate) same_top: bool,
 }
@@ -145,6 +147,10 @@ fn score_chunk(
                 score_buckets(row(logits, at), &buckets, targets[at], -f64::from(kept.targets[at]))
             })
         }
+        Some(Opponent::LogProbs(file)) => {
+            let rows = tokens.map(|token| row_of(file, token)).collect::<Result<Vec<_>, Error>>()?;
+            each(&|at| score_rounded(row(logits, at), &rows[at], targets[at]))
+        }
     })
 }
 
@@ -165,7 +171,7 @@ fn score_pair(candidate: &[f32], reference: &[f32], target: usize) -> Result<Tok
         return Err("reference");
     }
     let against = Against {
-        nll: pair.reference.nll(reference[target]),
+        nll: Some(pair.reference.nll(reference[target])),
         kl_divergence: pair.kl_divergence(),
         same_top: pair.reference.top(reference) == pair.candidate.top(candidate),
     };
@@ -183,11 +189,49 @@ fn score_buckets(
         return Err("model");
     }
     let against = Against {
-        nll: reference_nll,
+        nll: Some(reference_nll),
         kl_divergence: reference.kl_divergence(candidate, &partition),
         same_top: reference.ids[0] as usize == partition.top(candidate),
     };
     Ok(TokenScore { nll: partition.nll(candidate[target]), against: Some(against) })
+}
+
+/// Beside log-probabilities rounded to 16 bits, of which all below a limit look alike.
+///
+/// Rounding leaves their sum a little off 1, which is divided out: it would weigh as much as a small divergence. What lies below the
+/// limit is taken to be, all together, as likely as the candidate has it if that can be, so that the divergence is never more than the true one.
+fn score_rounded(
+    candidate: &[f32],
+    reference: &log_probs::Row<'_>,
+    target: usize,
+) -> Result<TokenScore, Flaw> {
+    const NOTHING: f32 = -1e5; // e^it is 0
+    let below = reference.codes().filter(|code| *code == 0).count();
+    let is_cut = below > 1; // one alone is where the scale begins
+    let log_prob = |code| if code == 0 && is_cut { NOTHING } else { reference.log_prob(code) };
+    let told: Vec<f32> = reference.codes().map(log_prob).collect();
+    let pair = Pair::of(&told, candidate);
+    if !pair.candidate.finite {
+        return Err("model");
+    }
+    let mut kl_divergence = pair.kl_divergence();
+    if is_cut {
+        let told: Vec<u32> =
+            (0..).zip(reference.codes()).filter(|(_, code)| *code > 0).map(|(id, _)| id).collect();
+        let ln_others = pair.candidate.rest(candidate, &told);
+        let most = (below as f64).ln() + f64::from(reference.log_prob(0));
+        let rest = ln_others.min(most).exp();
+        if rest > 0.0 {
+            kl_divergence = (1.0 - rest) * (kl_divergence + (-rest).ln_1p()) + rest * (rest.ln() - ln_others);
+        }
+    }
+    let known = !is_cut || reference.code(target) > 0;
+    let against = Against {
+        nll: known.then(|| -f64::from(reference.log_prob(reference.code(target)))),
+        kl_divergence: kl_divergence.max(0.0),
+        same_top: top_code(reference) == pair.candidate.top(candidate),
+    };
+    Ok(TokenScore { nll: pair.candidate.nll(candidate[target]), against: Some(against) })
 }
 
 fn summarise(scores: &[TokenScore], passage: Passage) -> Result<Evaluation, Error> {
@@ -206,25 +250,28 @@ fn summarise(scores: &[TokenScore], passage: Passage) -> Result<Evaluation, Erro
         kl_divergence: None,
         top1_agreement: None,
         kl_histogram: None,
-        breakdown: None,
+        breakdown: Some(breakdown(scores, passage)?),
         worst_tokens: Vec::new(),
-        by_window: None,
+        by_window: Some(by_window(scores, passage)),
     };
     if !against.is_empty() {
-        let reference_nll: Vec<f64> = against.iter().map(|a| a.nll).collect();
-        let excess: Vec<f64> =
-            nll.iter().zip(&reference_nll).map(|(nll, reference)| nll - reference).collect();
+        let reference_nll: Option<Vec<f64>> = against.iter().map(|a| a.nll).collect();
+        if let Some(reference_nll) = reference_nll {
+            let excess: Vec<f64> =
+                nll.iter().zip(&reference_nll).map(|(nll, reference)| nll - reference).collect();
+            evaluation.reference_perplexity = Some(finite_perplexity(&reference_nll)?);
+            evaluation.perplexity_ratio = Some(finite_perplexity(&excess)?);
+        }
         let divergences: Vec<f64> = against.iter().map(|a| a.kl_divergence).collect();
         let same = against.iter().filter(|a| a.same_top).count();
-        evaluation.reference_perplexity = Some(finite_perplexity(&reference_nll)?);
-        evaluation.perplexity_ratio = Some(finite_perplexity(&excess)?);
         evaluation.kl_divergence = Some(Divergence::of(&divergences));
+        evaluation.kl_histogram = Some(histogram(&divergences));
         evaluation.top1_agreement = Some(same as f64 / against.len() as f64);
     }
     Ok(evaluation)
 }
 
-fn finite_perplexity(nll: &[f64]) -> Result<Perplexity, Error> {
+pub(crate) fn finite_perplexity(nll: &[f64]) -> Result<Perplexity, Error> {
     let perplexity = Perplexity::of(nll);
     if perplexity.value.is_finite() && perplexity.stderr.is_finite() {
         return Ok(perplexity);

@@ -2,8 +2,8 @@
 
 use std::cmp::Ordering;
 
-use attar_model::teacher::{Signal, TopK, Writer};
-use ndarray::{Array1, Array2, ArrayView2};
+use attar_model::teacher::{LogProbsWriter, Signal, TopK, Writer, log_probs};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 use rayon::prelude::*;
 
 use crate::predictions::{Passage, Predictions, Progress, Stage};
@@ -49,6 +49,43 @@ pub fn keep(
         let kept = kept.map_err(|row| passage.not_finite("model", start + row))?;
         writer.top_k(&kept)?;
         step(rows.end);
+    }
+    Ok(())
+}
+
+/// The same as llama-perplexity keeps it.
+///
+/// # Errors
+/// As [`keep`].
+///
+/// # Panics
+/// As [`keep`].
+pub fn keep_log_probs(
+    model: &Predictions<'_>,
+    passage: Passage,
+    budget: Budget,
+    writer: &mut LogProbsWriter,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(), Error> {
+    assert!(model.are_over(passage), "the model was run over another passage");
+    let targets = passage.targets();
+    let total = targets.len();
+    let portion = budget.portion(model.vocab_size(), model.hidden_size(), 1);
+    let mut logits = model.logits(portion)?;
+    for start in (0..total).step_by(portion.tokens) {
+        let rows = start..total.min(start + portion.tokens);
+        let logits = logits.of(rows.clone())?;
+        let encode = |(at, row): (usize, ArrayView1<'_, f32>)| {
+            let row = row.to_slice().expect("logits are row major");
+            let partition = Partition::of(row);
+            let encoded = || log_probs::encode(row, partition.sum(), targets[start + at]);
+            partition.finite.then(encoded).ok_or_else(|| passage.not_finite("model", start + at))
+        };
+        let numbered: Vec<_> = logits.outer_iter().enumerate().collect();
+        let encoded = numbered.into_par_iter().map(encode).collect::<Vec<_>>();
+        let encoded = encoded.into_iter().collect::<Result<Vec<_>, Error>>()?;
+        writer.rows(&encoded).map_err(attar_model::teacher::Error::from)?;
+        progress(Progress { stage: Stage::Head, done: rows.end, total });
     }
     Ok(())
 }

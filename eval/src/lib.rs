@@ -14,11 +14,13 @@
 #![expect(clippy::needless_pass_by_value, reason = "a view is a reference already")]
 
 pub mod divergence;
+pub mod gate;
 pub mod perplexity;
 pub mod render;
 pub mod report;
 pub mod tasks;
 
+mod breakdown;
 mod budget;
 mod error;
 mod evaluate;
@@ -28,13 +30,14 @@ mod on_device;
 mod predictions;
 mod softmax;
 mod windows;
+mod worst;
 
 pub use budget::{Budget, Portion};
 pub use divergence::Divergence;
 pub use error::Error;
 pub use evaluate::{evaluate, score};
-pub use keep::keep;
+pub use keep::{keep, keep_log_probs};
 pub use perplexity::Perplexity;
-pub use predictions::{Passage, Predictions, Progress, Reference, Scored, Stage};
+pub use predictions::{Decode, Passage, Predictions, Progress, Reference, Scored, Stage};
 pub use report::Report;
 pub use windows::{Convention, windows};

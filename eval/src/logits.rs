@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use attar_model::teacher::Cache;
 use attar_model::{HeadRows, HeadSource, HiddenStates, Norm};
-use ndarray::{Array2, ArrayView2, s};
+use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
 
 use crate::{Error, Portion};
 
@@ -54,17 +54,34 @@ impl<'a> Logits<'a> {
     /// # Panics
     /// If these are more tokens than the portion allows.
     pub(crate) fn of(&mut self, tokens: Range<usize>) -> Result<ArrayView2<'_, f32>, Error> {
-        let count = tokens.len();
-        let mut out = self.rows.slice_mut(s![..count, ..]);
         let normed = self.states.normed(tokens)?;
+        self.read(normed.view())
+    }
+
+    /// Logits of single tokens, `[tokens.len(), vocab_size]`.
+    ///
+    /// # Panics
+    /// As [`of`](Self::of).
+    pub(crate) fn rows(&mut self, tokens: &[usize]) -> Result<ArrayView2<'_, f32>, Error> {
+        let rows = tokens.iter().map(|&token| self.states.normed(token..token + 1));
+        let rows = rows.collect::<Result<Vec<_>, Error>>()?;
+        let views: Vec<_> = rows.iter().map(|row| row.view()).collect();
+        let normed = concatenate(Axis(0), &views).expect("all rows have the head's features");
+        self.read(normed.view())
+    }
+
+    /// What the head makes of `normed`, `[tokens, hidden_size]`.
+    fn read(&mut self, normed: ArrayView2<'_, f32>) -> Result<ArrayView2<'_, f32>, Error> {
+        let count = normed.nrows();
+        let mut out = self.rows.slice_mut(s![..count, ..]);
         if let Some(head) = &self.held {
-            head.logits_into(normed.view(), out.view_mut());
+            head.logits_into(normed, out.view_mut());
         } else {
             let vocab_size = self.head.vocab_size();
             for first in (0..vocab_size).step_by(self.slice) {
                 let slice = first..vocab_size.min(first + self.slice);
                 let head = self.head.rows(slice.clone()).map_err(Error::Forward)?;
-                head.logits_into(normed.view(), out.slice_mut(s![.., slice]));
+                head.logits_into(normed, out.slice_mut(s![.., slice]));
             }
         }
         Ok(self.rows.slice(s![..count, ..]))

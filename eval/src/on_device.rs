@@ -52,11 +52,14 @@ pub(crate) fn score_tokens(
                 return Err(not_finite("model"));
             }
             let against = against.as_ref().map(|(losses, divergences)| Against {
-                nll: losses[at],
+                nll: Some(losses[at]),
                 kl_divergence: divergences.values[at],
                 same_top: divergences.top1[at],
             });
-            if against.as_ref().is_some_and(|a| !a.nll.is_finite() || !a.kl_divergence.is_finite()) {
+            if against
+                .as_ref()
+                .is_some_and(|a| a.nll.is_some_and(|nll| !nll.is_finite()) || !a.kl_divergence.is_finite())
+            {
                 return Err(not_finite("reference"));
             }
             scores.push(TokenScore { nll, against });

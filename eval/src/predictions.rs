@@ -1,15 +1,17 @@
 //! What a model makes of a text, ready to be scored: run now, or kept from a run before.
 
+use std::cmp::Reverse;
 use std::ops::Range;
 
-use attar_model::teacher::{Cache, Signal};
+use attar_model::teacher::{Cache, LogProbs, Signal, log_probs};
 use attar_model::{
     Device, HeadSource, HiddenStates, ModelConfig, Norm, Precision, Streaming, Weights, Windows, final_norm,
     streamed_hidden_states,
 };
 
 use crate::logits::{Logits, States};
-use crate::{Convention, Error, Portion};
+use crate::softmax::top_of;
+use crate::{Convention, Error, Portion, report};
 
 /// A model to run: its shape and where its weights come from.
 #[derive(Clone)]
@@ -31,9 +33,33 @@ pub struct Passage<'a> {
     pub windows: &'a Windows,
     /// Which tokens count.
     pub convention: Convention,
+    /// What tokens say, where figures are to be told by kind of token and the worst tokens in their context.
+    pub decode: Option<Decode<'a>>,
 }
 
+/// The text of some tokens that follow one another.
+pub type Decode<'a> = &'a (dyn Fn(&[u32]) -> String + Sync);
+
 impl Passage<'_> {
+    /// What `token` adds to the text of those `before` it, its space included; `None` where tokens cannot be read.
+    pub(crate) fn token_after(&self, before: &[u32], token: u32) -> Option<String> {
+        let decode = self.decode?;
+        let both = [before, &[token]].concat();
+        let text = decode(&both);
+        // Parts of one letter have no text of their own.
+        Some(text.strip_prefix(&decode(before)).map_or_else(|| decode(&[token]), str::to_owned))
+    }
+
+    /// Whether `file` is of these windows; it does not tell which of their first tokens gave way to a BOS.
+    fn is_that_of(&self, file: &LogProbs) -> bool {
+        let ctx = self.windows.ctx();
+        let same = |(own, other): (&[u32], &[u32])| own[1..] == other[1..];
+        self.convention == Convention::LlamaCpp
+            && file.ctx() == ctx
+            && file.tokens().len() == self.windows.tokens().len()
+            && self.windows.tokens().chunks_exact(ctx).zip(file.tokens().chunks_exact(ctx)).all(same)
+    }
+
     pub(crate) fn positions(&self) -> Range<usize> {
         self.convention.scored(self.windows.ctx())
     }
@@ -147,6 +173,8 @@ pub enum Reference<'a> {
     Model(Box<Predictions<'a>>),
     /// Run before.
     Cache(Box<Cache>),
+    /// Run before, by llama-perplexity or as if by it.
+    LogProbs(Box<LogProbs>),
 }
 
 impl<'a> Reference<'a> {
@@ -184,6 +212,10 @@ impl<'a> Reference<'a> {
                 let (convention, positions) = (passage.convention.name(), passage.positions());
                 Ok(cache.check(passage.windows, convention, positions, vocab_size)?)
             }
+            Self::LogProbs(file) => {
+                check_vocabularies(file.vocab_size(), vocab_size)?;
+                if passage.is_that_of(file) { Ok(()) } else { Err(Error::OtherText { ctx: file.ctx() }) }
+            }
         }
     }
 
@@ -192,6 +224,7 @@ impl<'a> Reference<'a> {
         match self {
             Self::Model(predictions) => Some(predictions.hidden_size()),
             Self::Cache(cache) => cache.head().map(|head| head.hidden_size()),
+            Self::LogProbs(_) => None,
         }
     }
 
@@ -200,6 +233,7 @@ impl<'a> Reference<'a> {
         Ok(match (self.head(precision)?, self) {
             (Some((states, head)), _) => Opponent::Logits(Box::new(Logits::new(states, head, portion)?)),
             (None, Self::Cache(cache)) => Opponent::TopK(cache),
+            (None, Self::LogProbs(file)) => Opponent::LogProbs(file),
             (None, Self::Model(_)) => unreachable!("a model has a head"),
         })
     }
@@ -212,17 +246,39 @@ impl<'a> Reference<'a> {
                 let head = cache.head().map(|head| head.multiplied_in(precision));
                 Ok(head.map(|head| (States::Kept(cache), head)))
             }
+            Self::LogProbs(_) => Ok(None),
         }
     }
 
-    /// The cache, and over how many buckets a divergence from it is taken, if not over the whole vocabulary.
-    pub(crate) fn cache(&self) -> Option<(&Cache, Option<usize>)> {
-        let Self::Cache(cache) = self else { return None };
-        let buckets = match cache.facts().signal {
-            Signal::TopK(k) => Some(k + 1),
-            Signal::HiddenF32 | Signal::HiddenBf16 => None,
-        };
-        Some((cache, buckets))
+    /// What stood for a model that was not run; `unknown_targets` are the scored tokens it does not know the likelihood of.
+    pub(crate) fn facts(&self, unknown_targets: u64) -> Option<report::Reference> {
+        match self {
+            Self::Model(_) => None,
+            Self::Cache(cache) => {
+                let facts = cache.facts();
+                Some(report::Reference {
+                    kind: "teacher cache".to_owned(),
+                    path: cache.path().display().to_string(),
+                    model: facts.model.source.clone(),
+                    model_sha256: facts.model.sha256.clone(),
+                    signal: facts.signal.to_string(),
+                    kl_buckets: match facts.signal {
+                        Signal::TopK(k) => Some(k as u64 + 1),
+                        Signal::HiddenF32 | Signal::HiddenBf16 => None,
+                    },
+                    unknown_targets: None,
+                })
+            }
+            Self::LogProbs(file) => Some(report::Reference {
+                kind: "llama.cpp's logits".to_owned(),
+                path: file.path().display().to_string(),
+                model: String::new(),
+                model_sha256: String::new(),
+                signal: "16-bit log-probabilities".to_owned(),
+                kl_buckets: None,
+                unknown_targets: (unknown_targets > 0).then_some(unknown_targets),
+            }),
+        }
     }
 }
 
@@ -232,6 +288,32 @@ pub(crate) enum Opponent<'a> {
     Logits(Box<Logits<'a>>),
     /// The likeliest tokens only.
     TopK(&'a Cache),
+    /// Rounded log-probabilities.
+    LogProbs(&'a LogProbs),
+}
+
+impl Opponent<'_> {
+    /// The likeliest token at each of these places.
+    pub(crate) fn tops(&mut self, tokens: &[usize]) -> Result<Vec<usize>, Error> {
+        match self {
+            Self::Logits(logits) => Ok(logits.rows(tokens)?.outer_iter().map(top_of).collect()),
+            Self::TopK(cache) => {
+                tokens.iter().map(|&token| Ok(cache.top_k(token..token + 1)?.ids[[0, 0]] as usize)).collect()
+            }
+            Self::LogProbs(file) => tokens.iter().map(|&token| Ok(top_code(&row_of(file, token)?))).collect(),
+        }
+    }
+}
+
+/// What `file` keeps of a scored token.
+pub(crate) fn row_of(file: &LogProbs, token: usize) -> Result<log_probs::Row<'_>, Error> {
+    Ok(file.row(token).map_err(attar_model::teacher::Error::from)?)
+}
+
+/// The token of the largest code: the first of equals.
+pub(crate) fn top_code(row: &log_probs::Row<'_>) -> usize {
+    let largest = row.codes().enumerate().max_by_key(|(token, code)| (*code, Reverse(*token)));
+    largest.map_or(0, |(token, _)| token)
 }
 
 pub(crate) fn check_tokens(tokens: &[u32], vocab_size: usize) -> Result<(), Error> {

@@ -3,9 +3,11 @@
 //! Renderings for people are laid out from one `page`, so that all of them show the same
 //! figures, rounded in the same way.
 
-mod figures;
+mod check;
+pub(crate) mod figures;
 mod html;
 mod json;
+mod junit;
 mod markdown;
 mod markup;
 mod page;
@@ -38,7 +40,8 @@ pub trait Renderer: Sync {
 }
 
 /// Every rendering.
-pub const RENDERERS: &[&dyn Renderer] = &[&terminal::Terminal, &markdown::Markdown, &html::Html, &json::Json];
+pub const RENDERERS: &[&dyn Renderer] =
+    &[&terminal::Terminal, &markdown::Markdown, &html::Html, &json::Json, &junit::Junit];
 
 /// What is rendered.
 #[derive(Clone, Copy)]

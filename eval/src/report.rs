@@ -3,6 +3,7 @@
 //!
 //! Keys are a contract: adding one is free, renaming or removing one needs a new schema.
 
+mod check;
 mod detail;
 mod difference;
 mod pruning;
@@ -15,6 +16,7 @@ use schemars::{JsonSchema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{Convention, Divergence, Perplexity};
+pub use check::{Check, Limit, Verdict};
 pub use detail::{Breakdown, ByWindow, Group, Histogram, Mean, Prediction, WorstToken};
 pub use difference::{
     Changed, Difference, EvaluationDifference, Pair, Paired, TaskDifference, TensorDifference,
@@ -51,6 +53,9 @@ pub struct Report {
     /// What it answers, task by task.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<TaskResult>,
+    /// What it was held to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<Check>,
     /// One entry per weight tensor, in the order of the file.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tensors: Vec<Tensor>,
@@ -77,6 +82,7 @@ impl Report {
             evaluation: None,
             further_evaluations: Vec::new(),
             tasks: Vec::new(),
+            check: None,
             tensors: Vec::new(),
             calibration: None,
             distillation: None,
@@ -247,20 +253,25 @@ pub struct Evaluation {
 /// What stood for a reference that was not run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Reference {
-    /// `teacher cache`.
+    /// `teacher cache`, `llama.cpp's logits`.
     pub kind: String,
     /// Where it lies.
     pub path: String,
-    /// The model it was made of, as given then.
+    /// The model it was made of, as given then; missing where that is not told.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub model: String,
-    /// SHA-256 of that model's weights; lower-case hex.
+    /// SHA-256 of that model's weights; lower-case hex; missing where that is not told.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub model_sha256: String,
-    /// What it keeps of the model: `hidden-f32`, `hidden-bf16`, `top-k=64`.
+    /// What it keeps of the model: `hidden-f32`, `hidden-bf16`, `top-k=64`, `16-bit log-probabilities`.
     pub signal: String,
     /// Buckets a divergence from it is taken over, the kept tokens and one for all others: a lower bound of that over
     /// the whole vocabulary. Missing where the whole vocabulary counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl_buckets: Option<u64>,
+    /// Scored tokens whose likelihood it does not know, since all below a limit look alike; its perplexity is then missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unknown_targets: Option<u64>,
 }
 
 /// What became of one weight tensor.
@@ -323,6 +334,12 @@ pub struct Calibration {
     pub tokens: u64,
     /// Tokens per window.
     pub ctx: u64,
+    /// What decided which windows of the files were taken; the first of each where it is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// Whether what was collected is of the model's layers as they are, and served several outputs, in place of this output's own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shared: bool,
     /// Where the tokens went in layers whose MLP is made of experts, layer by layer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routing: Vec<Routing>,

@@ -3,6 +3,7 @@
 //! Written as plain loops that become vector code, for the widest vectors the machine has. Nothing is fused
 //! and the order of every sum is fixed, so every machine computes the same bits.
 
+use ndarray::ArrayView1;
 use pulp::{Arch, NullaryFnOnce};
 
 /// A row's largest logit and the sum of e^(logit - largest).
@@ -31,6 +32,11 @@ impl Partition {
         -self.nll(logit)
     }
 
+    /// The sum of all e^(logit - largest), which a softmax divides by.
+    pub(crate) fn sum(&self) -> f64 {
+        self.sum
+    }
+
     /// The logarithm of the probability of all tokens of the row but `these`; negative infinity where there are none.
     pub(crate) fn rest(&self, logits: &[f32], these: &[u32]) -> f64 {
         let mut others = logits.to_vec();
@@ -49,6 +55,12 @@ impl Partition {
     pub(crate) fn top(&self, logits: &[f32]) -> usize {
         Arch::new().dispatch(FirstOf { logits, wanted: self.largest as f32 })
     }
+}
+
+/// The place of the largest of finite logits: the first of equals.
+pub(crate) fn top_of(logits: ArrayView1<'_, f32>) -> usize {
+    let logits = logits.to_slice().expect("logits are row major");
+    Arch::new().dispatch(FirstOf { logits, wanted: largest(logits).0 as f32 })
 }
 
 /// Two rows over one vocabulary.

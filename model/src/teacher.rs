@@ -25,6 +25,8 @@ mod read;
 mod tests;
 mod write;
 
+/// The same as llama.cpp keeps it, in one file of rounded log-probabilities.
+pub use attar_checkpoint::log_probs::{self, LogProbs, LogProbsWriter};
 pub use error::Error;
 pub use facts::{Facts, Signal, Teacher, tokens_sha256};
 pub use read::{Cache, Lesson, Said, TopK};

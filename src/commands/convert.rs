@@ -40,6 +40,7 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<()> {
         zeros: None,
         rules: &[],
         calibration: None,
+        learned: None,
         output: &args.output,
         overwrite: global.overwrite(),
         pre_tokenizer: args.pre_tokenizer.as_deref(),

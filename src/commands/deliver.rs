@@ -40,10 +40,7 @@ impl Delivery {
         let folder = self.folder.iter().map(|folder| ("--report", folder.join(FILE_STEM)));
         for (option, path) in json.chain(folder) {
             let at = || format!("while preparing {option} for `{}`", path.display());
-            if path.is_dir() {
-                return Err(Failure::new("a folder is in the way of the report").hint("name a file"))
-                    .doing(at);
-            }
+            check_file(&path).doing(at)?;
             let forms = render::RENDERERS.iter().map(|renderer| path.with_extension(renderer.extension()));
             let files: Vec<PathBuf> = if option == "--report" { forms.collect() } else { vec![path.clone()] };
             let in_the_way = |output: &&&Path| files.iter().any(|file| same_place(output, file));
@@ -60,8 +57,6 @@ impl Delivery {
                     .hint("only reports are replaced: name another file"))
                 .doing(at);
             }
-            let _tried = NewFolders::above(&path).doing(at)?;
-            atomic::check_writable(&path).doing(at)?;
         }
         Ok(())
     }
@@ -116,6 +111,28 @@ impl Delivery {
     }
 }
 
+/// Finds out whether a file can be written at `path`.
+///
+/// # Errors
+/// A folder in its way, or one that cannot be made or written to.
+pub fn check_file(path: &Path) -> Result<()> {
+    let at = || format!("while preparing `{}`", path.display());
+    if path.is_dir() {
+        return Err(Failure::new("a folder is in the way of the report").hint("name a file")).doing(at);
+    }
+    let _tried = NewFolders::above(path).doing(at)?;
+    Ok(atomic::check_writable(path)?)
+}
+
+/// A report that was written before.
+///
+/// # Errors
+/// A file that cannot be read, or is no report of this schema.
+pub fn read_report(path: &Path) -> Result<Report> {
+    let read = || -> Result<Report> { Ok(Report::from_json(&std::fs::read_to_string(path)?)?) };
+    read().doing(|| format!("while reading the report `{}`", path.display()))
+}
+
 /// Whether two paths lead to one place, though spelled otherwise.
 fn same_place(a: &Path, b: &Path) -> bool {
     let place = |path: &Path| {
@@ -136,8 +153,11 @@ fn named(rendering: &str) -> Result<&'static dyn Renderer> {
     render::renderer(rendering).ok_or_else(|| Failure::new(format!("there is no rendering `{rendering}`")))
 }
 
-/// Reports are ours to replace.
-fn put(path: &Path, text: &str) -> Result<()> {
+/// Writes a report; reports are ours to replace.
+///
+/// # Errors
+/// A file that cannot be written.
+pub fn put(path: &Path, text: &str) -> Result<()> {
     let write = || -> Result<()> {
         let _made = NewFolders::above(path)?;
         let mut file = AtomicFile::create(path, Overwrite::Yes)?;

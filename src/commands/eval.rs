@@ -1,5 +1,7 @@
 //! `attar eval`: what a model scores, alone or against the one it was made from.
 
+use std::path::PathBuf;
+
 use attar_checkpoint::tokenizer::Tokenizer;
 use attar_eval::tasks::{Task, compare};
 use attar_eval::{Reference, Report};
@@ -8,42 +10,61 @@ use attar_model::teacher::Signal;
 
 use crate::cli::{EvalArgs, Global};
 use crate::commands::ScoringRequest;
+use crate::commands::deliver::Delivery;
 use crate::device::Computer;
 use crate::diagnostic::{Failure, Result};
-use crate::pipeline::score::Scoring;
+use crate::pipeline::score::{Kept, Scoring};
 use crate::pipeline::tasks::{self, Exam};
-use crate::pipeline::teacher::{Keeping, Original};
+use crate::pipeline::teacher::{Beside, Keeping, Original, SaveAs};
 use crate::pipeline::{Clock, describe};
 use crate::source::Source;
 use crate::talk::say;
 
-/// Cuts the text, tokenizes the tasks, runs the models, reports, keeps what is to be kept.
+/// Measures, and tells.
+///
+/// # Errors
+/// As [`measure`]; a report that cannot be written.
+pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
+    let delivery = global.delivery();
+    measure(args, global, &delivery)?.map_or(Ok(()), |measured| delivery.one(&measured.report))
+}
+
+/// What was found, and the tasks whose answers are in it.
+pub struct Measured {
+    /// The figures.
+    pub report: Report,
+    /// The tasks, in the order of their results.
+    pub tasks: Vec<Task>,
+}
+
+/// Cuts the texts, tokenizes the tasks, runs the models, keeps what is to be kept; `None` where only the plan was asked for, which is then
+/// said.
 ///
 /// # Errors
 /// A model, cache, text or task that cannot be read, models with different tokenizers.
-pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
+pub fn measure(args: &EvalArgs, global: &Global, delivery: &Delivery) -> Result<Option<Measured>> {
     let talk = global.talk();
-    let delivery = global.delivery();
     let source = Source::open(&args.model)?;
-    let original = args.reference.as_deref().map(Original::open).transpose()?;
+    let beside = args.reference.as_deref().map(Beside::open).transpose()?;
+    args.goes_together(beside.as_ref())?;
     let tokenizer = source.tokenizer()?;
     let model = (&source, &tokenizer);
     let mut models = vec![&source.config];
-    if let Some(Original::Model(original)) = &original {
-        models.push(&original.config);
-    }
+    models.extend(beside.as_ref().and_then(Beside::model).map(|original| &original.config));
     let computer = global.computer(&models)?;
-    let scoring = args.scoring(global, model, original.as_ref(), &computer)?;
+    let scorings = args.scorings(global, model, beside.as_ref(), &computer)?;
     let tasks = tasks::read(&args.task, args.items.map(|items| items as usize))?;
-    let exams = args.exams((global, &computer), model, original.as_ref(), &tasks)?;
+    let exams = args.exams((global, &computer), model, beside.as_ref(), &tasks)?;
     if global.dry_run {
-        return say(&plan(args, original.as_ref(), scoring.as_ref(), &exams));
+        say(&plan(args, beside.as_ref(), &scorings, &exams))?;
+        return Ok(None);
     }
     let keep_at = args.save_reference.as_deref();
     delivery.check(&keep_at.into_iter().collect::<Vec<_>>())?;
 
     let mut clock = Clock::default();
     let mut report = Report::new(describe(&source));
+    report.original = beside.as_ref().and_then(Beside::model).map(describe);
     if let Some(exam) = exams.first() {
         report.tasks = clock.time("tasks", || exam.sit("tasks", talk))?;
     }
@@ -53,62 +74,110 @@ pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
             compare(task, now, then);
         }
     }
-    let memory = scoring.as_ref().map(|scoring| &scoring.memory).or(exams.first().map(|exam| &exam.memory));
+    let memory = scorings.first().map(|scoring| &scoring.memory).or(exams.first().map(|exam| &exam.memory));
     let streaming = memory.map(|memory| memory.streaming.clone());
-    if let Some(scoring) = scoring {
-        let begin = |path| Keeping::begin(path, args.save_as, &scoring, model, global.overwrite());
+    drop(exams); // they hold on to the models
+    let other = beside.map(Other::of);
+    for (number, scoring) in scorings.iter().enumerate() {
+        let begin = |path| Keeping::begin(path, args.save_as, scoring, model, global.overwrite());
         let keeping = keep_at.map(|path| clock.time("prepare", || begin(path))).transpose()?;
-        let source_of;
-        let reference = match original {
-            None => None,
-            Some(Original::Cache(cache)) => Some(Reference::Cache(cache)),
-            Some(Original::Model(original)) => {
-                source_of = original;
-                Some(clock.time("reference", || scoring.reference(&source_of, talk))?)
+        let run_now = match &other {
+            Some(Other::Run(original)) => {
+                Some(clock.time("reference", || scoring.reference(original, talk))?)
             }
+            _ => None,
         };
-        let scored = clock.time("evaluate", || scoring.predict(&source, reference.as_ref(), talk))?;
+        let reference = match &other {
+            Some(Other::Kept(reference)) => Some(reference),
+            _ => run_now.as_ref(),
+        };
+        let scored = clock.time("evaluate", || scoring.predict(&source, reference, talk))?;
         let (predictions, evaluation) = scored;
-        report.evaluation = Some(evaluation);
+        if number == 0 {
+            report.evaluation = Some(evaluation);
+        } else {
+            report.further_evaluations.push(evaluation);
+        }
         if let Some(keeping) = keeping {
-            clock.time("keep", || keeping.finish(&predictions, &scoring, talk))?;
+            clock.time("keep", || keeping.finish(&predictions, scoring, talk))?;
         }
     }
     let devices = streaming.iter().map(|streaming| &streaming.device);
     report.run = Some(clock.run(streaming.as_ref().map(|streaming| streaming.precision), devices));
-    delivery.one(&report)
+    Ok(Some(Measured { report, tasks }))
+}
+
+/// What the model is compared with.
+enum Other<'a> {
+    /// A model, run over every text.
+    Run(Box<Source>),
+    /// What was kept, of one text.
+    Kept(Reference<'a>),
+}
+
+impl Other<'_> {
+    fn of(beside: Beside) -> Self {
+        match beside {
+            Beside::Original(Original::Model(source)) => Self::Run(source),
+            Beside::Original(Original::Cache(cache)) => Self::Kept(Reference::Cache(cache)),
+            Beside::LogProbs(file) => Self::Kept(Reference::LogProbs(file)),
+        }
+    }
 }
 
 impl EvalArgs {
-    /// The text, cut, where there is one.
-    fn scoring(
+    /// Refuses what cannot go together and what says too little.
+    fn goes_together(&self, beside: Option<&Beside>) -> Result<()> {
+        let kept = beside.and_then(Beside::kept);
+        if self.text.len() > 1 && (self.save_reference.is_some() || kept.is_some()) {
+            return Err(Failure::new("what is kept of a model is kept of one text, and there are several")
+                .hint("give one --text, or the model itself to --reference"));
+        }
+        let brings_text = matches!(kept, Some(Kept::LogProbs(_)));
+        if self.text.is_empty() && self.task.is_empty() && !brings_text {
+            return Err(
+                Failure::new("there is nothing to score").hint("name a text with --text, or a --task")
+            );
+        }
+        Ok(())
+    }
+
+    /// The texts, cut.
+    fn scorings<'t>(
         &self,
         global: &Global,
-        (source, tokenizer): (&Source, &Tokenizer),
-        original: Option<&Original>,
+        (source, tokenizer): (&Source, &'t Tokenizer),
+        beside: Option<&Beside>,
         computer: &Computer,
-    ) -> Result<Option<Scoring>> {
-        let Some(text) = &self.text else { return Ok(None) };
-        let request = ScoringRequest {
-            file: Some(text),
-            ctx: self.ctx,
-            chunks: self.chunks,
-            convention: self.convention.into(),
-            precision: self.precision.into(),
-            as_in: original.and_then(Original::cache),
-            models: 1 + usize::from(matches!(original, Some(Original::Model(_)))),
-            max_memory: global.max_memory,
-            computer,
-        };
-        let scoring = request.read(source, tokenizer)?;
-        if let Some(Original::Model(original)) = original {
-            let same_ctx = ScoringRequest { ctx: Some(scoring.windows.ctx()), ..request };
-            if same_ctx.read(original, &original.tokenizer()?)?.windows != scoring.windows {
-                return Err(Failure::new("the two models cut the text into different tokens")
-                    .hint("only models with the same tokenizer can be compared token by token"));
+    ) -> Result<Vec<Scoring<'t>>> {
+        let kept = beside.and_then(Beside::kept);
+        let original = beside.and_then(Beside::model);
+        let scoring = |file: Option<&PathBuf>| {
+            let request = ScoringRequest {
+                file,
+                ctx: self.ctx,
+                chunks: self.chunks,
+                convention: self.convention.into(),
+                precision: self.precision.into(),
+                as_in: kept,
+                models: 1 + usize::from(original.is_some()),
+                max_memory: global.max_memory,
+                computer,
+            };
+            let scoring = request.read(source, tokenizer)?;
+            if let Some(original) = original {
+                let same_ctx = ScoringRequest { ctx: Some(scoring.windows.ctx()), ..request };
+                if same_ctx.read(original, &original.tokenizer()?)?.windows != scoring.windows {
+                    return Err(Failure::new("the two models cut the text into different tokens")
+                        .hint("only models with the same tokenizer can be compared token by token"));
+                }
             }
+            Ok(scoring)
+        };
+        match kept {
+            Some(Kept::LogProbs(_)) if self.text.is_empty() => Ok(vec![scoring(None)?]),
+            _ => self.text.iter().map(|file| scoring(Some(file))).collect(),
         }
-        Ok(Some(scoring))
     }
 
     /// The tasks for the model, then for the reference; none where there are no tasks.
@@ -116,41 +185,44 @@ impl EvalArgs {
         &self,
         (global, computer): (&Global, &Computer),
         (source, tokenizer): (&'a Source, &Tokenizer),
-        original: Option<&'a Original>,
+        beside: Option<&'a Beside>,
         tasks: &'a [Task],
     ) -> Result<Vec<Exam<'a>>> {
         if tasks.is_empty() {
             return Ok(Vec::new());
         }
+        if beside.is_some_and(|beside| beside.kept().is_some()) {
+            return Err(tasks::refuse_kept(self.reference.as_deref().unwrap_or(&self.model)));
+        }
         let exam = |source: &'a Source, tokenizer: &Tokenizer| {
             Exam::plan(tasks, source, tokenizer, self.precision.into(), global.max_memory, computer)
         };
         let mut exams = vec![exam(source, tokenizer)?];
-        match original {
-            None => {}
-            Some(Original::Model(original)) => exams.push(exam(original, &original.tokenizer()?)?),
-            Some(Original::Cache(cache)) => return Err(tasks::refuse_cache(cache.path())),
+        if let Some(original) = beside.and_then(Beside::model) {
+            exams.push(exam(original, &original.tokenizer()?)?);
         }
         Ok(exams)
     }
 
-    /// Whether the likeliest tokens of a model are kept or read, which a CUDA device does not find.
-    fn keeps_likeliest(&self, original: Option<&Original>) -> bool {
-        let read = original.and_then(Original::cache).is_some_and(|cache| cache.head().is_none());
-        read || self.save_reference.is_some() && matches!(self.save_as, Signal::TopK(_))
+    /// Whether what is kept or read has no head, and is not made or compared on a CUDA device.
+    fn keeps_no_head(&self, beside: Option<&Beside>) -> bool {
+        let read = beside.and_then(Beside::kept).is_some_and(|kept| !kept.has_head());
+        let written = matches!(self.save_as, SaveAs::Cache(Signal::TopK(_)) | SaveAs::LlamaCpp);
+        read || self.save_reference.is_some() && written
     }
 }
 
 /// What would be done.
-fn plan(args: &EvalArgs, original: Option<&Original>, scoring: Option<&Scoring>, exams: &[Exam]) -> String {
-    let text = scoring.map(|Scoring { windows, memory, .. }| {
+fn plan(args: &EvalArgs, beside: Option<&Beside>, scorings: &[Scoring<'_>], exams: &[Exam]) -> String {
+    let texts = scorings.iter().map(|Scoring { text, windows, memory, .. }| {
         let (tokens, ctx, count) = (windows.tokens().len(), windows.ctx(), windows.count());
-        let head = match (&memory.streaming.device, args.keeps_likeliest(original)) {
+        let head = match (&memory.streaming.device, args.keeps_no_head(beside)) {
             (Device::Cuda(_), true) => "likeliest tokens: found and compared on the processor\n",
             _ => "",
         };
-        format!("{tokens} tokens in {count} windows of {ctx}\n{head}{memory}\n")
+        let name = if scorings.len() > 1 { format!("{text}: ") } else { String::new() };
+        format!("{name}{tokens} tokens in {count} windows of {ctx}\n{head}{memory}\n")
     });
     let tasks = exams.iter().map(|exam| format!("tasks: {} texts\n{}\n", exam.texts(), exam.memory));
-    text.into_iter().chain(tasks).collect()
+    texts.chain(tasks).collect()
 }

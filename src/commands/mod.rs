@@ -1,5 +1,7 @@
 //! One file per command: what was typed becomes jobs, and their reports are delivered.
 
+pub mod check;
+pub mod compare;
 pub mod convert;
 pub mod deliver;
 pub mod distill;
@@ -14,13 +16,12 @@ use std::path::PathBuf;
 use attar_checkpoint::atomic::Overwrite;
 use attar_checkpoint::tokenizer::Tokenizer;
 use attar_eval::Convention;
-use attar_model::teacher::Cache;
 use attar_model::{ModelConfig, Precision};
 
 use crate::cli::Global;
 use crate::device::Computer;
 use crate::diagnostic::Result;
-use crate::pipeline::score::Scoring;
+use crate::pipeline::score::{Kept, Scoring};
 use crate::pipeline::{Calibration, Job};
 use crate::plan::{Plan, ScoringMemory, ScoringSize};
 use crate::source::Source;
@@ -82,6 +83,8 @@ pub struct CalibrationRequest<'a> {
     pub tokens: usize,
     /// Tokens per window.
     pub ctx: Option<usize>,
+    /// What decides which windows of a text are taken; where it is missing they are the first.
+    pub seed: Option<u64>,
 }
 
 impl CalibrationRequest<'_> {
@@ -93,12 +96,14 @@ impl CalibrationRequest<'_> {
         let texts = Text::to_calibrate(self.files)?;
         let [calibrate_ctx, _] = text::DEFAULT_CTX;
         let ctx = self.ctx.unwrap_or(calibrate_ctx.min(source.config.max_position_embeddings).max(1));
-        let windows = text::calibration_windows(&texts, tokenizer, ctx, self.tokens)?;
+        let windows = text::calibration_windows(&texts, tokenizer, ctx, self.tokens, self.seed)?;
         let facts = attar_eval::report::Calibration {
             files: texts.iter().map(|text| text.name.clone()).collect(),
             sha256: text::sha256(&texts),
             tokens: windows.tokens().len() as u64,
             ctx: windows.ctx() as u64,
+            shared: false,
+            seed: self.seed,
             routing: Vec::new(),
         };
         Ok(Calibration { windows, facts })
@@ -120,7 +125,7 @@ pub struct ScoringRequest<'a> {
     pub precision: Precision,
     /// A run of another model that this one is to be compared with: where nothing else is asked for, the text is cut
     /// as it was then.
-    pub as_in: Option<&'a Cache>,
+    pub as_in: Option<Kept<'a>>,
     /// Models that are run: the one that is scored, and the one it is compared with unless that was run before.
     pub models: usize,
     /// Memory all of the work may use, if bounded.
@@ -130,31 +135,39 @@ pub struct ScoringRequest<'a> {
 }
 
 impl ScoringRequest<'_> {
-    /// Reads and cuts it, and holds it to the run it is to be compared with.
+    /// Reads and cuts it, or takes it from the run it is to be compared with where no file is named and that run has it, and holds it to the run it is to be compared with.
     ///
     /// # Errors
     /// A file that cannot be read, a text too short, another text or vocabulary than in that run, too little memory.
-    pub fn read(&self, source: &Source, tokenizer: &Tokenizer) -> Result<Scoring> {
-        let text = Text::held_out(self.file.map(PathBuf::as_path))?;
+    pub fn read<'t>(&self, source: &Source, tokenizer: &'t Tokenizer) -> Result<Scoring<'t>> {
         let [_, score_ctx] = text::DEFAULT_CTX;
-        let then = self.as_in.map(Cache::facts);
-        let ctx = self.ctx.or(then.map(|then| then.ctx));
-        let chunks = self.chunks.or(then.map(|then| then.windows));
+        let ctx = self.ctx.or(self.as_in.map(Kept::ctx));
+        let chunks = self.chunks.or(self.as_in.map(Kept::windows));
         let ctx = ctx.unwrap_or(score_ctx.min(source.config.max_position_embeddings).max(1));
-        let windows = text::evaluation_windows(&text, tokenizer, ctx, self.convention, chunks)?;
+        let (name, windows) = match (self.file, self.as_in) {
+            (None, Some(Kept::LogProbs(file))) => {
+                (file.path().display().to_string(), text::windows_of(file, tokenizer))
+            }
+            _ => {
+                let text = Text::held_out(self.file.map(PathBuf::as_path))?;
+                let windows = text::evaluation_windows(&text, tokenizer, ctx, self.convention, chunks)?;
+                (text.name, windows)
+            }
+        };
         let size = ScoringSize {
             tokens: windows.tokens().len(),
             ctx,
             scored: windows.count() * self.convention.scored(ctx).len(),
             models: self.models,
-            heads: self.models + usize::from(self.as_in.is_some()),
+            heads: self.models + usize::from(self.as_in.is_some_and(Kept::has_head)),
         };
         let memory =
             ScoringMemory::plan(&source.config, size, self.precision, self.max_memory, self.computer)?;
-        let scoring = Scoring { text: text.name, windows, convention: self.convention, memory };
+        let decode = Box::new(|tokens: &[u32]| tokenizer.decode(tokens).unwrap_or_default());
+        let scoring = Scoring { text: name, windows, convention: self.convention, memory, decode };
         match self.as_in {
-            Some(cache) => scoring.check(cache, source, tokenizer).map(|()| scoring),
-            None => Ok(scoring),
+            Some(Kept::Cache(cache)) => scoring.check(cache, source, tokenizer).map(|()| scoring),
+            Some(Kept::LogProbs(_)) | None => Ok(scoring),
         }
     }
 }

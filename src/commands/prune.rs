@@ -41,7 +41,12 @@ pub fn run(args: &PruneArgs, global: &Global) -> Result<()> {
     let tokenizer = if needs_tokens { Some(source.tokenizer()?) } else { source.tokenizer().ok() };
     let calibration = match &tokenizer {
         Some(tokenizer) if order.chooses() => {
-            let request = CalibrationRequest { files: &args.calib, tokens: args.calib_tokens, ctx: args.ctx };
+            let request = CalibrationRequest {
+                files: &args.calib,
+                tokens: args.calib_tokens,
+                ctx: args.ctx,
+                seed: None,
+            };
             Some(request.read(&source, tokenizer)?)
         }
         _ => None,
@@ -160,6 +165,7 @@ impl PruneArgs {
                 .hint("prune the shape first, then its output with --sparsity"));
         }
         Ok(QuantizeArgs {
+            seed: None,
             model: self.model.clone(),
             output: self.output.clone(),
             scheme: source.matrix_dtype().to_string().parse()?,

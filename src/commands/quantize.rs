@@ -9,7 +9,7 @@ use crate::cli::{Global, Method, QuantizeArgs};
 use crate::commands::{CalibrationRequest, ScoringRequest, prepare};
 use crate::device::Computer;
 use crate::diagnostic::Result;
-use crate::pipeline::score::Scoring;
+use crate::pipeline::score::{Kept, Scoring};
 use crate::pipeline::teacher::open_cache_of;
 use crate::pipeline::{Calibration, Clock, Job, is_gguf, refuse_quantized};
 use crate::plan::{Plan, TensorRule};
@@ -35,7 +35,12 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
     let tokenizer = if needs_tokens { Some(source.tokenizer()?) } else { source.tokenizer().ok() };
     let calibration = match &tokenizer {
         Some(tokenizer) if learns => {
-            let request = CalibrationRequest { files: &args.calib, tokens: args.calib_tokens, ctx: args.ctx };
+            let request = CalibrationRequest {
+                files: &args.calib,
+                tokens: args.calib_tokens,
+                ctx: args.ctx,
+                seed: args.seed,
+            };
             Some(request.read(&source, tokenizer)?)
         }
         _ => None,
@@ -51,7 +56,7 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
                 chunks: args.chunks,
                 convention: args.convention.into(),
                 precision: args.precision.into(),
-                as_in: cache.as_ref(),
+                as_in: cache.as_ref().map(Kept::Cache),
                 models: 1 + usize::from(cache.is_none()),
                 max_memory: global.max_memory,
                 computer: &computer,
@@ -79,7 +84,7 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
 }
 
 /// Where the work of a plan and of scoring is done.
-pub fn devices<'a>(plan: &'a Plan, scoring: Option<&'a Scoring>) -> impl Iterator<Item = &'a Device> {
+pub fn devices<'a>(plan: &'a Plan, scoring: Option<&'a Scoring<'_>>) -> impl Iterator<Item = &'a Device> {
     let scoring = scoring.map(|scoring| &scoring.memory.streaming.device);
     std::iter::once(&plan.device).chain(scoring)
 }
@@ -113,6 +118,7 @@ impl QuantizeArgs {
             zeros,
             rules,
             calibration,
+            learned: None,
             output: &self.output,
             overwrite: global.overwrite(),
             pre_tokenizer: self.pre_tokenizer.as_deref(),

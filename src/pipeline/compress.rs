@@ -15,6 +15,7 @@ use attar_model::{
 use attar_quant::{DeviceGptq, Factor, Facts, Named, Rtn, Settings, Solver, Statistics};
 use ndarray::{Array2, ArrayViewMut2, s};
 
+use super::learned::Learned;
 use super::outlet::{Outlet, writing_behind};
 use super::passage::Passage;
 use super::write::Sink;
@@ -38,6 +39,8 @@ pub struct Pass<'a> {
     pub zeros: Option<&'a dyn Solver>,
     /// Calibration windows, where the solver is to have statistics.
     pub windows: Option<&'a Windows>,
+    /// What was learned of the model before, in place of the windows.
+    pub learned: Option<&'a Learned>,
     /// How exactly matrices are multiplied.
     pub precision: Precision,
     /// Where progress is told.
@@ -69,9 +72,10 @@ impl Pass<'_> {
                 routing: Vec::new(),
                 calibrating: Duration::ZERO,
             };
-            match self.windows {
-                Some(windows) => self.with_data(windows, &mut done)?,
-                None => self
+            match (self.learned, self.windows) {
+                (Some(learned), _) => self.with_learned(learned, &mut done)?,
+                (None, Some(windows)) => self.with_data(windows, &mut done)?,
+                (None, None) => self
                     .plan
                     .tensors
                     .iter()
@@ -80,8 +84,11 @@ impl Pass<'_> {
             let Done { reports, routing, calibrating, .. } = done;
             Ok((reports, routing, calibrating))
         };
-        let (mut tensors, routing, calibrating) =
-            if self.plan.solves_there { writing_behind(sink, work)? } else { work(Outlet::Here(sink))? };
+        let (mut tensors, routing, calibrating) = if self.plan.solves_there && self.learned.is_none() {
+            writing_behind(sink, work)?
+        } else {
+            work(Outlet::Here(sink))?
+        };
         let names = self.plan.tensors.iter().map(|t| t.spec.name.as_str());
         let positions: HashMap<_, _> = names.enumerate().map(|(position, name)| (name, position)).collect();
         tensors.sort_by_key(|report| positions.get(report.name.as_str()));
@@ -229,10 +236,20 @@ impl Pass<'_> {
         }
         let wanted = Statistics::with(self.solver.reads(), config.tap_features(Tap::HeadIn));
         let statistics = done.calibrating(|| stream.head(&norm, wanted))?;
-        let factor = Factor::new(&statistics, Settings::default());
+        self.solve_rows(tensor, encoding, &Factor::new(&statistics, Settings::default()), done)
+    }
+
+    /// Quantizes a matrix outside the blocks, some rows at a time.
+    pub(super) fn solve_rows(
+        &self,
+        tensor: &PlannedTensor,
+        encoding: Named,
+        factor: &Factor<'_>,
+        done: &mut Done,
+    ) -> Result<()> {
         let mut facts = Merged::default();
         self.each_rows(tensor, done, |_, w, done| {
-            let solution = self.solver.solve(w.view(), Some(&factor), grid_of(&encoding)?)?;
+            let solution = self.solver.solve(w.view(), Some(factor), grid_of(&encoding)?)?;
             done.sink.codes(tensor, &encoding, &solution)?;
             facts.add(solution.facts);
             Ok(())
@@ -280,7 +297,7 @@ impl Pass<'_> {
     }
 
     /// Writes a tensor no statistics are known of, and shows `look` what a reader will get, with each run's first row.
-    fn without_data(
+    pub(super) fn without_data(
         &self,
         tensor: &PlannedTensor,
         done: &mut Done,

@@ -3,6 +3,7 @@
 mod coded_there;
 pub mod compress;
 mod experts;
+pub mod learned;
 pub mod local;
 mod machine;
 pub mod on_device;
@@ -38,6 +39,7 @@ use crate::scheme::Scheme;
 use crate::source::Source;
 use crate::talk::Talk;
 use compress::{Outcome, Pass};
+use learned::Learned;
 use write::Target;
 
 /// Text that statistics are collected on.
@@ -65,6 +67,8 @@ pub struct Job<'a> {
     pub rules: &'a [TensorRule],
     /// Text to learn from, if there is any.
     pub calibration: Option<&'a Calibration>,
+    /// What was learned of it before, for several outputs.
+    pub learned: Option<&'a Learned>,
     /// The file or folder to be written.
     pub output: &'a Path,
     /// Whether one that exists is replaced.
@@ -163,6 +167,7 @@ impl Job<'_> {
             solver: self.solver(),
             zeros: self.zeros,
             windows: self.calibration.filter(|_| plan.calibration.is_some()).map(|c| &c.windows),
+            learned: self.learned.filter(|_| plan.calibration.is_some()),
             precision: self.precision,
             talk: self.talk,
         };
@@ -193,10 +198,9 @@ impl Job<'_> {
             sha256: Some(facts.sha256),
         });
         report.tensors = tensors;
-        report.calibration = self
-            .calibration
-            .filter(|_| plan.calibration.is_some())
-            .map(|calibration| report::Calibration { routing, ..calibration.facts.clone() });
+        report.calibration = self.calibration.filter(|_| plan.calibration.is_some()).map(|calibration| {
+            report::Calibration { routing, shared: self.learned.is_some(), ..calibration.facts.clone() }
+        });
         Ok((written, report))
     }
 

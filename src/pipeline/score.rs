@@ -3,10 +3,11 @@
 use attar_checkpoint::tokenizer::Tokenizer;
 use attar_eval::report::Evaluation;
 use attar_eval::{
-    Convention, Passage, Predictions, Progress, Reference, Scored, Stage as Part, evaluate, keep, score,
+    Convention, Passage, Predictions, Progress, Reference, Scored, Stage as Part, evaluate, keep,
+    keep_log_probs, score,
 };
 use attar_model::Windows;
-use attar_model::teacher::{Cache, Signal, Writer};
+use attar_model::teacher::{Cache, LogProbs, LogProbsWriter, Signal, Writer};
 
 use crate::diagnostic::{Explain, Result};
 use crate::plan::ScoringMemory;
@@ -14,8 +15,7 @@ use crate::source::Source;
 use crate::talk::{Stage, Talk};
 
 /// The text that models are scored on.
-#[derive(Debug)]
-pub struct Scoring {
+pub struct Scoring<'a> {
     /// How reports name it.
     pub text: String,
     /// Its tokens.
@@ -24,11 +24,46 @@ pub struct Scoring {
     pub convention: Convention,
     /// How models are run over it, and in how much memory.
     pub memory: ScoringMemory,
+    /// What tokens say.
+    pub decode: Box<dyn Fn(&[u32]) -> String + Sync + 'a>,
 }
 
-impl Scoring {
+/// What a model was run for before.
+#[derive(Clone, Copy)]
+pub enum Kept<'a> {
+    /// By attar.
+    Cache(&'a Cache),
+    /// By llama-perplexity, or as if by it.
+    LogProbs(&'a LogProbs),
+}
+
+impl Kept<'_> {
+    /// Tokens of a window.
+    pub fn ctx(self) -> usize {
+        match self {
+            Self::Cache(cache) => cache.facts().ctx,
+            Self::LogProbs(file) => file.ctx(),
+        }
+    }
+
+    /// Windows.
+    pub fn windows(self) -> usize {
+        match self {
+            Self::Cache(cache) => cache.facts().windows,
+            Self::LogProbs(file) => file.tokens().len() / file.ctx(),
+        }
+    }
+
+    /// Whether a head was kept, which then makes its logits again.
+    pub fn has_head(self) -> bool {
+        matches!(self, Self::Cache(cache) if cache.head().is_some())
+    }
+}
+
+impl Scoring<'_> {
     fn passage(&self) -> Passage<'_> {
-        Passage { text: &self.text, windows: &self.windows, convention: self.convention }
+        let Self { text, windows, convention, decode, .. } = self;
+        Passage { text, windows, convention: *convention, decode: Some(&**decode) }
     }
 
     /// Finds out before any work whether `cache` is of this text and of a model that `source` with its `tokenizer` compares with.
@@ -41,6 +76,21 @@ impl Scoring {
             .check(&self.windows, convention.name(), positions, source.config.vocab_size)
             .and_then(|()| cache.check_vocabulary(&tokenizer.vocabulary_sha256()))
             .doing(|| format!("while comparing with the teacher cache `{}`", cache.path().display()))
+    }
+
+    /// Writes down what a model predicted as llama-perplexity does.
+    ///
+    /// # Errors
+    /// As [`keep`](Self::keep).
+    pub fn keep_log_probs(
+        &self,
+        predictions: &Predictions<'_>,
+        writer: &mut LogProbsWriter,
+        talk: Talk,
+    ) -> Result<()> {
+        self.keeping(talk, |progress| {
+            keep_log_probs(predictions, self.passage(), self.memory.budget, writer, progress)
+        })
     }
 
     /// Runs the model that others are compared with.
@@ -91,10 +141,20 @@ impl Scoring {
         writer: &mut Writer,
         talk: Talk,
     ) -> Result<()> {
+        self.keeping(talk, |progress| {
+            keep(predictions, self.passage(), signal, self.memory.budget, writer, progress)
+        })
+    }
+
+    fn keeping(
+        &self,
+        talk: Talk,
+        work: impl FnOnce(&mut dyn FnMut(Progress)) -> std::result::Result<(), attar_eval::Error>,
+    ) -> Result<()> {
         let tokens = self.windows.count() * self.convention.scored(self.windows.ctx()).len();
         let stage = talk.stage("keeping", tokens as u64, "tokens");
         let mut told = 0;
-        keep(predictions, self.passage(), signal, self.memory.budget, writer, &mut |progress| {
+        work(&mut |progress| {
             stage.step((progress.done - told) as u64, "");
             told = progress.done;
         })?;

@@ -106,7 +106,7 @@ impl<'a> Exam<'a> {
 ///
 /// # Errors
 /// Always.
-pub fn refuse_cache(path: &Path) -> Failure {
+pub fn refuse_kept(path: &Path) -> Failure {
     Failure::new(format!("`{}` keeps what a model says of one text, and nothing of tasks", path.display()))
         .hint("give the model itself to --reference, or leave --task out")
 }

@@ -1,14 +1,16 @@
 //! References: a model to run, or what was kept of one.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use attar_checkpoint::atomic::{self, Overwrite};
 use attar_checkpoint::tokenizer::Tokenizer;
-use attar_eval::Predictions;
-use attar_model::teacher::{self, Cache, Facts, Signal, Teacher, Writer};
+use attar_eval::{Convention, Predictions};
+use attar_model::teacher::{self, Cache, Facts, LogProbs, LogProbsWriter, Signal, Teacher, Writer};
 use attar_model::{Role, TensorSpec};
 
-use super::score::Scoring;
+use super::score::{Kept, Scoring};
 use super::write::NewFolders;
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::source::Source;
@@ -45,6 +47,45 @@ impl Original {
     }
 }
 
+/// What a model that is scored is compared with, opened.
+pub enum Beside {
+    /// The model it was made of, or what was kept of it.
+    Original(Original),
+    /// What llama-perplexity kept.
+    LogProbs(Box<LogProbs>),
+}
+
+impl Beside {
+    /// Opens a model, a teacher cache, or a file of llama-perplexity's.
+    ///
+    /// # Errors
+    /// A path that leads to none of them, files that are damaged or lie.
+    pub fn open(path: &Path) -> Result<Self> {
+        if !LogProbs::is_at(path) {
+            return Original::open(path).map(Self::Original);
+        }
+        let file = LogProbs::open(path).doing(|| format!("while opening the reference `{}`", path.display()));
+        let file = file.hint(|| "it was cut short or damaged: make it anew");
+        Ok(Self::LogProbs(Box::new(file?)))
+    }
+
+    /// The model, where it is one, which is run.
+    pub fn model(&self) -> Option<&Source> {
+        match self {
+            Self::Original(Original::Model(source)) => Some(source),
+            _ => None,
+        }
+    }
+
+    /// What was kept, where it is not run.
+    pub fn kept(&self) -> Option<Kept<'_>> {
+        match self {
+            Self::Original(original) => original.cache().map(Kept::Cache),
+            Self::LogProbs(file) => Some(Kept::LogProbs(file)),
+        }
+    }
+}
+
 /// Opens what was kept of `source`, to be compared with what is made of it.
 ///
 /// # Errors
@@ -77,62 +118,143 @@ fn open_cache(path: &Path) -> Result<Cache> {
         .hint(|| "the teacher cache is damaged: copy it again, or make it anew with --save-reference")
 }
 
-/// A teacher cache about to be written: everything but the predictions is on the disk, under a temporary name.
+/// In what form predictions are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SaveAs {
+    /// A teacher cache, a folder.
+    Cache(Signal),
+    /// The file of llama-perplexity's `--kl-divergence-base`.
+    LlamaCpp,
+}
+
+impl SaveAs {
+    const LLAMA_CPP: &str = "llama.cpp";
+}
+
+impl fmt::Display for SaveAs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cache(signal) => signal.fmt(f),
+            Self::LlamaCpp => f.pad(Self::LLAMA_CPP),
+        }
+    }
+}
+
+impl FromStr for SaveAs {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        if name == Self::LLAMA_CPP {
+            return Ok(Self::LlamaCpp);
+        }
+        let signal = name.parse().map(Self::Cache);
+        signal.map_err(|error: teacher::Error| format!("{error}, and {}", Self::LLAMA_CPP))
+    }
+}
+
+/// Predictions about to be written: everything but them is on the disk, under a temporary name.
 pub struct Keeping {
-    writer: Writer,
-    signal: Signal,
+    form: Form,
     path: PathBuf,
     _made: NewFolders, // goes last, when nothing temporary is in them any more
 }
 
+/// A folder or file under way.
+enum Form {
+    Cache(Writer, Signal),
+    LogProbs(LogProbsWriter),
+}
+
+impl Form {
+    fn bytes(&self, scoring: &Scoring<'_>, vocab_size: usize) -> u64 {
+        let windows = &scoring.windows;
+        match self {
+            Self::Cache(writer, _) => writer.bytes(),
+            Self::LogProbs(_) => LogProbsWriter::bytes(windows.count(), windows.ctx(), vocab_size),
+        }
+    }
+}
+
 impl Keeping {
-    /// Begins a cache of `source`, whose tokenizer is given with it, on the text of `scoring`; what would keep it from being written shows here.
+    /// Begins to keep what `source`, whose tokenizer is given with it, predicts on the text of `scoring`; what would keep it from being written
+    /// shows here.
     ///
     /// # Errors
-    /// An output that exists, a folder that is read-only, a disk too full, more tokens to keep than there are.
+    /// An output that exists, a folder that is read-only, a disk too full, more tokens to keep than there are, a form that does not hold these
+    /// windows.
     pub fn begin(
         path: &Path,
-        signal: Signal,
-        scoring: &Scoring,
+        save_as: SaveAs,
+        scoring: &Scoring<'_>,
         (source, tokenizer): (&Source, &Tokenizer),
         overwrite: Overwrite,
     ) -> Result<Self> {
-        let at = || format!("while preparing the teacher cache `{}`", path.display());
-        if path.is_file() {
-            return Err(Failure::new("a file is in the way of the folder").hint("name another folder"))
-                .doing(at);
-        }
+        let at = || format!("while preparing to keep predictions in `{}`", path.display());
         let made = NewFolders::above(path).doing(at)?;
-        let head = head_of(source).map_or(attar_checkpoint::Dtype::F32, |spec| source.float_dtype(spec));
-        let facts = facts(signal, scoring, (source, tokenizer)).doing(at)?;
-        let writer = Writer::create(path, overwrite, facts, &scoring.windows, head).doing(at);
-        let writer = writer.hint(
-            || "name another folder, or give --force, which replaces a teacher cache and nothing else",
-        )?;
+        let vocab_size = source.config.vocab_size;
+        let form = match save_as {
+            SaveAs::Cache(signal) => {
+                if path.is_file() {
+                    return Err(
+                        Failure::new("a file is in the way of the folder").hint("name another folder")
+                    )
+                    .doing(at);
+                }
+                let head =
+                    head_of(source).map_or(attar_checkpoint::Dtype::F32, |spec| source.float_dtype(spec));
+                let facts = facts(signal, scoring, (source, tokenizer)).doing(at)?;
+                let writer = Writer::create(path, overwrite, facts, &scoring.windows, head).doing(at);
+                let replaces =
+                    "name another folder, or give --force, which replaces a teacher cache and nothing else";
+                Form::Cache(writer.hint(|| replaces)?, signal)
+            }
+            SaveAs::LlamaCpp if scoring.convention != Convention::LlamaCpp => {
+                return Err(Failure::new("llama.cpp's file holds the second half of every window only")
+                    .hint("leave --convention out, or keep a teacher cache with another --save-as"))
+                .doing(at);
+            }
+            SaveAs::LlamaCpp => {
+                let windows = &scoring.windows;
+                let writer =
+                    LogProbsWriter::create(path, overwrite, windows.tokens(), windows.ctx(), vocab_size);
+                let replaces =
+                    "name another file, or give --force, which replaces a file of this kind and nothing else";
+                Form::LogProbs(writer.doing(at).hint(|| replaces)?)
+            }
+        };
+        let bytes = form.bytes(scoring, vocab_size);
         match atomic::free_bytes(path) {
-            Some(free) if free < writer.bytes() => Err(Failure::new(format!(
+            Some(free) if free < bytes => Err(Failure::new(format!(
                 "it takes {}, the disk has {} left",
-                human_bytes(writer.bytes()),
+                human_bytes(bytes),
                 human_bytes(free)
             ))
             .hint("make room, write to another disk, or keep less with --save-as"))
             .doing(at),
-            _ => Ok(Self { writer, signal, path: path.to_owned(), _made: made }),
+            _ => Ok(Self { form, path: path.to_owned(), _made: made }),
         }
     }
 
-    /// Writes what a model predicted and gives the folder its name.
+    /// Writes what a model predicted and gives folder or file its name.
     ///
     /// # Errors
     /// Weights that cannot be read, a disk that refuses.
-    pub fn finish(mut self, predictions: &Predictions<'_>, scoring: &Scoring, talk: Talk) -> Result<()> {
-        let at = || format!("while writing the teacher cache `{}`", self.path.display());
-        scoring.keep(predictions, self.signal, &mut self.writer, talk).doing(at)?;
-        let bytes = self.writer.bytes();
-        self.writer
-            .finish()
-            .doing(|| format!("while writing the teacher cache `{}`", self.path.display()))?;
-        talk.note(&format!("kept: {} ({}, {})", self.path.display(), self.signal, human_bytes(bytes)));
+    pub fn finish(self, predictions: &Predictions<'_>, scoring: &Scoring<'_>, talk: Talk) -> Result<()> {
+        let path = self.path.display();
+        let at = || format!("while keeping predictions in `{path}`");
+        let bytes = human_bytes(self.form.bytes(scoring, predictions.vocab_size()));
+        match self.form {
+            Form::Cache(mut writer, signal) => {
+                scoring.keep(predictions, signal, &mut writer, talk).doing(at)?;
+                writer.finish().doing(at)?;
+                talk.note(&format!("kept: {path} ({signal}, {bytes})"));
+            }
+            Form::LogProbs(mut writer) => {
+                scoring.keep_log_probs(predictions, &mut writer, talk).doing(at)?;
+                writer.finish().doing(at)?;
+                talk.note(&format!("kept: {path} (for llama-perplexity --kl-divergence-base, {bytes})"));
+            }
+        }
         Ok(())
     }
 }
@@ -143,7 +265,7 @@ fn head_of(source: &Source) -> Option<&TensorSpec> {
 }
 
 /// Counts and hashes of the text are the writer's to fill in.
-fn facts(signal: Signal, scoring: &Scoring, (source, tokenizer): (&Source, &Tokenizer)) -> Result<Facts> {
+fn facts(signal: Signal, scoring: &Scoring<'_>, (source, tokenizer): (&Source, &Tokenizer)) -> Result<Facts> {
     let positions = scoring.convention.scored(scoring.windows.ctx());
     Ok(Facts {
         schema: String::new(),

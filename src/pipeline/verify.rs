@@ -57,17 +57,31 @@ impl Facts {
     pub fn of(path: &Path) -> Result<Self> {
         facts(path).doing(|| format!("while reading `{}` back", path.display()))
     }
+
+    /// Bytes of all files at `path`, without a look into them.
+    ///
+    /// # Errors
+    /// Files that are not there.
+    pub fn bytes_of(path: &Path) -> Result<u64> {
+        let bytes =
+            || files(path)?.iter().map(|file| Ok(fs::metadata(file)?.len())).sum::<std::io::Result<u64>>();
+        bytes().doing(|| format!("while looking at the size of `{}`", path.display()))
+    }
+}
+
+/// The file, or a folder's files in order of name.
+fn files(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut files =
+        fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
+    files.sort();
+    Ok(files)
 }
 
 fn facts(path: &Path) -> std::io::Result<Facts> {
-    let files = if path.is_dir() {
-        let mut files =
-            fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
-        files.sort();
-        files
-    } else {
-        vec![path.to_owned()]
-    };
+    let files = files(path)?;
     let mut bytes = 0;
     for file in &files {
         bytes += fs::metadata(file)?.len();

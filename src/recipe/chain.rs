@@ -11,7 +11,9 @@ use attar_model::Precision;
 
 use super::pruning::{Asked, Pruning};
 use super::{CalibrationTable, EvaluationTable, Order, Recipe, Stages};
+use crate::Outcome;
 use crate::cli::{DistillArgs, Global, RunArgs};
+use crate::commands::check;
 use crate::commands::deliver::Delivery;
 use crate::commands::distill::{self, Pair, School};
 use crate::commands::quantize::{check_weights, devices};
@@ -19,7 +21,7 @@ use crate::commands::{CalibrationRequest, ScoringRequest};
 use crate::device::Computer;
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::pipeline::prune::shape::Shape;
-use crate::pipeline::score::Scoring;
+use crate::pipeline::score::{Kept, Scoring};
 use crate::pipeline::teacher::{Original, open_cache_of};
 use crate::pipeline::verify::Facts;
 use crate::pipeline::{Calibration, Clock, Job, describe, is_gguf, refuse_quantized};
@@ -30,9 +32,10 @@ use crate::talk::say;
 ///
 /// # Errors
 /// Whatever kept it from being done; all that can be found out before the first output is made is.
-pub fn run(args: &RunArgs, global: &Global) -> Result<()> {
+pub fn run(args: &RunArgs, global: &Global) -> Result<Outcome> {
     let talk = global.talk();
     let (recipe, stages) = Recipe::read(args)?;
+    let limits = recipe.limits()?;
     let delivery = Delivery { folder: global.report.clone().or(recipe.report.clone()), ..global.delivery() };
     let orders = recipe.quantize.iter().map(Order::parse).collect::<Result<Vec<_>>>()?;
     let source = Source::open(&recipe.model)?;
@@ -43,10 +46,10 @@ pub fn run(args: &RunArgs, global: &Global) -> Result<()> {
         spare_zeros(&stages, &orders)?;
     }
     let teacher = stages.distill.as_ref().map(|args| Original::open(&args.teacher)).transpose()?;
-    let CalibrationTable { files, tokens, ctx } = &recipe.calibration;
+    let CalibrationTable { files, tokens, ctx, seed } = &recipe.calibration;
     let learns = orders.iter().any(|order| order.learns(&recipe.calibration));
     let calibration = if learns || pruning.as_ref().is_some_and(Asked::chooses) {
-        let request = CalibrationRequest { files, tokens: *tokens, ctx: *ctx };
+        let request = CalibrationRequest { files, tokens: *tokens, ctx: *ctx, seed: *seed };
         Some(request.read(&source, &tokenizer)?)
     } else {
         None
@@ -61,7 +64,7 @@ pub fn run(args: &RunArgs, global: &Global) -> Result<()> {
         chunks: *chunks,
         convention: *convention,
         precision: recipe.precision.into(),
-        as_in: cache.as_ref(),
+        as_in: cache.as_ref().map(Kept::Cache),
         models: 1 + usize::from(cache.is_none()),
         max_memory: global.max_memory,
         computer: &computer,
@@ -83,7 +86,7 @@ pub fn run(args: &RunArgs, global: &Global) -> Result<()> {
     };
     let ahead = chain.plan()?;
     if global.dry_run {
-        return say(&ahead.text);
+        return say(&ahead.text).map(|()| Outcome::Done);
     }
     ahead.check(&chain)?;
     delivery.check(&recipe.outputs(&stages))?;
@@ -92,9 +95,14 @@ pub fn run(args: &RunArgs, global: &Global) -> Result<()> {
         Some(cache) => Reference::kept(cache),
         None => scoring.reference(&source, talk)?,
     };
-    let reports = chain.make(ahead, &scoring, &reference)?;
+    let mut reports = chain.make(ahead, &scoring, &reference)?;
     talk.note("");
-    delivery.compared(&reports)
+    let outcome = match &limits {
+        Some(limits) => check::hold(limits, &mut reports)?,
+        None => Outcome::Done,
+    };
+    delivery.compared(&reports)?;
+    Ok(outcome)
 }
 
 /// Refuses what would fill zeros that [prune] has made.
@@ -256,6 +264,7 @@ impl<'a> Chain<'a> {
             zeros: order.zeros.as_deref(),
             rules: &order.rules,
             calibration: self.calibration.filter(|_| order.learns(&self.recipe.calibration)),
+            learned: None,
             output: &order.table.output,
             overwrite: self.global.overwrite(),
             pre_tokenizer: order.table.pre_tokenizer.as_deref(),
@@ -285,7 +294,12 @@ impl<'a> Chain<'a> {
     }
 
     /// Does every stage, and scores what it made against the model.
-    fn make(&self, ahead: Ahead<'_>, scoring: &Scoring, reference: &Reference<'_>) -> Result<Vec<Report>> {
+    fn make(
+        &self,
+        ahead: Ahead<'_>,
+        scoring: &Scoring<'_>,
+        reference: &Reference<'_>,
+    ) -> Result<Vec<Report>> {
         let scored = Scored { chain: self, scoring, reference };
         let mut reports = Vec::new();
         let mut cut = None;
@@ -354,7 +368,7 @@ impl<'a> Chain<'a> {
 /// How every output is scored.
 struct Scored<'a> {
     chain: &'a Chain<'a>,
-    scoring: &'a Scoring,
+    scoring: &'a Scoring<'a>,
     reference: &'a Reference<'a>,
 }
 

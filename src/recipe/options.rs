@@ -17,6 +17,8 @@ pub struct Stage {
     keys: &'static [&'static str],
     /// Those of them that are paths.
     paths: &'static [&'static str],
+    /// Whether it writes an output, which then must be named.
+    writes: bool,
 }
 
 /// `attar prune`.
@@ -42,6 +44,7 @@ pub const PRUNE: Stage = Stage {
         "pre_tokenizer",
     ],
     paths: &["output"],
+    writes: true,
 };
 
 /// `attar distill`.
@@ -74,6 +77,43 @@ pub const DISTILL: Stage = Stage {
         "log",
     ],
     paths: &["output", "teacher", "data", "log"],
+    writes: true,
+};
+
+/// `attar check`.
+pub const CHECK: Stage = Stage {
+    name: "check",
+    keys: &[
+        "baseline",
+        "text",
+        "task",
+        "items",
+        "ctx",
+        "chunks",
+        "convention",
+        "reference",
+        "precision",
+        "max_perplexity_increase",
+        "max_kl_increase",
+        "max_kl",
+        "max_kl_p99",
+        "min_top1",
+        "max_bytes",
+        "max_accuracy_drop",
+        "min_accuracy",
+        "junit",
+        "markdown",
+    ],
+    paths: &["baseline", "text", "task", "reference", "junit", "markdown"],
+    writes: false,
+};
+
+/// What a recipe holds its outputs to, against the model they are made of.
+pub const LIMITS: Stage = Stage {
+    name: "check",
+    keys: &["max_perplexity_increase", "max_kl", "max_kl_p99", "min_top1", "max_bytes"],
+    paths: &[],
+    writes: false,
 };
 
 impl Stage {
@@ -88,7 +128,7 @@ impl Stage {
     }
 
     fn parse_inner<A: Args>(&self, table: &Table, folder: &Path, decided: Vec<OsString>) -> Result<A> {
-        if !table.contains_key("output") {
+        if self.writes && !table.contains_key("output") {
             return Err(Failure::new("it has no `output`")
                 .hint("say where the stage is to write: output = \"FOLDER\""));
         }

@@ -38,7 +38,7 @@ impl Model {
         let source = Source::open(&fixture("books-2m")).unwrap();
         let tokenizer = source.tokenizer().unwrap();
         let files = [fixture("calibration.txt")];
-        let request = CalibrationRequest { files: &files, tokens: 3 * CTX, ctx: Some(CTX) };
+        let request = CalibrationRequest { files: &files, tokens: 3 * CTX, ctx: Some(CTX), seed: None };
         let calibration = request.read(&source, &tokenizer).unwrap();
         Self { source, tokenizer: Some(tokenizer), calibration }
     }
@@ -53,6 +53,8 @@ impl Model {
             tokens: 66,
             ctx: 11,
             routing: Vec::new(),
+            shared: false,
+            seed: None,
         };
         Self {
             source,
@@ -76,6 +78,7 @@ impl Model {
             zeros: None,
             rules: &[],
             calibration: Some(&self.calibration),
+            learned: None,
             output,
             overwrite: Overwrite::No,
             pre_tokenizer: None,

@@ -4,14 +4,15 @@ use std::error::Error as StdError;
 
 use attar_checkpoint::Dtype;
 use attar_checkpoint::atomic::Overwrite;
-use attar_model::teacher::{Cache, Facts, Signal, Teacher, Writer};
+use attar_model::teacher::{Cache, Facts, LogProbs, LogProbsWriter, Signal, Teacher, Writer};
 use attar_model::{Head, ModelConfig, Precision, Streaming, Weights, Windows};
 use ndarray::ArrayD;
 use serde_json::json;
 
 use super::*;
-use crate::keep;
+use crate::report::Group;
 use crate::{Convention, windows};
+use crate::{keep, keep_log_probs};
 
 /// A Llama of two blocks with seeded random weights.
 struct Tiny {
@@ -81,7 +82,7 @@ fn text(vocab_size: u64, tokens: u64) -> Vec<u32> {
 }
 
 fn passage(windows: &Windows, convention: Convention) -> Passage<'_> {
-    Passage { text: "a text", windows, convention }
+    Passage { text: "a text", windows, convention, decode: None }
 }
 
 fn silent(_: Progress) {}
@@ -184,7 +185,8 @@ fn the_head_taken_in_slices_scores_as_the_rows_taken_one_by_one() {
         let alone = score_pair(row(q.view(), token), row(p.view(), token), target).ok().unwrap();
         let (alone_against, against) = (alone.against.unwrap(), score.against.as_ref().unwrap());
         assert_eq!(alone_against.kl_divergence.to_bits(), against.kl_divergence.to_bits(), "token {token}");
-        assert_eq!(alone_against.nll.to_bits(), against.nll.to_bits(), "token {token}");
+        let bits = |against: &Against| against.nll.map(f64::to_bits);
+        assert_eq!(bits(&alone_against), bits(against), "token {token}");
         assert_eq!(alone.nll.to_bits(), score.nll.to_bits(), "token {token}");
     }
 }
@@ -402,6 +404,98 @@ fn the_likeliest_tokens_bound_the_divergence_from_below_and_keep_the_perplexity(
         assert_eq!(itself.kl_divergence, Some(Divergence::of(&[0.0])));
     }
     assert!((last - exact.kl_divergence.unwrap().mean).abs() < 1e-6, "all tokens but one are all but exact");
+}
+
+/// A file of llama-perplexity's kind in a folder of its own.
+fn rounded(teacher: &Tiny, passage: Passage) -> (tempfile::TempDir, LogProbs) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("base");
+    let windows = passage.windows;
+    let (tokens, vocab_size) = (windows.tokens(), teacher.config.vocab_size);
+    let mut writer = LogProbsWriter::create(&path, Overwrite::No, tokens, windows.ctx(), vocab_size).unwrap();
+    let predictions = Predictions::run(teacher.scored(), passage, &mut silent).unwrap();
+    keep_log_probs(&predictions, passage, TIGHT, &mut writer, &mut silent).unwrap();
+    writer.finish().unwrap();
+    (folder, LogProbs::open(&path).unwrap())
+}
+
+/// Logits of the Tiny models reach far beyond 16 nats, so that rows are cut.
+#[test]
+fn rounded_log_probabilities_are_the_model_but_for_rounding() {
+    let (model, other) = (Tiny::new(51, 1), Tiny::new(51, 2));
+    let windows = windows(&text(51, 96), 16, Convention::LlamaCpp, None, None).unwrap();
+    let passage = passage(&windows, Convention::LlamaCpp);
+    let exact = Reference::run(other.scored(), passage, &mut silent).unwrap();
+    let exact = evaluate(model.scored(), Some(&exact), passage, TIGHT, &mut silent).unwrap();
+    let (_folder, file) = rounded(&other, passage);
+    let reference = Reference::LogProbs(Box::new(file));
+    let found = evaluate(model.scored(), Some(&reference), passage, TIGHT, &mut silent).unwrap();
+
+    assert_eq!(found.perplexity, exact.perplexity);
+    assert_eq!(found.top1_agreement, exact.top1_agreement);
+    let kl = |evaluation: &Evaluation| evaluation.kl_divergence.unwrap().mean;
+    assert!((kl(&found) / kl(&exact) - 1.0).abs() < 1e-4, "{} is not {}", kl(&found), kl(&exact));
+    let perplexity = |evaluation: &Evaluation| evaluation.reference_perplexity.unwrap().value;
+    assert!((perplexity(&found) / perplexity(&exact) - 1.0).abs() < 1e-3);
+    assert_eq!(found.reference.as_ref().unwrap().unknown_targets, None);
+
+    let itself = evaluate(other.scored(), Some(&reference), passage, TIGHT, &mut silent).unwrap();
+    let divergence = itself.kl_divergence.unwrap();
+    assert!(divergence.max < 1e-6, "{divergence:?}");
+    assert_eq!(itself.top1_agreement, Some(1.0));
+}
+
+#[test]
+fn rounded_log_probabilities_of_another_text_are_refused() {
+    let model = Tiny::new(50, 1);
+    let cut = |first: u32| {
+        let mut tokens = text(50, 64);
+        tokens[20] = first;
+        windows(&tokens, 16, Convention::LlamaCpp, None, None).unwrap()
+    };
+    let (windows, others) = (cut(3), cut(4));
+    let (_folder, file) = rounded(&model, passage(&windows, Convention::LlamaCpp));
+    let reference = Reference::LogProbs(Box::new(file));
+    let passage = passage(&others, Convention::LlamaCpp);
+    let error = evaluate(model.scored(), Some(&reference), passage, TIGHT, &mut silent).unwrap_err();
+    assert!(matches!(error, Error::OtherText { ctx: 16 }), "{error}");
+}
+
+/// Every part adds up to the whole, and the worst tokens are the farthest there are.
+#[test]
+fn an_evaluation_taken_apart_is_the_whole() {
+    let (model, other) = (Tiny::new(50, 1), Tiny::new(50, 2));
+    let windows = windows(&text(50, 96), 16, Convention::Hf, None, None).unwrap();
+    let decode = |tokens: &[u32]| tokens.iter().map(|token| format!(" {token}")).collect::<String>();
+    let passage = Passage { decode: Some(&decode), ..passage(&windows, Convention::Hf) };
+    let reference = Reference::run(other.scored(), passage, &mut silent).unwrap();
+    let found = evaluate(model.scored(), Some(&reference), passage, TIGHT, &mut silent).unwrap();
+
+    let breakdown = found.breakdown.as_ref().unwrap();
+    for groups in [&breakdown.position, &breakdown.kind, &breakdown.frequency] {
+        assert_eq!(groups.iter().map(|group| group.tokens).sum::<u64>(), found.tokens);
+        let mean = |of: &dyn Fn(&Group) -> f64| {
+            groups.iter().map(|group| group.tokens as f64 * of(group)).sum::<f64>() / found.tokens as f64
+        };
+        let kl = mean(&|group| group.kl_divergence.unwrap().mean);
+        assert!((kl - found.kl_divergence.unwrap().mean).abs() < 1e-12);
+        assert!((mean(&|group| group.perplexity.value.ln()).exp() - found.perplexity.value).abs() < 1e-9);
+    }
+    assert_eq!(breakdown.kind.len(), 1, "numbers only: {:?}", breakdown.kind);
+    let by_window = found.by_window.as_ref().unwrap();
+    assert_eq!(by_window.nll.len() as u64, found.chunks);
+    let nll = by_window.nll.iter().sum::<f64>() / found.chunks as f64;
+    assert!((nll.exp() - found.perplexity.value).abs() < 1e-9);
+    assert_eq!(found.kl_histogram.as_ref().unwrap().tokens.iter().sum::<u64>(), found.tokens);
+
+    let worst = &found.worst_tokens;
+    assert_eq!(worst[0].kl_divergence, found.kl_divergence.unwrap().max);
+    assert!(worst.is_sorted_by(|a, b| a.kl_divergence >= b.kl_divergence));
+    let token = &worst[0];
+    let at = token.window as usize * 16 + token.position as usize;
+    assert_eq!(token.token, format!(" {}", windows.tokens()[at]));
+    assert!(token.before.ends_with(&format!(" {}", windows.tokens()[at - 1])));
+    assert_ne!(token.reference.top, "");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::Perplexity;
 
 /// `12345678` as `12,345,678`.
-pub(super) fn grouped(count: u64) -> String {
+pub(crate) fn grouped(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (place, digit) in digits.chars().enumerate() {
@@ -16,12 +16,12 @@ pub(super) fn grouped(count: u64) -> String {
 }
 
 /// A size in decimal units, three significant digits: `14.7 MB`.
-pub(super) fn bytes(bytes: u64) -> String {
+pub(crate) fn bytes(bytes: u64) -> String {
     scaled(bytes, &["B", "kB", "MB", "GB", "TB", "PB"])
 }
 
 /// A count in thousands, millions, billions, three significant digits: `7.34 M`.
-pub(super) fn compact(count: u64) -> String {
+pub(crate) fn compact(count: u64) -> String {
     scaled(count, &["", "k", "M", "B", "T"]).trim_end().to_owned()
 }
 
@@ -46,12 +46,12 @@ fn three_digits(value: f64) -> String {
 }
 
 /// A share, 0 to 1, in per cent.
-pub(super) fn percent(share: f64) -> String {
+pub(crate) fn percent(share: f64) -> String {
     format!("{:.2} %", 100.0 * share)
 }
 
 /// A wall time: `8.1 s`, `12 min 3 s`, `2 h 5 min`.
-pub(super) fn duration(secs: f64) -> String {
+pub(crate) fn duration(secs: f64) -> String {
     let whole = secs.round() as u64;
     match whole {
         0..60 => format!("{secs:.1} s"),
@@ -61,17 +61,17 @@ pub(super) fn duration(secs: f64) -> String {
 }
 
 /// The digits `llama-perplexity` prints.
-pub(super) fn perplexity(perplexity: Perplexity) -> String {
+pub(crate) fn perplexity(perplexity: Perplexity) -> String {
     format!("{:.4} ± {:.5}", perplexity.value, perplexity.stderr)
 }
 
 /// As many digits of perplexity as runs over one text differ in, and the size of its error.
-pub(super) fn short_perplexity(perplexity: Perplexity) -> String {
+pub(crate) fn short_perplexity(perplexity: Perplexity) -> String {
     format!("{:.4} ± {:.2}", perplexity.value, perplexity.stderr)
 }
 
 /// A small figure to the second digit of its error: `0.00881 ± 0.00021`.
-pub(super) fn measured(value: f64, stderr: f64) -> String {
+pub(crate) fn measured(value: f64, stderr: f64) -> String {
     if stderr <= 0.0 {
         return small(value);
     }
@@ -83,7 +83,7 @@ pub(super) fn measured(value: f64, stderr: f64) -> String {
 }
 
 /// A figure between 0 and a few, three significant digits.
-pub(super) fn small(value: f64) -> String {
+pub(crate) fn small(value: f64) -> String {
     if value == 0.0 {
         return "0".to_owned();
     }

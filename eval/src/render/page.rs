@@ -7,7 +7,7 @@ mod pruning;
 mod training;
 
 use super::figures::{bytes, duration, grouped, small};
-use super::tasks;
+use super::{check, tasks};
 use crate::report::{
     Breakdown, Calibration, Distillation, Evaluation, Model, Output, Report, Run, Tensor, WorstToken,
 };
@@ -87,7 +87,8 @@ pub(super) const fn right(heading: &'static str) -> Column {
 
 /// What one report says.
 pub(super) fn of_report(report: &Report) -> Page<'_> {
-    let mut sections = vec![model(&report.model)];
+    let mut sections: Vec<_> = report.check.iter().map(check::section).collect();
+    sections.push(model(&report.model));
     sections.extend(report.output.as_ref().map(|written| output(written, &report.model)));
     sections.extend(report.pruning.as_ref().map(pruning::pruning));
     let search = report.pruning.as_ref().and_then(|pruning| pruning.search.as_ref());

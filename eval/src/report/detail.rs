@@ -12,6 +12,9 @@ pub struct ByWindow {
     pub tokens_sha256: String,
     /// Mean negative log-likelihood per scored token, in nats.
     pub nll: Vec<f64>,
+    /// The same of the reference, where there was one that knows it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reference_nll: Vec<f64>,
     /// Mean KL divergence, where there was a reference.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kl_divergence: Vec<f64>,
@@ -94,6 +97,7 @@ pub struct WorstToken {
 pub struct Prediction {
     /// The token it puts first.
     pub top: String,
-    /// How likely it takes the token that stands there to be, 0 to 1.
-    pub probability: f64,
+    /// How likely it takes the token that stands there to be, 0 to 1; unknown of a reference that did not keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probability: Option<f64>,
 }

@@ -263,6 +263,7 @@ mod tests {
         ByWindow {
             tokens_sha256: sha256.to_owned(),
             nll: nll.to_vec(),
+            reference_nll: Vec::new(),
             kl_divergence: kl.to_vec(),
             same_top: Vec::new(),
         }

@@ -95,6 +95,8 @@ pub(crate) fn quantized() -> Report {
             tokens: 16_384,
             ctx: 512,
             routing: Vec::new(),
+            shared: false,
+            seed: None,
         }),
         run: Some(Run {
             command: "attar quantize models/books-7m -o out/books-7m-q4_k_m.gguf --scheme q4_k_m".to_owned(),
@@ -126,6 +128,7 @@ pub(crate) fn against_a_cache() -> Report {
         model_sha256: "2bc1c912bb9ae18cf6df9d08f846529b3d42303bc13b38f36245d88807cdcd98".to_owned(),
         signal: "top-k=64".to_owned(),
         kl_buckets: Some(65),
+        unknown_targets: None,
     };
     let evaluation = Evaluation { reference: Some(reference), ..evaluation() };
     Report { evaluation: Some(evaluation), ..Report::new(model()) }

@@ -115,7 +115,8 @@ impl<'a> Cutting<'a> {
     pub fn open(args: &'a PruneArgs, teacher: &'a Source, resume: bool, global: &'a Global) -> Result<Self> {
         let order = Order::new(args, teacher)?;
         let tokenizer = teacher.tokenizer()?;
-        let request = CalibrationRequest { files: &args.calib, tokens: CALIB_TOKENS, ctx: args.ctx };
+        let request =
+            CalibrationRequest { files: &args.calib, tokens: CALIB_TOKENS, ctx: args.ctx, seed: None };
         let calibration = request.read(teacher, &tokenizer)?;
         let kept = resume && args.output.exists();
         let cutting = Self { order, args, global, tokenizer, calibration, kept };

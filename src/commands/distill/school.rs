@@ -110,6 +110,7 @@ impl<'a> School<'a> {
             zeros: None,
             rules: &[],
             calibration: None,
+            learned: None,
             output: &self.args.output,
             overwrite: self.overwrite,
             pre_tokenizer: None,
@@ -220,7 +221,7 @@ impl<'a> School<'a> {
     }
 
     /// The text that what was taught is compared with its teacher on, where it is; where reports go is looked at too.
-    pub(super) fn scoring(&self, student: &Source, global: &Global) -> Result<Option<Scoring>> {
+    pub(super) fn scoring(&self, student: &Source, global: &Global) -> Result<Option<Scoring<'a>>> {
         global.delivery().check(&[&self.args.output])?;
         let request = self.args.scoring(self.original, &self.computer, global);
         (!self.args.no_eval).then(|| request.read(student, self.tokenizer)).transpose()
@@ -231,7 +232,7 @@ impl<'a> School<'a> {
         &self,
         written: &Source,
         mut report: Report,
-        scoring: Option<&Scoring>,
+        scoring: Option<&Scoring<'_>>,
         mut clock: Clock,
         global: &Global,
     ) -> Result<()> {

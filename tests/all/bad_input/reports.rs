@@ -29,7 +29,7 @@ fn what_is_no_report_is_refused_by_name_and_reason() {
         ("report", "REPORT.json"),
         ("report good.json --schema", "--schema"),
         ("report --schema --json schema.json", "--schema"),
-        ("report good.json --format pdf", "possible values: terminal, markdown, html, json"),
+        ("report good.json --format pdf", "possible values: terminal, markdown, html, json, junit"),
     ] {
         let run = place.run(line);
         assert!(run.code == Some(2) && run.stderr.contains(part), "{line}: {}", run.stderr);

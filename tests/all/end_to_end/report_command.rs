@@ -19,7 +19,9 @@ fn two_reports() -> Place {
 fn a_report_is_shown_again_as_it_was_written() {
     let place = two_reports();
     let read = |name: &str| fs::read_to_string(place.at(name)).unwrap();
-    for (format, extension) in [("terminal", "txt"), ("markdown", "md"), ("html", "html"), ("json", "json")] {
+    for (format, extension) in
+        [("terminal", "txt"), ("markdown", "md"), ("html", "html"), ("json", "json"), ("junit", "xml")]
+    {
         let shown = place.done(&format!("report a.json --format {format}"));
         assert_eq!(shown, read(&format!("a/report.{extension}")), "{format}");
     }

@@ -34,6 +34,6 @@ fn part(label: &str, content: &Markup) -> Markup {
 fn says(prediction: &Prediction) -> Markup {
     html! {
         bdi.token { (Text(&visible(&prediction.top))) }
-        ", gives this " (probability(prediction.probability))
+        @if let Some(share) = prediction.probability { ", gives this " (probability(share)) }
     }
 }

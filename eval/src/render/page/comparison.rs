@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::evaluation::{lower_bound, passage, reference_label};
 use super::{Figure, Page, Section, Table, left, none, right};
+use crate::render::check;
 use crate::render::figures::{bytes, compact, measured, percent, short_perplexity};
 use crate::report::{Evaluation, Model, Report};
 
@@ -49,7 +50,12 @@ pub(in crate::render) fn of_comparison(reports: &[Report]) -> Page<'_> {
     }
     section.table = Some(table);
     section.figure = (!reports.is_empty()).then_some(Figure::Pareto(reports));
-    Page { title: "Comparison".to_owned(), sections: vec![section] }
+    let held = reports.iter().filter_map(|report| {
+        let mut section = check::section(report.check.as_ref()?);
+        section.facts.insert(0, ("output", file_name(report.subject())));
+        Some(section)
+    });
+    Page { title: "Comparison".to_owned(), sections: [section].into_iter().chain(held).collect() }
 }
 
 /// An evaluation that stands for all, where all were made on the same tokens and against a reference of one kind.

@@ -85,7 +85,7 @@ fn worst(tokens: &[WorstToken]) -> Section<'_> {
     ];
     let says = |prediction: &Prediction| {
         let top = visible(&prediction.top).chars().take(TOKEN).collect();
-        [top, probability(prediction.probability)]
+        [top, prediction.probability.map_or_else(none, probability)]
     };
     let row = |token: &WorstToken| {
         let before = visible(&token.before);
@@ -102,7 +102,14 @@ fn worst(tokens: &[WorstToken]) -> Section<'_> {
 }
 
 pub(super) fn reference_label(reference: &Reference) -> String {
-    format!("{} {} ({} of {})", reference.kind, reference.path, reference.signal, reference.model)
+    let of = if reference.model.is_empty() { String::new() } else { format!(" of {}", reference.model) };
+    let unknown = reference.unknown_targets.map(|count| {
+        format!(
+            "; its perplexity is unknown, as {} tokens of the text lie below what it tells apart",
+            grouped(count)
+        )
+    });
+    format!("{} {} ({}{of}{})", reference.kind, reference.path, reference.signal, unknown.unwrap_or_default())
 }
 
 /// What is to be said of a divergence that is not over the whole vocabulary.

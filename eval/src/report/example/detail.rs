@@ -3,8 +3,8 @@
 use super::{evaluation, quantized};
 use crate::Perplexity;
 use crate::report::{
-    Breakdown, ByWindow, Evaluation, Group, Histogram, Mean, Prediction, Report, TaskComparison, TaskResult,
-    WorstToken,
+    Breakdown, ByWindow, Check, Evaluation, Group, Histogram, Limit, Mean, Prediction, Report,
+    TaskComparison, TaskResult, Verdict, WorstToken,
 };
 use crate::report::{Share, Tensor};
 
@@ -26,8 +26,8 @@ fn worst(before: &str, token: &str, kl_divergence: f64) -> WorstToken {
         before: before.to_owned(),
         token: token.to_owned(),
         kl_divergence,
-        reference: Prediction { top: token.to_owned(), probability: 0.913 },
-        model: Prediction { top: " a".to_owned(), probability: 0.000_04 },
+        reference: Prediction { top: token.to_owned(), probability: Some(0.913) },
+        model: Prediction { top: " a".to_owned(), probability: Some(0.000_04) },
     }
 }
 
@@ -66,6 +66,7 @@ fn in_detail() -> Evaluation {
         by_window: Some(ByWindow {
             tokens_sha256: "aa".repeat(32),
             nll: vec![3.7, 3.8, 3.6],
+            reference_nll: vec![3.69, 3.79, 3.59],
             kl_divergence: vec![0.008, 0.010, 0.009],
             same_top: vec![243, 239, 245],
         }),
@@ -95,6 +96,25 @@ fn task() -> TaskResult {
     }
 }
 
+/// A limit that was kept, and one that was not.
+fn check() -> Check {
+    let limit = |name: &str, value: f64, limit: f64, verdict| Limit {
+        name: name.to_owned(),
+        subject: "fixtures/heldout.txt".to_owned(),
+        value,
+        stderr: Some(0.000_2),
+        limit,
+        p_value: Some(0.01),
+        verdict,
+        said: format!("{value}, at most {limit}"),
+    };
+    let limits = vec![
+        limit("max-kl", 0.008_81, 0.01, Verdict::Passed),
+        limit("max-perplexity-increase", 0.009_2, 0.005, Verdict::Failed),
+    ];
+    Check { passed: false, against: Some("baseline.json".to_owned()), limits }
+}
+
 /// A report with every part, and every part of its evaluation.
 pub(crate) fn detailed() -> Report {
     let elsewhere = Evaluation { text: "wiki.test.raw".to_owned(), ..in_detail() };
@@ -102,6 +122,7 @@ pub(crate) fn detailed() -> Report {
         evaluation: Some(in_detail()),
         further_evaluations: vec![elsewhere],
         tasks: vec![task()],
+        check: Some(check()),
         ..quantized()
     }
 }

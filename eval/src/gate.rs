@@ -1,0 +1,456 @@
+//! The gate: is a model good enough, and no worse than it was?
+//!
+//! A figure of one text is the same in every run, so a limit on a figure is held to as it stands. A *change* is another matter: the same change of
+//! a model moves one window up and the next one down, and a mean of few windows moves by chance. So a change counts where it is beyond its
+//! limit *and* the windows, compared one by one, agree that there is one.
+
+use statrs::distribution::{ContinuousCDF, StudentsT};
+
+use crate::perplexity::mean_and_stderr;
+use crate::render::figures::{bytes, grouped, measured, percent, small};
+use crate::report::{Check, Evaluation, Limit, TaskComparison, TaskResult, Verdict};
+use crate::{Report, report};
+
+/// A change so unlikely where there is none is taken for one.
+pub const SIGNIFICANCE: f64 = 0.05;
+
+/// What a model is held to; what is missing is not looked at.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Limits {
+    /// By how large a share perplexity may rise.
+    pub max_perplexity_increase: Option<f64>,
+    /// By how large a share mean KL divergence may rise above that of the baseline.
+    pub max_kl_increase: Option<f64>,
+    /// Mean KL divergence from the reference, in nats.
+    pub max_kl: Option<f64>,
+    /// Its 99th percentile.
+    pub max_kl_p99: Option<f64>,
+    /// Share of tokens, 0 to 1, where reference and model put the same token first.
+    pub min_top1: Option<f64>,
+    /// Bytes of the model's files.
+    pub max_bytes: Option<u64>,
+    /// By how much a task's accuracy, 0 to 1, may fall.
+    pub max_accuracy_drop: Option<f64>,
+    /// A task's accuracy, 0 to 1.
+    pub min_accuracy: Option<f64>,
+}
+
+/// Why a model could not be held to its limits.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum Error {
+    /// Nothing is asked.
+    #[error("no limit was given")]
+    NoLimit,
+    /// A limit that wants what there is not.
+    #[error("--{limit} needs {what}")]
+    Needs {
+        /// The limit.
+        limit: &'static str,
+        /// What is missing.
+        what: &'static str,
+    },
+    /// The baseline is of something else.
+    #[error("the baseline is of another model: {baseline}, and this is {found}")]
+    OtherModel {
+        /// The model of the baseline.
+        baseline: String,
+        /// The model that is checked.
+        found: String,
+    },
+    /// The baseline was measured on something else.
+    #[error("the baseline has no figures for {subject}{detail}")]
+    OtherTokens {
+        /// The text or task.
+        subject: String,
+        /// How the two differ, if they have a name in common.
+        detail: String,
+    },
+}
+
+impl Limits {
+    /// What a change is held to where nothing is said: 1 % of perplexity, a quarter of the divergence.
+    pub const DEFAULT: Self = Self {
+        max_perplexity_increase: Some(0.01),
+        max_kl_increase: Some(0.25),
+        max_kl: None,
+        max_kl_p99: None,
+        min_top1: None,
+        max_bytes: None,
+        max_accuracy_drop: None,
+        min_accuracy: None,
+    };
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Holds what `subject` measured to all limits.
+    ///
+    /// # Errors
+    /// A baseline of another model, text or task; a limit on what was not measured.
+    pub fn judge(&self, subject: &Subject<'_>) -> Result<Check, Error> {
+        if self.is_empty() {
+            return Err(Error::NoLimit);
+        }
+        if let Some((_, baseline)) = subject.baseline {
+            same_model(baseline, subject.report)?;
+        }
+        let mut limits = Vec::new();
+        let evaluations: Vec<&Evaluation> = subject.report.evaluations().collect();
+        for &evaluation in &evaluations {
+            let then = subject.baseline.map(|(_, baseline)| of_text(baseline, evaluation)).transpose()?;
+            self.text(evaluation, then, &mut limits)?;
+        }
+        for limit in self.on_texts().into_iter().flatten() {
+            if evaluations.is_empty() {
+                return Err(Error::Needs { limit, what: "a text: --text" });
+            }
+        }
+        self.tasks(subject, &mut limits)?;
+        if let Some(most) = self.max_bytes {
+            let (value, said) = (subject.bytes, bytes(subject.bytes));
+            let said = format!(
+                "the files take {said} ({} bytes); at most {} are allowed",
+                grouped(value),
+                bytes(most)
+            );
+            limits.push(exact("max-bytes", "files", value as f64, most as f64, value > most, said));
+        }
+        let passed = limits.iter().all(|limit| limit.verdict != Verdict::Failed);
+        let original = || subject.report.evaluations().find_map(|e| Some(e.reference.as_ref()?.path.clone()));
+        let against = subject.baseline.map(|(name, _)| name.to_owned());
+        Ok(Check {
+            passed,
+            against: against.or(subject.reference.map(str::to_owned)).or_else(original),
+            limits,
+        })
+    }
+
+    /// Limits that want a text.
+    fn on_texts(&self) -> [Option<&'static str>; 5] {
+        [
+            self.max_perplexity_increase.map(|_| "max-perplexity-increase"),
+            self.max_kl_increase.map(|_| "max-kl-increase"),
+            self.max_kl.map(|_| "max-kl"),
+            self.max_kl_p99.map(|_| "max-kl-p99"),
+            self.min_top1.map(|_| "min-top1"),
+        ]
+    }
+
+    fn text(
+        &self,
+        now: &Evaluation,
+        then: Option<&Evaluation>,
+        limits: &mut Vec<Limit>,
+    ) -> Result<(), Error> {
+        let text = &now.text;
+        if let Some(limit) = self.max_perplexity_increase {
+            let change = Change::of_perplexity(now, then).ok_or(Error::Needs {
+                limit: "max-perplexity-increase",
+                what: "a --baseline or a --reference to compare with",
+            })?;
+            limits.push(change.held_to("max-perplexity-increase", text, limit));
+        }
+        if let Some(limit) = self.max_kl_increase {
+            match then.and_then(|then| Change::of_divergence(now, then)) {
+                Some(change) => limits.push(change.held_to("max-kl-increase", text, limit)),
+                None if *self == Self::DEFAULT => {} // asked for by nobody
+                None => {
+                    let what = "a --reference now, and one when the --baseline was made";
+                    return Err(Error::Needs { limit: "max-kl-increase", what });
+                }
+            }
+        }
+        let kl = |limit| {
+            now.kl_divergence.ok_or(Error::Needs { limit, what: "a --reference to measure divergence from" })
+        };
+        if let Some(limit) = self.max_kl {
+            let kl = kl("max-kl")?;
+            let said = format!(
+                "mean KL divergence {}; at most {} is allowed",
+                measured(kl.mean, kl.stderr),
+                small(limit)
+            );
+            limits.push(exact("max-kl", text, kl.mean, limit, kl.mean > limit, said));
+        }
+        if let Some(limit) = self.max_kl_p99 {
+            let kl = kl("max-kl-p99")?;
+            let said = format!(
+                "99 % of the tokens diverge by less than {}; {} is allowed",
+                small(kl.p99),
+                small(limit)
+            );
+            limits.push(exact("max-kl-p99", text, kl.p99, limit, kl.p99 > limit, said));
+        }
+        if let Some(limit) = self.min_top1 {
+            let what = "a --reference to agree with";
+            let share = now.top1_agreement.ok_or(Error::Needs { limit: "min-top1", what })?;
+            let said = format!(
+                "{} of the tokens have the reference's first token first; at least {} must",
+                percent(share),
+                percent(limit)
+            );
+            limits.push(exact("min-top1", text, share, limit, share < limit, said));
+        }
+        Ok(())
+    }
+
+    fn tasks(&self, subject: &Subject<'_>, limits: &mut Vec<Limit>) -> Result<(), Error> {
+        let wants =
+            [self.max_accuracy_drop.map(|_| "max-accuracy-drop"), self.min_accuracy.map(|_| "min-accuracy")];
+        for limit in wants.into_iter().flatten() {
+            if subject.report.tasks.is_empty() {
+                return Err(Error::Needs { limit, what: "a --task" });
+            }
+        }
+        for task in &subject.report.tasks {
+            if let Some(limit) = self.max_accuracy_drop {
+                let then = task.reference.ok_or(Error::Needs {
+                    limit: "max-accuracy-drop",
+                    what: "a --baseline with the same tasks or a --reference to compare with",
+                })?;
+                limits.push(accuracy_drop(task, &then, limit));
+            }
+            if let Some(limit) = self.min_accuracy {
+                let share = task.accuracy.value;
+                let said =
+                    format!("{} of the items are right; at least {} must be", percent(share), percent(limit));
+                limits.push(exact("min-accuracy", &task.name, share, limit, share < limit, said));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is held to limits.
+#[derive(Clone, Copy)]
+pub struct Subject<'a> {
+    /// What it scores; tasks stand beside those they are compared with.
+    pub report: &'a Report,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// What it scored before, and where that is kept.
+    pub baseline: Option<(&'a str, &'a Report)>,
+    /// The model it is compared with, by name.
+    pub reference: Option<&'a str>,
+}
+
+/// A change for the worse, as a share of what was.
+struct Change {
+    what: &'static str,
+    from: String,
+    to: String,
+    value: f64,
+    stderr: Option<f64>,
+    p_value: Option<f64>,
+}
+
+impl Change {
+    /// From the baseline, or where there is none from the reference.
+    fn of_perplexity(now: &Evaluation, then: Option<&Evaluation>) -> Option<Self> {
+        let windows = now.by_window.as_ref()?;
+        let (before, perplexity) = match then {
+            Some(then) => (&then.by_window.as_ref()?.nll, then.perplexity),
+            None => (&windows.reference_nll, now.reference_perplexity?),
+        };
+        let paired = Paired::of(&windows.nll, before)?;
+        let value = paired.mean.exp() - 1.0;
+        Some(Self {
+            what: "perplexity",
+            from: format!("{:.4}", perplexity.value),
+            to: format!("{:.4}", now.perplexity.value),
+            value,
+            stderr: paired.stderr.map(|stderr| (1.0 + value) * stderr),
+            p_value: paired.p_value,
+        })
+    }
+
+    fn of_divergence(now: &Evaluation, then: &Evaluation) -> Option<Self> {
+        let (windows, before) = (now.by_window.as_ref()?, then.by_window.as_ref()?);
+        let (kl, kl_before) = (now.kl_divergence?, then.kl_divergence?);
+        let paired = Paired::of(&windows.kl_divergence, &before.kl_divergence)?;
+        // From nothing, everything is an infinite rise.
+        let scale = kl_before.mean.max(f64::MIN_POSITIVE);
+        Some(Self {
+            what: "mean KL divergence",
+            from: small(kl_before.mean),
+            to: small(kl.mean),
+            value: (paired.mean / scale).min(1e9),
+            stderr: paired.stderr.map(|stderr| (stderr / scale).min(1e9)),
+            p_value: paired.p_value,
+        })
+    }
+
+    fn held_to(self, name: &'static str, subject: &str, limit: f64) -> Limit {
+        let is_real = self.p_value.is_none_or(|p| p < SIGNIFICANCE);
+        let verdict = match (self.value > limit, is_real) {
+            (false, _) => Verdict::Passed,
+            (true, false) => Verdict::Noise,
+            (true, true) => Verdict::Failed,
+        };
+        let value = format!("{:+.2}", 100.0 * self.value);
+        let error = self.stderr.map(|stderr| format!(" ± {:.2}", 100.0 * stderr)).unwrap_or_default();
+        let mut said = format!(
+            "{} {}, before {}: {value}{error} %; at most {:+.2} % is allowed",
+            self.what,
+            self.to,
+            self.from,
+            100.0 * limit
+        );
+        said += &match (verdict, self.p_value) {
+            (Verdict::Noise, Some(p)) => {
+                format!("; but so much comes by chance (p = {}): more text would tell", small(p))
+            }
+            (Verdict::Failed, Some(p)) => format!("; that is no chance (p = {})", small(p)),
+            _ => String::new(),
+        };
+        Limit {
+            name: name.to_owned(),
+            subject: subject.to_owned(),
+            value: self.value,
+            stderr: self.stderr,
+            limit,
+            p_value: self.p_value,
+            verdict,
+            said,
+        }
+    }
+}
+
+/// Two figures for every window, compared one by one.
+struct Paired {
+    mean: f64,
+    stderr: Option<f64>,
+    p_value: Option<f64>,
+}
+
+impl Paired {
+    /// The mean of `now - then`, and how likely one so large or larger is where the true one is 0: the one-sided paired t-test. Of one
+    /// window nothing is known but its difference.
+    fn of(now: &[f64], then: &[f64]) -> Option<Self> {
+        if now.len() != then.len() || now.is_empty() {
+            return None;
+        }
+        let differences: Vec<f64> = now.iter().zip(then).map(|(now, then)| now - then).collect();
+        let (mean, stderr) = mean_and_stderr(&differences);
+        let windows = differences.len();
+        if windows < 2 {
+            return Some(Self { mean, stderr: None, p_value: None });
+        }
+        let p_value = if stderr > 0.0 {
+            let t = StudentsT::new(0.0, 1.0, (windows - 1) as f64).ok()?;
+            t.sf(mean / stderr)
+        } else if mean > 0.0 {
+            0.0
+        } else {
+            1.0
+        };
+        Some(Self { mean, stderr: Some(stderr), p_value: Some(p_value) })
+    }
+}
+
+/// A task's items, compared one by one.
+fn accuracy_drop(task: &TaskResult, then: &TaskComparison, limit: f64) -> Limit {
+    let value = then.accuracy.value - task.accuracy.value;
+    // The test is two-sided; only a loss is for the worse.
+    let p_value = if then.lost > then.won { then.p_value / 2.0 } else { 1.0 };
+    let verdict = match (value > limit, p_value < SIGNIFICANCE) {
+        (false, _) => Verdict::Passed,
+        (true, false) => Verdict::Noise,
+        (true, true) => Verdict::Failed,
+    };
+    let mut said = format!(
+        "accuracy {}, before {}: {} lost, {} won of {}; at most {} less is allowed",
+        percent(task.accuracy.value),
+        percent(then.accuracy.value),
+        grouped(then.lost),
+        grouped(then.won),
+        grouped(task.items),
+        percent(limit)
+    );
+    said += &match verdict {
+        Verdict::Passed => String::new(),
+        Verdict::Noise => {
+            format!("; but so much comes by chance (p = {}): more items would tell", small(p_value))
+        }
+        Verdict::Failed => format!("; that is no chance (p = {})", small(p_value)),
+    };
+    Limit {
+        name: "max-accuracy-drop".to_owned(),
+        subject: task.name.clone(),
+        value,
+        stderr: None,
+        limit,
+        p_value: Some(p_value),
+        verdict,
+        said,
+    }
+}
+
+/// A figure that is what it is.
+fn exact(name: &str, subject: &str, value: f64, limit: f64, failed: bool, said: String) -> Limit {
+    Limit {
+        name: name.to_owned(),
+        subject: subject.to_owned(),
+        value,
+        stderr: None,
+        limit,
+        p_value: None,
+        verdict: if failed { Verdict::Failed } else { Verdict::Passed },
+        said,
+    }
+}
+
+fn same_model(baseline: &Report, report: &Report) -> Result<(), Error> {
+    let key = |report: &Report| (report.model.family.clone(), report.parameters());
+    if key(baseline) == key(report) {
+        return Ok(());
+    }
+    let name = |report: &Report| {
+        let (family, parameters) = key(report);
+        format!("`{}`, a {family} of {} parameters", report.model.source, grouped(parameters))
+    };
+    Err(Error::OtherModel { baseline: name(baseline), found: name(report) })
+}
+
+/// What the baseline has to say of the same tokens.
+fn of_text<'a>(baseline: &'a Report, now: &Evaluation) -> Result<&'a Evaluation, Error> {
+    let hash =
+        |evaluation: &Evaluation| evaluation.by_window.as_ref().map(|windows| windows.tokens_sha256.clone());
+    let cut = |e: &Evaluation| (hash(e), e.ctx, e.convention);
+    if let Some(then) = baseline.evaluations().find(|then| hash(then).is_some() && cut(then) == cut(now)) {
+        return Ok(then);
+    }
+    let other = baseline.evaluations().find(|then| then.text == now.text);
+    let detail = other.map(|then| {
+        format!(
+            " as it is now: it was {} windows of {} tokens, convention {}, and is {} of {}, {}, or the text has changed",
+            then.chunks, then.ctx, then.convention, now.chunks, now.ctx, now.convention
+        )
+    });
+    Err(Error::OtherTokens {
+        subject: format!("the text `{}`", now.text),
+        detail: detail.unwrap_or_default(),
+    })
+}
+
+impl report::Report {
+    /// What a baseline needs of it: the figures, without how and how long they were taken.
+    #[must_use]
+    pub fn as_baseline(&self) -> Self {
+        let mut baseline = Self { run: None, check: None, tensors: Vec::new(), ..self.clone() };
+        for evaluation in baseline.evaluation.iter_mut().chain(&mut baseline.further_evaluations) {
+            evaluation.worst_tokens = Vec::new();
+            evaluation.breakdown = None;
+            evaluation.kl_histogram = None;
+        }
+        for task in &mut baseline.tasks {
+            task.reference = None;
+        }
+        baseline
+    }
+}
+
+#[cfg(test)]
+mod tests;
