@@ -75,7 +75,7 @@ pub struct Global {
     #[arg(long, global = true, value_name = "FILE")]
     pub json: Option<PathBuf>,
 
-    /// Write the report in every form (JSON, Markdown, text) into this folder
+    /// Write the report in every form (HTML, Markdown, text, JSON) and its plots (SVG) into this folder
     #[arg(long, global = true, value_name = "DIR")]
     pub report: Option<PathBuf>,
 
@@ -121,6 +121,9 @@ pub enum Command {
     /// Carry out a recipe: prune a model, teach what is left, make several outputs of it, compare all in one table
     #[command(after_help = examples::RUN)]
     Run(RunArgs),
+    /// Show a report again, what changed from one to another, or several side by side
+    #[command(after_help = examples::REPORT)]
+    Report(ReportArgs),
     /// Print what a shell needs to complete attar's commands and options
     #[command(after_help = examples::COMPLETIONS)]
     Completions {
@@ -133,6 +136,51 @@ pub enum Command {
         /// The folder for them [default: the page of the program itself goes to stdout]
         folder: Option<PathBuf>,
     },
+}
+
+/// `attar report`.
+#[derive(Args, Clone, Debug)]
+pub struct ReportArgs {
+    /// Reports as --json and --report write them: one is shown, of two what changed from the first to the second, of more a table; a
+    /// file of several reports is a table too
+    #[arg(value_name = "REPORT.json", required_unless_present = "schema")]
+    pub files: Vec<PathBuf>,
+
+    /// What is printed
+    #[arg(long, value_enum, default_value_t = RenderingArg::Terminal)]
+    pub format: RenderingArg,
+
+    /// Print the JSON Schema of reports
+    #[arg(long, conflicts_with_all = ["files", "format", "json", "report"])]
+    pub schema: bool,
+}
+
+/// What a report looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RenderingArg {
+    /// Plain text
+    Terminal,
+    /// For an issue, a pull request or a model card
+    Markdown,
+    /// A page with plots that needs nothing else
+    Html,
+    /// Every figure in full
+    Json,
+    /// Limits as tests, for CI servers
+    Junit,
+}
+
+impl RenderingArg {
+    /// Its name in the list of renderings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Terminal => "terminal",
+            Self::Markdown => "markdown",
+            Self::Html => "html",
+            Self::Json => "json",
+            Self::Junit => "junit",
+        }
+    }
 }
 
 /// `attar run`.
@@ -465,6 +513,13 @@ mod tests {
                 assert!(name.is_none_or(|name| words[1] == name), "{line} stands with {name:?}");
             }
         }
+    }
+
+    #[test]
+    fn every_rendering_can_be_asked_for() {
+        let asked: Vec<_> = RenderingArg::value_variants().iter().map(|rendering| rendering.name()).collect();
+        let there: Vec<_> = attar_eval::render::RENDERERS.iter().map(|rendering| rendering.name()).collect();
+        assert_eq!(asked, there);
     }
 
     #[test]

@@ -109,6 +109,9 @@ fn library_hint(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     if let Some(error) = error.downcast_ref::<attar_model::teacher::Error>() {
         return error.hint().map(str::to_owned);
     }
+    if let Some(error) = error.downcast_ref::<attar_eval::report::Error>() {
+        return Some(error.hint().to_owned());
+    }
     if let Some(error) = error.downcast_ref::<CudaError>() {
         return error.hint();
     }

@@ -52,6 +52,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         Command::Check(args) => return commands::check::run(args, &cli.global),
         Command::Distill(args) => commands::distill::run(args, &cli.global),
         Command::Run(args) => return recipe::run(args, &cli.global),
+        Command::Report(args) => commands::report::run(args, &cli.global),
         Command::Completions { shell } => commands::manual::completions(*shell),
         Command::Man { folder } => commands::manual::pages(folder.as_deref(), &cli.global),
     };

@@ -1,13 +1,14 @@
 //! How far a compressed model's predictions moved from the reference's.
 
 use ndarray::{ArrayView2, Zip};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::perplexity::mean_and_stderr;
 use crate::softmax::{Pair, Partition};
 
 /// KL(reference || compressed) over the scored tokens: full vocabulary, nats, no clamp.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Divergence {
     /// Mean over tokens.
     pub mean: f64,

@@ -1,11 +1,12 @@
 //! Perplexity, so computed that it agrees with llama-perplexity's in every digit that one prints.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::softmax::Partition;
 
 /// exp of the mean negative log-likelihood per token, with its standard error.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Perplexity {
     /// The perplexity.
     pub value: f64,

@@ -5,15 +5,19 @@
 
 mod check;
 pub(crate) mod figures;
+mod html;
 mod json;
 mod junit;
 mod markdown;
+mod markup;
 mod page;
+mod plot;
 mod tasks;
 mod terminal;
 
-use crate::report::Report;
-pub use page::{Align, Column, Page, Section, Table, left, right};
+use crate::report::{Difference, Report};
+pub use page::{Align, Column, Figure, Page, Section, Table, left, right};
+pub use plot::Plot;
 pub use terminal::{COLUMNS, Terminal};
 
 /// One way to write reports down.
@@ -32,10 +36,45 @@ pub trait Renderer: Sync {
     /// Where all of them come from one model and were scored on one text, the model itself is the
     /// first line.
     fn compare(&self, reports: &[Report]) -> String;
+
+    /// What changed from one report to another; ends in a newline.
+    fn differ(&self, difference: &Difference) -> String;
 }
 
 /// Every rendering.
-pub const RENDERERS: &[&dyn Renderer] = &[&Terminal::FILE, &markdown::Markdown, &json::Json, &junit::Junit];
+pub const RENDERERS: &[&dyn Renderer] =
+    &[&Terminal::FILE, &markdown::Markdown, &html::Html, &json::Json, &junit::Junit];
+
+/// What is rendered.
+#[derive(Clone, Copy)]
+pub enum Subject<'a> {
+    /// One report.
+    Report(&'a Report),
+    /// Several side by side.
+    Comparison(&'a [Report]),
+    /// What changed from one to another.
+    Difference(&'a Difference),
+}
+
+impl Subject<'_> {
+    /// Written down by `renderer`.
+    pub fn text(&self, renderer: &dyn Renderer) -> String {
+        match self {
+            Self::Report(report) => renderer.render(report),
+            Self::Comparison(reports) => renderer.compare(reports),
+            Self::Difference(difference) => renderer.differ(difference),
+        }
+    }
+
+    /// Every drawing of its page, as a file of its own; of a difference there is none.
+    pub fn plots(&self) -> Vec<Plot> {
+        match self {
+            Self::Report(report) => plot::of_page(&page::of_report(report)),
+            Self::Comparison(reports) => plot::of_page(&page::of_comparison(reports)),
+            Self::Difference(_) => Vec::new(),
+        }
+    }
+}
 
 /// The rendering called `name`.
 pub fn renderer(name: &str) -> Option<&'static dyn Renderer> {
@@ -50,9 +89,21 @@ mod tests {
 
     /// A report whose every text tries to break out of its place.
     fn hostile() -> Report {
-        let mut report = example::quantized();
-        report.model.source = "a|b\n# heading\u{1b}[31m".to_owned();
-        report.tensors[0].role = "q|proj\u{7}".to_owned();
+        let mut report = example::detailed();
+        let text =
+            "a|b\n# heading\u{1b}[31m</style><script>alert(\"1\")</script><img src='x' onerror=x>".to_owned();
+        report.model.source = text.clone();
+        report.tensors[0].role = "q|proj\u{7}<script>".to_owned();
+        let output = report.output.as_mut().unwrap();
+        output.path.clone_from(&text);
+        output.scheme.clone_from(&text);
+        let evaluation = report.evaluation.as_mut().unwrap();
+        evaluation.worst_tokens[0].before.clone_from(&text);
+        evaluation.worst_tokens[0].model.top.clone_from(&text);
+        evaluation.breakdown.as_mut().unwrap().kind[0].name.clone_from(&text);
+        let run = report.run.as_mut().unwrap();
+        run.stages[0].name.clone_from(&text);
+        run.command = text;
         report
     }
 
@@ -74,6 +125,7 @@ mod tests {
                 renderer.render(&full),
                 renderer.render(&bare),
                 renderer.compare(&[full.clone(), bare.clone()]),
+                renderer.differ(&Difference::of(&full, &bare)),
             ];
             for text in texts {
                 assert!(text.ends_with('\n') && !text.ends_with("\n\n"), "{}: {text}", renderer.name());
@@ -84,10 +136,32 @@ mod tests {
     #[test]
     fn no_rendering_lets_a_control_character_through() {
         for renderer in RENDERERS {
-            for text in [renderer.render(&hostile()), renderer.compare(&[hostile()])] {
+            let difference = Difference::of(&example::quantized(), &hostile());
+            let texts =
+                [renderer.render(&hostile()), renderer.compare(&[hostile()]), renderer.differ(&difference)];
+            for text in texts {
                 assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{}", renderer.name());
                 assert!(!text.contains("\n# heading"), "{}", renderer.name());
             }
+        }
+    }
+
+    #[test]
+    fn no_page_and_no_drawing_lets_markup_through() {
+        let (hostile, html) = (hostile(), renderer("html").unwrap());
+        let difference = Difference::of(&example::quantized(), &hostile);
+        let mut texts = vec![
+            html.render(&hostile),
+            html.compare(std::slice::from_ref(&hostile)),
+            html.differ(&difference),
+        ];
+        let list = [hostile];
+        for subject in [Subject::Report(&list[0]), Subject::Comparison(&list)] {
+            texts.extend(subject.plots().iter().map(Plot::svg));
+        }
+        for text in texts {
+            assert!(!text.contains("<script") && !text.contains("<img"), "{text}");
+            assert!(text.matches("</style>").count() <= 1, "{text}");
         }
     }
 

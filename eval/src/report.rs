@@ -5,30 +5,31 @@
 
 mod check;
 mod detail;
+mod difference;
 mod pruning;
+mod read;
 mod tasks;
 
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{Convention, Divergence, Perplexity};
 pub use check::{Check, Limit, Verdict};
 pub use detail::{Breakdown, ByWindow, Group, Histogram, Mean, Prediction, WorstToken};
+pub use difference::{
+    Changed, Difference, EvaluationDifference, Pair, Paired, TaskDifference, TensorDifference,
+};
 pub use pruning::{AcrossLayers, Candidate, DroppedLayer, Lost, PrunedLayer, Pruning, Search, Shape};
+pub use read::{Error, read};
 pub use tasks::{Share, TaskComparison, TaskResult};
 
 /// The schema this version reads and writes.
 pub const SCHEMA: &str = "attar-report/1";
 
-/// Why a report could not be read.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Not a report of this schema: malformed, incomplete, or of another version.
-    #[error("not a report of schema `{SCHEMA}`")]
-    Malformed(#[from] serde_json::Error),
-}
-
 /// One model, and where it was compressed, one output.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Report {
     /// Names the meaning of all other keys.
     pub schema: Schema,
@@ -104,12 +105,36 @@ impl Report {
         self.output.as_ref().and_then(|output| output.parameters).unwrap_or(self.model.parameters)
     }
 
+    /// What it is about: the output, or the model alone.
+    pub fn subject(&self) -> &str {
+        self.output.as_ref().map_or(&self.model.source, |output| &output.path)
+    }
+
+    /// Bytes of what was written, or of the model alone.
+    pub fn bytes(&self) -> u64 {
+        self.output.as_ref().map_or(self.model.bytes, |output| output.bytes)
+    }
+
+    /// Bits per weight of what was written, or of the model alone; none where there are no weights.
+    pub fn bits_per_weight(&self) -> Option<f64> {
+        let Model { bytes, parameters, .. } = self.model;
+        let alone = (parameters > 0).then(|| 8.0 * bytes as f64 / parameters as f64);
+        self.output.as_ref().map_or(alone, |output| Some(output.bits_per_weight))
+    }
+
     /// Reads a report from JSON.
     ///
     /// # Errors
     /// Where `json` is malformed, lacks a key or has another schema.
     pub fn from_json(json: &str) -> Result<Self, Error> {
         Ok(serde_json::from_str(json)?)
+    }
+
+    /// The JSON Schema of reports, which describes every key.
+    pub fn json_schema() -> schemars::Schema {
+        let mut schema = schemars::schema_for!(Self);
+        schema.insert("title".to_owned(), SCHEMA.into());
+        schema
     }
 }
 
@@ -133,8 +158,18 @@ impl<'de> Deserialize<'de> for Schema {
     }
 }
 
+impl JsonSchema for Schema {
+    fn schema_name() -> Cow<'static, str> {
+        "Schema".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> schemars::Schema {
+        json_schema!({ "type": "string", "const": SCHEMA })
+    }
+}
+
 /// The full-precision model that was read.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Model {
     /// Path or `hf:` name as given.
     pub source: String,
@@ -147,7 +182,7 @@ pub struct Model {
 }
 
 /// The compressed model that was written.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Output {
     /// Where it lies.
     pub path: String,
@@ -171,7 +206,7 @@ pub struct Output {
 }
 
 /// What a model scores on a text.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Evaluation {
     /// The text, as given.
     pub text: String,
@@ -216,7 +251,7 @@ pub struct Evaluation {
 }
 
 /// What stood for a reference that was not run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Reference {
     /// `teacher cache`, `llama.cpp's logits`.
     pub kind: String,
@@ -240,7 +275,7 @@ pub struct Reference {
 }
 
 /// What became of one weight tensor.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Tensor {
     /// Hugging Face name.
     pub name: String,
@@ -280,8 +315,16 @@ pub struct Tensor {
     pub decoded_sha256: Option<String>,
 }
 
+impl Tensor {
+    /// The layer it belongs to, by its Hugging Face name: the number after `layers`.
+    pub fn layer(&self) -> Option<u64> {
+        let mut parts = self.name.split('.').skip_while(|part| *part != "layers");
+        parts.nth(1)?.parse().ok()
+    }
+}
+
 /// The text statistics were collected on.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Calibration {
     /// Its files, as given.
     pub files: Vec<String>,
@@ -303,7 +346,7 @@ pub struct Calibration {
 }
 
 /// How many of the calibration tokens each expert of a layer got. They add up to all tokens times the experts of a token.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Routing {
     /// The layer.
     pub layer: u64,
@@ -315,7 +358,7 @@ pub struct Routing {
 pub const BLOCK_OUTPUT: &str = "block-output";
 
 /// How a student was taught.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Distillation {
     /// The teacher, or what was kept of it, as given.
     pub teacher: String,
@@ -357,7 +400,7 @@ pub struct Distillation {
 }
 
 /// How far a student was after some steps.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CurvePoint {
     /// Steps done.
     pub step: u64,
@@ -383,7 +426,7 @@ pub struct CurvePoint {
 }
 
 /// How the output was made.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Run {
     /// The command line.
     pub command: String,
@@ -393,6 +436,18 @@ pub struct Run {
     pub device: String,
     /// Worker threads.
     pub threads: u64,
+    /// The processor's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<String>,
+    /// Cores that this process may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cores: Option<u64>,
+    /// Memory of the machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// The operating system, as it calls itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub os: Option<String>,
     /// What the factors of matrix products were rounded to, `f32` or `bf16`; sums are f32.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub precision: Option<String>,
@@ -407,7 +462,7 @@ pub struct Run {
 }
 
 /// One stage of a run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RunStage {
     /// Its name: `calibrate`, `write`...
     pub name: String,
@@ -419,53 +474,4 @@ pub struct RunStage {
 pub(crate) mod example;
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_report_survives_json() {
-        let report = example::quantized();
-        let json = serde_json::to_string(&report).unwrap();
-        assert_eq!(Report::from_json(&json).unwrap(), report);
-    }
-
-    #[test]
-    fn what_a_reference_was_kept_in_survives_json() {
-        let report = example::against_a_cache();
-        let json = serde_json::to_value(&report).unwrap();
-        assert_eq!(json["evaluation"]["reference"]["kl_buckets"], 65);
-        assert_eq!(Report::from_json(&json.to_string()).unwrap(), report);
-    }
-
-    #[test]
-    fn a_report_about_a_model_alone_has_no_other_parts() {
-        let report = Report::new(example::model());
-        let json = serde_json::to_value(&report).unwrap();
-        let keys: Vec<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
-        assert_eq!(keys, ["schema", "model"]);
-        assert_eq!(Report::from_json(&json.to_string()).unwrap(), report);
-    }
-
-    #[test]
-    fn an_unknown_schema_is_refused_by_name() {
-        let json = serde_json::to_string(&example::quantized()).unwrap();
-        let error = Report::from_json(&json.replace(SCHEMA, "attar-report/2")).unwrap_err();
-        let cause = std::error::Error::source(&error).unwrap().to_string();
-        assert!(cause.starts_with("the schema is `attar-report/2`, only `attar-report/1` is known"));
-    }
-
-    #[test]
-    fn a_report_without_a_schema_is_refused() {
-        assert!(Report::from_json(r#"{"model":{}}"#).is_err());
-        assert!(Report::from_json("[]").is_err());
-        assert!(Report::from_json("").is_err());
-    }
-
-    #[test]
-    fn a_key_of_a_later_writer_is_passed_over() {
-        let mut json = serde_json::to_value(example::quantized()).unwrap();
-        json["evaluation"]["moods"] = serde_json::json!([]);
-        assert_eq!(Report::from_json(&json.to_string()).unwrap(), example::quantized());
-    }
-}
+mod tests;

@@ -7,12 +7,13 @@ use std::ops::Range;
 use std::str::FromStr;
 
 use attar_model::Windows;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
 /// Whose figures a perplexity compares with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Convention {
     /// llama-perplexity: the text is one stream, BOS replaces the first token of every window, and
     /// the second half of each window is scored.

@@ -89,6 +89,15 @@ Examples:
     attar run recipes/pruned-and-distilled.toml
     attar run recipes/pruned-and-distilled.toml --resume";
 
+pub const REPORT: &str = "\
+Examples:
+  What changed from one quantization to the next:
+    attar report before.json after.json
+  A page of several, side by side:
+    attar report a.json b.json c.json --report compared
+  For a pull request:
+    attar report small.json --format markdown > small.md";
+
 pub const COMPLETIONS: &str = "\
 Examples:
   For bash, in this shell and in those to come:

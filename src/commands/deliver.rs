@@ -6,17 +6,20 @@ use std::path::{Path, PathBuf};
 
 use attar_checkpoint::atomic::{self, AtomicFile, Overwrite};
 use attar_eval::Report;
-use attar_eval::render::{self, Renderer};
+use attar_eval::render::{self, Renderer, Subject};
 
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::pipeline::write::NewFolders;
 use crate::talk::{self, say};
 
-/// What the schemas of all reports, of whatever version, begin with.
-const SCHEMA_FAMILY: &str = "attar-report/";
+/// What the schemas of all reports and of their differences, of whatever version, begin with.
+const SCHEMA_FAMILY: &str = "\"attar-report";
 
 /// What the files of `--report` are called, before their extension.
 const FILE_STEM: &str = "report";
+
+/// The folder of drawings in that of `--report`.
+const PLOTS: &str = "plots";
 
 /// Where reports are wanted besides the terminal.
 #[derive(Clone, Debug, Default)]
@@ -38,10 +41,15 @@ impl Delivery {
         for (option, path) in json.chain(folder) {
             let at = || format!("while preparing {option} for `{}`", path.display());
             check_file(&path).doing(at)?;
-            if outputs.iter().any(|output| same_place(output, &path)) {
-                return Err(
-                    Failure::new("the report would take the place of the output").hint("name another file")
-                )
+            let forms = render::RENDERERS.iter().map(|renderer| path.with_extension(renderer.extension()));
+            let files: Vec<PathBuf> = if option == "--report" { forms.collect() } else { vec![path.clone()] };
+            let in_the_way = |output: &&&Path| files.iter().any(|file| same_place(output, file));
+            if let Some(output) = outputs.iter().find(in_the_way) {
+                return Err(Failure::new(format!(
+                    "the report would take the place of `{}`",
+                    output.display()
+                ))
+                .hint("name another file"))
                 .doing(at);
             }
             if path.is_file() && !is_report(&path) {
@@ -58,7 +66,7 @@ impl Delivery {
     /// # Errors
     /// A file that cannot be written.
     pub fn one(&self, report: &Report) -> Result<()> {
-        self.write(|renderer| renderer.render(report))
+        self.shown(Subject::Report(report), "terminal")
     }
 
     /// Several reports side by side.
@@ -66,13 +74,19 @@ impl Delivery {
     /// # Errors
     /// A file that cannot be written.
     pub fn compared(&self, reports: &[Report]) -> Result<()> {
-        self.write(|renderer| renderer.compare(reports))
+        self.shown(Subject::Comparison(reports), "terminal")
     }
 
-    /// Files first: what is shown is then on the disk.
-    fn write(&self, text_of: impl Fn(&dyn Renderer) -> String) -> Result<()> {
-        self.files(&text_of)?;
-        say(&text_of(&talk::terminal()))
+    /// On stdout as `rendering` writes it, and wherever else it is wanted. Files first: what is shown is then on the disk.
+    ///
+    /// # Errors
+    /// A file that cannot be written, a rendering that is not there.
+    pub fn shown(&self, subject: Subject<'_>, rendering: &str) -> Result<()> {
+        self.files(subject, &|renderer| subject.text(renderer))?;
+        match rendering {
+            "terminal" => say(&subject.text(&talk::terminal())),
+            _ => say(&subject.text(named(rendering)?)),
+        }
     }
 
     /// One report wherever it is wanted, but not on the terminal, where something else is shown; as JSON with `more` under a
@@ -88,16 +102,20 @@ impl Delivery {
             }
             _ => text,
         };
-        self.files(&|renderer| match renderer.name() {
+        self.files(Subject::Report(report), &|renderer| match renderer.name() {
             "json" => with_more(renderer.render(report)),
             _ => renderer.render(report),
         })
     }
 
-    fn files(&self, text_of: &dyn Fn(&dyn Renderer) -> String) -> Result<()> {
+    fn files(&self, subject: Subject<'_>, text_of: &dyn Fn(&dyn Renderer) -> String) -> Result<()> {
         if let Some(folder) = &self.folder {
             for &renderer in render::RENDERERS {
-                put(&folder.join(FILE_STEM).with_extension(renderer.extension()), &text_of(renderer))?;
+                let path = folder.join(FILE_STEM).with_extension(renderer.extension());
+                put(&path, &text_of(renderer))?;
+            }
+            for plot in subject.plots() {
+                put(&folder.join(PLOTS).join(plot.name()).with_extension("svg"), &plot.svg())?;
             }
         }
         match &self.json {

@@ -59,7 +59,11 @@ pub fn run(path: &Path, global: &Global) -> Result<()> {
 }
 
 /// What is shown of it.
-fn page(subject: &Subject, contents: &Contents<'_>, source: std::result::Result<&Source, &Failure>) -> Page {
+fn page(
+    subject: &Subject,
+    contents: &Contents<'_>,
+    source: std::result::Result<&Source, &Failure>,
+) -> Page<'static> {
     let mut facts: Vec<Fact> = vec![("file", files(subject))];
     match source {
         Ok(source) => facts.extend(about(source)),
@@ -309,7 +313,7 @@ fn tensors(source: &Source) -> String {
 }
 
 /// A line per scheme; what its container or the shapes forbid is left out.
-fn schemes(source: &Source) -> Section {
+fn schemes(source: &Source) -> Section<'static> {
     let file_types = FILE_TYPES.iter().map(|t| (Scheme::Gguf(*t), true));
     let integers = INTEGER_SCHEMES.iter().filter_map(|name| Some((name.parse().ok()?, false)));
     let mut rows = Vec::new();

@@ -10,13 +10,13 @@ pub mod inspect;
 pub mod manual;
 pub mod prune;
 pub mod quantize;
+pub mod report;
 
 use std::path::PathBuf;
 
 use attar_checkpoint::atomic::Overwrite;
 use attar_checkpoint::tokenizer::Tokenizer;
 use attar_eval::Convention;
-use attar_eval::report;
 use attar_model::{ModelConfig, Precision};
 
 use crate::cli::Global;
@@ -98,7 +98,7 @@ impl CalibrationRequest<'_> {
         let [calibrate_ctx, _] = text::DEFAULT_CTX;
         let ctx = self.ctx.unwrap_or(calibrate_ctx.min(source.config.max_position_embeddings).max(1));
         let windows = text::calibration_windows(&texts, tokenizer, ctx, self.tokens, self.seed)?;
-        let facts = report::Calibration {
+        let facts = attar_eval::report::Calibration {
             files: texts.iter().map(|text| text.name.clone()).collect(),
             sha256: text::sha256(&texts),
             tokens: windows.tokens().len() as u64,

@@ -5,6 +5,7 @@ pub mod compress;
 mod experts;
 pub mod learned;
 pub mod local;
+mod machine;
 pub mod on_device;
 mod outlet;
 pub mod passage;
@@ -315,6 +316,10 @@ impl Clock {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             device: device::name(devices),
             threads: rayon::current_num_threads() as u64,
+            cpu: machine::cpu(),
+            cores: std::thread::available_parallelism().ok().map(|cores| cores.get() as u64),
+            memory_bytes: machine::memory_bytes(),
+            os: Some(machine::os()),
             precision: precision.map(|precision| precision.name().to_owned()),
             seconds: self.started.elapsed().as_secs_f64(),
             peak_rss_bytes: peak_rss_bytes(),

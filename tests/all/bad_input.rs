@@ -2,6 +2,7 @@
 
 mod models;
 mod outputs;
+mod reports;
 mod requests;
 mod tasks;
 mod teacher;

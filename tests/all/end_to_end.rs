@@ -10,6 +10,7 @@ mod memory;
 mod prune;
 mod quality;
 mod recipes;
+mod report_command;
 mod reports;
 mod tasks;
 mod teacher;

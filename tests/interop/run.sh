@@ -23,6 +23,9 @@ if ! "$python" -c 'import torch, transformers, gguf, compressed_tensors' 2>/dev/
   fi
 fi
 
+echo "--- a browser: opens our pages, and finds nothing wrong with them"
+"$here/check_page.sh" "$attar"
+
 model=$root/fixtures/books-2m
 calib=$root/fixtures/calibration.txt
 text=$root/fixtures/heldout.txt

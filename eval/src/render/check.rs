@@ -3,7 +3,7 @@
 use super::page::Section;
 use crate::report::{Check, Verdict};
 
-pub(super) fn section(check: &Check) -> Section {
+pub(super) fn section(check: &Check) -> Section<'static> {
     let heading = if check.passed { "Check: passed" } else { "Check: FAILED" };
     let against = check.against.iter().map(|against| ("against", against.clone()));
     let limits = check.limits.iter().map(|limit| {

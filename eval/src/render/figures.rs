@@ -94,6 +94,33 @@ pub(crate) fn small(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
+/// How likely, in per cent: two digits down to a hundredth, `< 0.01 %` below.
+pub(super) fn probability(share: f64) -> String {
+    match 100.0 * share {
+        percent if percent > 0.0 && percent < 0.01 => "< 0.01 %".to_owned(),
+        percent if percent < 1.0 => format!("{percent:.2} %"),
+        percent => format!("{percent:.1} %"),
+    }
+}
+
+/// A piece of text on one line, the spaces at its ends and the ends of its lines made visible.
+pub(super) fn visible(text: &str) -> String {
+    let shown = |c: char| match c {
+        '\n' => '⏎',
+        '\t' => '⇥',
+        c if c.is_control() => char::REPLACEMENT_CHARACTER,
+        c => c,
+    };
+    let core = text.trim_matches(' ');
+    let (start, end) = if core.is_empty() {
+        (text.len(), 0)
+    } else {
+        (text.len() - text.trim_start_matches(' ').len(), text.len() - text.trim_end_matches(' ').len())
+    };
+    let spaces = |count| "␣".repeat(count);
+    format!("{}{}{}", spaces(start), core.chars().map(shown).collect::<String>(), spaces(end))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,6 +183,24 @@ mod tests {
         ];
         for (value, stderr, text) in cases {
             assert_eq!(measured(value, stderr), text);
+        }
+    }
+
+    #[test]
+    fn white_space_that_matters_is_visible() {
+        let cases =
+            [(" the", "␣the"), ("a b ", "a b␣"), ("  ", "␣␣"), ("", ""), ("\n\tx\u{1b}", "⏎⇥x\u{fffd}")];
+        for (text, shown) in cases {
+            assert_eq!(visible(text), shown);
+        }
+    }
+
+    #[test]
+    fn a_probability_is_never_rounded_to_nothing() {
+        let cases =
+            [(0.0, "0.00 %"), (0.000_01, "< 0.01 %"), (0.001_2, "0.12 %"), (0.5, "50.0 %"), (1.0, "100.0 %")];
+        for (share, text) in cases {
+            assert_eq!(probability(share), text);
         }
     }
 

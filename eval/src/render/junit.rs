@@ -3,8 +3,9 @@
 use quick_junit::{NonSuccessKind, Report as Suites, TestCase, TestCaseStatus, TestSuite};
 
 use super::Renderer;
+use super::figures::visible;
 use super::terminal::Terminal;
-use crate::report::{Limit, Report, Verdict};
+use crate::report::{Difference, Limit, Report, Verdict};
 
 /// JUnit's XML.
 pub(super) struct Junit;
@@ -25,11 +26,18 @@ impl Renderer for Junit {
     fn compare(&self, reports: &[Report]) -> String {
         write(&reports.iter().map(suite).collect::<Vec<_>>())
     }
+
+    /// No limit was set: what changed is said and nothing tested.
+    fn differ(&self, difference: &Difference) -> String {
+        let mut suite = TestSuite::new(visible(&difference.subject.after));
+        suite.set_system_out(Terminal::FILE.differ(difference));
+        write(&[suite])
+    }
 }
 
 fn suite(report: &Report) -> TestSuite {
     let model = report.output.as_ref().map_or(&report.model.source, |output| &output.path);
-    let mut suite = TestSuite::new(model.as_str());
+    let mut suite = TestSuite::new(visible(model));
     suite.add_test_cases(report.check.iter().flat_map(|check| &check.limits).map(case));
     suite.set_system_out(Terminal::FILE.render(report));
     suite

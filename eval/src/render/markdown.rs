@@ -2,7 +2,7 @@
 
 use super::Renderer;
 use super::page::{self, Align, Page, Section, Table};
-use crate::report::Report;
+use crate::report::{Difference, Report};
 
 /// GitHub's Markdown.
 pub(super) struct Markdown;
@@ -23,9 +23,13 @@ impl Renderer for Markdown {
     fn compare(&self, reports: &[Report]) -> String {
         lay_out(&page::of_comparison(reports))
     }
+
+    fn differ(&self, difference: &Difference) -> String {
+        lay_out(&page::of_difference(difference))
+    }
 }
 
-fn lay_out(page: &Page) -> String {
+fn lay_out(page: &Page<'_>) -> String {
     let mut blocks = vec![format!("# {}", escape(&page.title))];
     for section in &page.sections {
         if !section.heading.is_empty() {
@@ -36,7 +40,7 @@ fn lay_out(page: &Page) -> String {
     blocks.join("\n\n") + "\n"
 }
 
-fn lay_out_section(section: &Section, blocks: &mut Vec<String>) {
+fn lay_out_section(section: &Section<'_>, blocks: &mut Vec<String>) {
     let list = |lines: Vec<String>| (!lines.is_empty()).then(|| lines.join("\n"));
     let facts = section.facts.iter().map(|(label, value)| format!("- **{label}**: {}", escape(value)));
     blocks.extend(list(facts.collect()));
@@ -65,7 +69,7 @@ fn escape(text: &str) -> String {
         let literal = match c {
             // Between two letters an underscore is one.
             '_' => in_word && chars.peek().is_some_and(|next| next.is_alphanumeric() || *next == '_'),
-            '|' | '\\' | '`' | '*' | '<' | '>' | '[' | ']' => false,
+            '|' | '\\' | '`' | '*' | '<' | '>' | '[' | ']' | '&' => false,
             _ => true,
         };
         if !literal {
@@ -99,6 +103,7 @@ mod tests {
             ("_a_ b_", "\\_a\\_ b\\_"),
             ("a|b", "a\\|b"),
             ("*x* <b> [l](u) `c`", "\\*x\\* \\<b\\> \\[l\\](u) \\`c\\`"),
+            ("&lt;", "\\&lt;"),
             ("line\n# two", "line\u{fffd}# two"),
         ];
         for (text, escaped) in cases {

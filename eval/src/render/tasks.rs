@@ -8,7 +8,7 @@ use crate::report::{Share, TaskResult};
 type Figure = fn(&TaskResult) -> Option<String>;
 
 /// None where there are no tasks. Columns that no task fills are left out.
-pub(super) fn section(tasks: &[TaskResult]) -> Option<Section> {
+pub(super) fn section(tasks: &[TaskResult]) -> Option<Section<'static>> {
     let columns: [(&'static str, Figure); 10] = [
         ("items", |task| Some(grouped(task.items))),
         ("accuracy", |task| Some(share(task.accuracy))),

@@ -4,7 +4,7 @@ use anstyle::{AnsiColor, Style};
 
 use super::Renderer;
 use super::page::{self, Align, Column, Page, Section, Table};
-use crate::report::Report;
+use crate::report::{Difference, Report};
 
 /// The width of files, and of what no terminal is behind.
 pub const COLUMNS: usize = 110;
@@ -197,6 +197,10 @@ impl Renderer for Terminal {
 
     fn compare(&self, reports: &[Report]) -> String {
         self.lay_out(&page::of_comparison(reports))
+    }
+
+    fn differ(&self, difference: &Difference) -> String {
+        self.lay_out(&page::of_difference(difference))
     }
 }
 

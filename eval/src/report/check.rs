@@ -1,9 +1,10 @@
 //! Whether a model is good enough.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What a model was held to, and whether it held.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Check {
     /// Whether no limit was passed.
     pub passed: bool,
@@ -15,7 +16,7 @@ pub struct Check {
 }
 
 /// One limit, and what was found.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Limit {
     /// The option that sets it, without dashes before it: `max-kl`.
     pub name: String,
@@ -38,7 +39,7 @@ pub struct Limit {
 }
 
 /// What became of a limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// Within it.

@@ -1,11 +1,12 @@
 //! Where it hurts: the figures of an evaluation taken apart.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Perplexity;
 
 /// What each window scores, in the order of the text: enough to compare two evaluations of one text window by window.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ByWindow {
     /// SHA-256 of the tokens of all windows, little-endian u32; lower-case hex. Two evaluations compare where it is the same.
     pub tokens_sha256: String,
@@ -23,7 +24,7 @@ pub struct ByWindow {
 }
 
 /// The scored tokens in groups, three times over; each token is in one group of each.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Breakdown {
     /// By how many tokens of the window stand before the one that is predicted.
     pub position: Vec<Group>,
@@ -35,7 +36,7 @@ pub struct Breakdown {
 }
 
 /// What some of the scored tokens score.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Group {
     /// What they have in common.
     pub name: String,
@@ -55,7 +56,7 @@ pub struct Group {
 }
 
 /// A mean of tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Mean {
     /// The mean.
     pub mean: f64,
@@ -64,7 +65,7 @@ pub struct Mean {
 }
 
 /// How many tokens diverge how far, on a logarithmic scale.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Histogram {
     /// Where each bin begins, in nats; it ends where the next begins. The first begins at 0, the last has no end.
     pub from: Vec<f64>,
@@ -73,7 +74,7 @@ pub struct Histogram {
 }
 
 /// A token whose prediction moved far.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WorstToken {
     /// The window, counted from 0.
     pub window: u64,
@@ -92,7 +93,7 @@ pub struct WorstToken {
 }
 
 /// What a model says of one place in a text.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Prediction {
     /// The token it puts first.
     pub top: String,

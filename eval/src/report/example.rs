@@ -1,5 +1,11 @@
 //! Reports with made-up figures, for tests of what becomes of a report.
 
+mod detail;
+mod training;
+
+pub(crate) use detail::{deep, detailed};
+pub(crate) use training::distilled;
+
 use super::{
     Calibration, Candidate, Evaluation, Model, Output, Pruning, Reference, Report, Run, RunStage, Search,
     Shape, Tensor,
@@ -97,6 +103,10 @@ pub(crate) fn quantized() -> Report {
             version: "0.1.0".to_owned(),
             device: "cpu".to_owned(),
             threads: 2,
+            cpu: Some("AMD EPYC 9R45".to_owned()),
+            cores: Some(2),
+            memory_bytes: Some(25_183_989_760),
+            os: Some("Debian GNU/Linux 12 (bookworm), kernel 6.1.0".to_owned()),
             precision: Some("f32".to_owned()),
             seconds: 12.345,
             peak_rss_bytes: Some(123_456_789),

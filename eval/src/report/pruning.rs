@@ -1,9 +1,10 @@
 //! What was cut away.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What was cut away, why, and what was done about it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Pruning {
     /// The model that was read.
     pub before: Shape,
@@ -35,7 +36,7 @@ pub struct Pruning {
 }
 
 /// Layers that keep different numbers of heads and channels.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AcrossLayers {
     /// `filled-up`: with zeros to the largest; `deci`: every layer as large as it is.
     pub layout: String,
@@ -44,7 +45,7 @@ pub struct AcrossLayers {
 }
 
 /// Shapes of about as many parameters, each cut, repaired and measured.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Search {
     /// Parameters that were not to be passed.
     pub target_parameters: u64,
@@ -55,7 +56,7 @@ pub struct Search {
 }
 
 /// A shape that was measured.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Candidate {
     /// The shape.
     pub shape: Shape,
@@ -66,7 +67,7 @@ pub struct Candidate {
 }
 
 /// The numbers of a model that pruning changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Shape {
     /// Layers.
     pub layers: u64,
@@ -86,7 +87,7 @@ pub struct Shape {
 }
 
 /// A layer that went.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DroppedLayer {
     /// Its number in the model that was read.
     pub layer: u64,
@@ -96,7 +97,7 @@ pub struct DroppedLayer {
 }
 
 /// What is left of a layer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PrunedLayer {
     /// Its number in the model that was read.
     pub layer: u64,
@@ -118,7 +119,7 @@ pub struct PrunedLayer {
 }
 
 /// What a matrix lost with some of its columns: `tr(E H E') / tr(W H W')` of the error E.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Lost {
     /// Columns simply dropped.
     pub error_dropped: f64,

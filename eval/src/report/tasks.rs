@@ -1,11 +1,12 @@
 //! What a model answers.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Perplexity;
 
 /// A share of items.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Share {
     /// 0 to 1.
     pub value: f64,
@@ -23,7 +24,7 @@ impl Share {
 }
 
 /// What a model scores on one task.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TaskResult {
     /// The task's file, without folder and ending.
     pub name: String,
@@ -48,7 +49,7 @@ pub struct TaskResult {
 }
 
 /// What the reference scores on a task, and where the model answers otherwise.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TaskComparison {
     /// As of the model.
     pub accuracy: Share,

@@ -133,7 +133,7 @@ impl<'a> Contents<'a> {
     }
 
     /// A line per type.
-    pub fn by_type(&self) -> Section {
+    pub fn by_type(&self) -> Section<'static> {
         let columns =
             vec![left("type"), right("tensors"), right("weights"), right("size"), right("bits/weight")];
         let row = |(name, sum): (&str, Sum)| {
@@ -146,7 +146,7 @@ impl<'a> Contents<'a> {
     }
 
     /// A line per name, numbers aside.
-    pub fn by_name(&self) -> Section {
+    pub fn by_name(&self) -> Section<'static> {
         let columns = vec![left("tensors"), right("count"), left("shape"), right("size"), left("types")];
         let row = |group: &Group<'_>| {
             let tensors = || group.tensors.iter().map(|(tensor, _)| *tensor);

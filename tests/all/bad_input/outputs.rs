@@ -157,10 +157,10 @@ fn a_report_where_none_can_be() {
 fn a_report_in_the_place_of_the_output() {
     let place = Place::new();
     for line in [TO_GGUF, "convert books-2m -o out.gguf"] {
-        place.refuses(&format!("{line} --json out.gguf"), &["out.gguf", "the place of the output"]);
+        place.refuses(&format!("{line} --json out.gguf"), &["take the place of `out.gguf`"]);
     }
     place.write("recipe.toml", RECIPE);
-    place.refuses("run recipe.toml --json out.gguf", &["out.gguf", "the place of the output"]);
+    place.refuses("run recipe.toml --json out.gguf", &["take the place of `out.gguf`"]);
 }
 
 #[cfg(unix)]

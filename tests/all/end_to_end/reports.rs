@@ -125,12 +125,17 @@ fn the_report_comes_in_every_form() {
         .unwrap()
         .map(|e| e.unwrap().file_name().into_string().unwrap())
         .collect();
-    assert_eq!(names, ["report.json", "report.md", "report.txt"].map(str::to_owned).into());
+    assert_eq!(
+        names,
+        ["plots", "report.html", "report.json", "report.md", "report.txt", "report.xml"]
+            .map(str::to_owned)
+            .into()
+    );
     let read = |name: &str| fs::read_to_string(place.at(name)).unwrap();
     assert_eq!(read("new/reports/report.txt"), stdout);
     assert_eq!(read("new/reports/report.json"), read("new/report.json"));
     let figure = place.json("new/report.json")["evaluation"]["perplexity"]["value"].as_f64().unwrap();
-    for form in ["new/reports/report.txt", "new/reports/report.md"] {
+    for form in ["new/reports/report.txt", "new/reports/report.md", "new/reports/report.html"] {
         assert!(read(form).contains(&format!("{figure:.4}")), "{}", read(form));
     }
     assert!(read("new/reports/report.md").starts_with("# out.gguf"));
