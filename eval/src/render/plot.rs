@@ -131,7 +131,7 @@ impl Plot {
     /// The drawing in a page.
     pub(super) fn inline(&self) -> Markup {
         let many = self.is_wide();
-        let least = self.panels.iter().map(|panel| 0.9 * panel.width).fold(0.0, f64::max);
+        let least = self.panels.iter().map(|panel| 0.8 * panel.width).fold(0.0, f64::max);
         html! {
             figure class=[many.then_some("wide")] {
                 figcaption { b { (Text(&self.title)) } " " (Text(&self.caption)) }

@@ -10,7 +10,7 @@ use crate::render::figures::small;
 use crate::render::markup::Text;
 use crate::report::Tensor;
 
-const PANEL: [f64; 2] = [232.0, 158.0];
+const PANEL: [f64; 2] = [244.0, 158.0];
 const MAP: f64 = 500.0;
 const LABELS: f64 = 100.0;
 const CELL: f64 = 22.0;
