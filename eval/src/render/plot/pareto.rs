@@ -46,6 +46,13 @@ pub(super) fn plots(reports: &[Report]) -> Vec<Plot> {
         let kl = report.evaluation.as_ref()?.kl_divergence?;
         Some((kl.mean, kl.stderr))
     });
+    let rise = points(&|report| {
+        let ratio = report.evaluation.as_ref()?.perplexity_ratio?;
+        Some((100.0 * (ratio.value - 1.0), 100.0 * ratio.stderr))
+    });
+    if rise.len() == reports.len() {
+        return [divergence(kl), rises(rise)].into_iter().flatten().collect();
+    }
     let mut perplexity = points(&|report| {
         let perplexity = report.evaluation.as_ref()?.perplexity;
         Some((perplexity.value, perplexity.stderr))
@@ -70,38 +77,55 @@ fn original(reports: &[Report]) -> Option<Point> {
     })
 }
 
-/// As short as tells all apart: the scheme, with the method, or the file.
+/// As short as tells all apart: the scheme, with the method where a scheme was taken twice, or the file.
 fn labels(reports: &[Report]) -> Vec<String> {
     let file = |report: &Report| file_name(report.subject());
     let of_output = |report: &Report, name: &dyn Fn(&Output) -> String| {
         report.output.as_ref().map_or_else(|| file(report), name)
     };
     let scheme = |report: &Report| of_output(report, &|output| output.scheme.clone());
+    let schemes: Vec<String> = reports.iter().map(scheme).collect();
     let with_method = |report: &Report| {
         of_output(report, &|output| match &output.method {
-            Some(method) => format!("{} {method}", output.scheme),
-            None => output.scheme.clone(),
+            Some(method) if schemes.iter().filter(|scheme| **scheme == output.scheme).count() > 1 => {
+                format!("{} {method}", output.scheme)
+            }
+            _ => output.scheme.clone(),
         })
     };
-    let names: [&dyn Fn(&Report) -> String; 3] = [&scheme, &with_method, &file];
-    let of = |name: &dyn Fn(&Report) -> String| -> Vec<String> { reports.iter().map(name).collect() };
-    let distinct = |labels: &Vec<String>| labels.iter().collect::<HashSet<_>>().len() == labels.len();
-    names.into_iter().map(of).find(distinct).unwrap_or_else(|| of(&file))
+    let labels: Vec<String> = reports.iter().map(with_method).collect();
+    let distinct = labels.iter().collect::<HashSet<_>>().len() == labels.len();
+    if distinct { labels } else { reports.iter().map(file).collect() }
 }
 
 fn divergence(points: Vec<Point>) -> Option<Plot> {
-    let (drawn, equal): (Vec<_>, Vec<_>) = points.into_iter().partition(|point| point.cost > 0.0);
-    let whiskers =
-        drawn.iter().flat_map(|point| [point.cost, point.cost - point.stderr, point.cost + point.stderr]);
-    let panel = panel(&drawn, Axis::log(whiskers), "KL divergence from the reference (log)")?;
-    let mut caption =
-        "Mean KL divergence with its standard error; the line joins models that no other beats in both."
-            .to_owned();
-    if !equal.is_empty() {
-        let names: Vec<_> = equal.iter().map(|point| point.label.as_str()).collect();
-        caption = format!("{caption} At 0, and so not drawn: {}.", names.join(", "));
-    }
+    let caption =
+        "Mean KL divergence with its standard error; the line joins models that no other beats in both.";
+    let (panel, caption) = logarithmic(points, "KL divergence from the reference (log)", caption)?;
     Some(Plot::of_one("pareto-kl", "KL divergence against size", caption, panel))
+}
+
+/// Perplexities of one text beside the original's: what they have in common, and that is nearly all, is left out.
+fn rises(points: Vec<Point>) -> Option<Plot> {
+    let caption = "By how much it is above the original's, with the standard error of that.";
+    let (panel, caption) = logarithmic(points, "perplexity above the original's, % (log)", caption)?;
+    Some(Plot::of_one("pareto-perplexity", "Perplexity against size", caption, panel))
+}
+
+/// Points with whiskers on a logarithmic axis; those that have no place on it are named below.
+fn logarithmic(points: Vec<Point>, name: &str, caption: &str) -> Option<(Panel, String)> {
+    let (drawn, not): (Vec<_>, Vec<_>) = points.into_iter().partition(|point| point.cost > 0.0);
+    let lowest =
+        |point: &Point| if point.stderr < point.cost { point.cost - point.stderr } else { point.cost / 2.0 };
+    let ends = drawn.iter().flat_map(|point| [point.cost, lowest(point), point.cost + point.stderr]);
+    let panel = panel(&drawn, Axis::log(ends), name)?;
+    let names: Vec<_> = not.iter().map(|point| point.label.as_str()).collect();
+    let rest = if names.is_empty() {
+        String::new()
+    } else {
+        format!(" At 0 or below, and so not drawn: {}.", names.join(", "))
+    };
+    Some((panel, format!("{caption}{rest}")))
 }
 
 fn perplexities(points: Vec<Point>) -> Option<Plot> {
@@ -156,7 +180,8 @@ fn front(points: &[Point]) -> Vec<&Point> {
 
 fn whisker(field: &Field, point: &Point) -> Markup {
     let x = field.x.at(point.bytes);
-    let [low, high] = [point.cost - point.stderr, point.cost + point.stderr].map(|cost| field.y.at(cost));
+    let low = if point.stderr < point.cost { field.y.at(point.cost - point.stderr) } else { field.y.start };
+    let high = field.y.at(point.cost + point.stderr);
     html! {
         (line("whisker", [x, low], [x, high]))
         (line("whisker", [x - 4.0, low], [x + 4.0, low]))
@@ -212,7 +237,7 @@ mod tests {
         assert_eq!(labels(&reports), ["q4_k_m", "w4a16-g64", "q8_0"]);
         reports.push(reports[0].clone());
         reports[3].output.as_mut().expect("the example has an output").method = Some("rtn".to_owned());
-        assert_eq!(labels(&reports), ["q4_k_m gptq", "w4a16-g64 gptq", "q8_0 rtn", "q4_k_m rtn"]);
+        assert_eq!(labels(&reports), ["q4_k_m gptq", "w4a16-g64", "q8_0", "q4_k_m rtn"]);
         reports[3].output.as_mut().expect("the example has an output").method = Some("gptq".to_owned());
         reports[3].output.as_mut().expect("the example has an output").path = "out/other.gguf".to_owned();
         assert_eq!(labels(&reports)[3], "other.gguf");
