@@ -75,10 +75,10 @@ pub(crate) fn measured(value: f64, stderr: f64) -> String {
     if stderr <= 0.0 {
         return small(value);
     }
-    if stderr < 1e-6 {
+    if stderr < 1e-6 && value.abs() < 1e-3 {
         return format!("{value:.2e} ± {stderr:.0e}");
     }
-    let decimals = (1.0 - stderr.log10().floor()).max(0.0) as usize;
+    let decimals = (1.0 - stderr.log10().floor()).clamp(0.0, 9.0) as usize;
     format!("{value:.decimals$} ± {stderr:.decimals$}")
 }
 
@@ -178,6 +178,7 @@ mod tests {
             (12.3, 4.5, "12.3 ± 4.5"),
             (123.4, 45.0, "123 ± 45"),
             (0.000_004, 0.000_000_3, "4.00e-6 ± 3e-7"),
+            (1.000_000_2, 0.000_000_9, "1.00000020 ± 0.00000090"),
             (0.0, 0.0, "0"),
             (0.25, 0.0, "0.250"),
         ];
