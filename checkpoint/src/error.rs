@@ -73,7 +73,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        source: log_probs::Flaw,
+        source: Box<log_probs::Flaw>,
     },
     /// What was to be written does not fit the format or the plan.
     #[error("cannot write {}", path.display())]

@@ -75,7 +75,7 @@ impl LogProbs {
     /// A file that cannot be read, or whose counts, size and tokens do not agree.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let map = Map::open(path)?;
-        let flawed = |source| Error::LogProbs { path: path.to_owned(), source };
+        let flawed = |flaw| Error::LogProbs { path: path.to_owned(), source: Box::new(flaw) };
         let ([ctx, vocab_size], tokens) = header(&map).map_err(flawed)?;
         Ok(Self { map, ctx, vocab_size, tokens })
     }
@@ -121,7 +121,7 @@ impl LogProbs {
             scale.is_finite() && scale >= 0.0 && least.is_finite() && scale.mul_add(MOST_CODE, least) < 1.0;
         if !sound {
             let flaw = Flaw::Row { row, scale: scale.to_string(), least: least.to_string() };
-            return Err(Error::LogProbs { path: self.path().to_owned(), source: flaw });
+            return Err(Error::LogProbs { path: self.path().to_owned(), source: Box::new(flaw) });
         }
         Ok(Row { scale, least, codes: &bytes[ROW_HEADER..][..2 * self.vocab_size] })
     }

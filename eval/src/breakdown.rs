@@ -210,7 +210,6 @@ pub(crate) fn histogram(divergences: &[f64]) -> Histogram {
 }
 
 #[cfg(test)]
-#[expect(clippy::float_cmp, reason = "these figures are exact")]
 mod tests {
     use super::*;
 

@@ -291,20 +291,14 @@ impl Change {
         };
         let value = format!("{:+.2}", 100.0 * self.value);
         let error = self.stderr.map(|stderr| format!(" ± {:.2}", 100.0 * stderr)).unwrap_or_default();
-        let mut said = format!(
-            "{} {}, before {}: {value}{error} %; at most {:+.2} % is allowed",
+        let said = format!(
+            "{} {}, before {}: {value}{error} %; at most {:+.2} % is allowed{}",
             self.what,
             self.to,
             self.from,
-            100.0 * limit
+            100.0 * limit,
+            by_chance(verdict, self.p_value, "text")
         );
-        said += &match (verdict, self.p_value) {
-            (Verdict::Noise, Some(p)) => {
-                format!("; but so much comes by chance (p = {}): more text would tell", small(p))
-            }
-            (Verdict::Failed, Some(p)) => format!("; that is no chance (p = {})", small(p)),
-            _ => String::new(),
-        };
         Limit {
             name: name.to_owned(),
             subject: subject.to_owned(),
@@ -360,22 +354,16 @@ fn accuracy_drop(task: &TaskResult, then: &TaskComparison, limit: f64) -> Limit 
         (true, false) => Verdict::Noise,
         (true, true) => Verdict::Failed,
     };
-    let mut said = format!(
-        "accuracy {}, before {}: {} lost, {} won of {}; at most {} less is allowed",
+    let said = format!(
+        "accuracy {}, before {}: {} lost, {} won of {}; at most {} less is allowed{}",
         percent(task.accuracy.value),
         percent(then.accuracy.value),
         grouped(then.lost),
         grouped(then.won),
         grouped(task.items),
-        percent(limit)
+        percent(limit),
+        by_chance(verdict, Some(p_value), "items")
     );
-    said += &match verdict {
-        Verdict::Passed => String::new(),
-        Verdict::Noise => {
-            format!("; but so much comes by chance (p = {}): more items would tell", small(p_value))
-        }
-        Verdict::Failed => format!("; that is no chance (p = {})", small(p_value)),
-    };
     Limit {
         name: "max-accuracy-drop".to_owned(),
         subject: task.name.clone(),
@@ -385,6 +373,17 @@ fn accuracy_drop(task: &TaskResult, then: &TaskComparison, limit: f64) -> Limit 
         p_value: Some(p_value),
         verdict,
         said,
+    }
+}
+
+/// What the test says of a change beyond its limit.
+fn by_chance(verdict: Verdict, p_value: Option<f64>, more: &str) -> String {
+    match (verdict, p_value.map(small)) {
+        (Verdict::Noise, Some(p)) => {
+            format!("; but so much comes by chance (p = {p}): more {more} would tell")
+        }
+        (Verdict::Failed, Some(p)) => format!("; that is no chance (p = {p})"),
+        _ => String::new(),
     }
 }
 

@@ -133,6 +133,14 @@ struct Entry<'a> {
     found: Option<Report>,
 }
 
+impl Entry<'_> {
+    /// Writes down what is known of it.
+    fn keep(&self, report: &Report) -> Result<()> {
+        let json = render::renderer("json").map(|json| json.render(report));
+        deliver::put(&self.kept, &json.unwrap_or_default())
+    }
+}
+
 impl<'a> Contest<'a> {
     /// The outputs, in the order they were named, with what is known of them.
     fn entries(&self) -> Result<Vec<Entry<'a>>> {
@@ -364,7 +372,7 @@ impl<'a> Contest<'a> {
                 let plan = job.plan()?;
                 let job = Job { learned: learned.filter(|_| self.shares(&plan)), ..job };
                 let (written, report) = job.run(&plan, &mut clock)?;
-                self.keep(entry, &report)?;
+                entry.keep(&report)?;
                 (written, report, Some(plan))
             }
             (Some(found), _) => (Source::open(&entry.path)?, found.clone(), None),
@@ -381,13 +389,8 @@ impl<'a> Contest<'a> {
             None => vec![&self.scoring.memory.streaming.device],
         };
         report.run = Some(clock.run(Some(self.args.precision.into()), devices));
-        self.keep(entry, &report)?;
+        entry.keep(&report)?;
         Ok(report)
-    }
-
-    fn keep(&self, entry: &Entry<'_>, report: &Report) -> Result<()> {
-        let json = render::renderer("json").map(|json| json.render(report));
-        deliver::put(&entry.kept, &json.unwrap_or_default())
     }
 
     /// What can be told of another program's file.
@@ -395,7 +398,7 @@ impl<'a> Contest<'a> {
         let facts = Facts::of(&written.path, self.talk())?;
         let mut types = HashMap::<String, u64>::new();
         for spec in &written.specs {
-            *types.entry(written.stored_type(spec).to_string()).or_default() += written.stored_bytes(spec);
+            *types.entry(written.stored_type(spec)).or_default() += written.stored_bytes(spec);
         }
         let scheme = types.into_iter().max_by_key(|(name, bytes)| (*bytes, name.clone()));
         let format = match (is_gguf(&written.path), written.is_quantized()) {

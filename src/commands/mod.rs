@@ -145,15 +145,12 @@ impl ScoringRequest<'_> {
         let ctx = self.ctx.or(self.as_in.map(Kept::ctx));
         let chunks = self.chunks.or(self.as_in.map(Kept::windows));
         let ctx = ctx.unwrap_or(score_ctx.min(source.config.max_position_embeddings).max(1));
-        let (name, windows) = match (self.file, self.as_in) {
-            (None, Some(Kept::LogProbs(file))) => {
-                (file.path().display().to_string(), text::windows_of(file, tokenizer))
-            }
-            _ => {
-                let text = Text::held_out(self.file.map(PathBuf::as_path))?;
-                let windows = text::evaluation_windows(&text, tokenizer, ctx, self.convention, chunks)?;
-                (text.name, windows)
-            }
+        let (name, windows) = if let (None, Some(Kept::LogProbs(file))) = (self.file, self.as_in) {
+            (file.path().display().to_string(), text::windows_of(file, tokenizer))
+        } else {
+            let text = Text::held_out(self.file.map(PathBuf::as_path))?;
+            let windows = text::evaluation_windows(&text, tokenizer, ctx, self.convention, chunks)?;
+            (text.name, windows)
         };
         let size = ScoringSize {
             tokens: windows.tokens().len(),

@@ -25,8 +25,11 @@ pub struct Scoring<'a> {
     /// How models are run over it, and in how much memory.
     pub memory: ScoringMemory,
     /// What tokens say.
-    pub decode: Box<dyn Fn(&[u32]) -> String + Sync + 'a>,
+    pub decode: Decode<'a>,
 }
+
+/// What makes text of tokens.
+pub type Decode<'a> = Box<dyn Fn(&[u32]) -> String + Sync + 'a>;
 
 /// What a model was run for before.
 #[derive(Clone, Copy)]

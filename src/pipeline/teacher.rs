@@ -161,7 +161,7 @@ pub struct Keeping {
 
 /// A folder or file under way.
 enum Form {
-    Cache(Writer, Signal),
+    Cache(Box<Writer>, Signal),
     LogProbs(LogProbsWriter),
 }
 
@@ -207,7 +207,7 @@ impl Keeping {
                 let writer = Writer::create(path, overwrite, facts, &scoring.windows, head).doing(at);
                 let replaces =
                     "name another folder, or give --force, which replaces a teacher cache and nothing else";
-                Form::Cache(writer.hint(|| replaces)?, signal)
+                Form::Cache(Box::new(writer.hint(|| replaces)?), signal)
             }
             SaveAs::LlamaCpp if scoring.convention != Convention::LlamaCpp => {
                 return Err(Failure::new("llama.cpp's file holds the second half of every window only")

@@ -1,4 +1,4 @@
-//! JUnit's XML, which CI servers show as tests: a limit is a test, a report a suite of them.
+//! `JUnit`'s XML, which CI servers show as tests: a limit is a test, a report a suite of them.
 
 use quick_junit::{NonSuccessKind, Report as Suites, TestCase, TestCaseStatus, TestSuite};
 
@@ -7,7 +7,7 @@ use super::figures::visible;
 use super::terminal::Terminal;
 use crate::report::{Difference, Limit, Report, Verdict};
 
-/// JUnit's XML.
+/// `JUnit`'s XML.
 pub(super) struct Junit;
 
 impl Renderer for Junit {
