@@ -35,6 +35,25 @@ pub struct Limits {
     pub min_accuracy: Option<f64>,
 }
 
+/// What there is to compare with and to measure on.
+#[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a thing of its own")]
+pub struct Given {
+    /// A text.
+    pub text: bool,
+    /// A task.
+    pub task: bool,
+    /// The original, or what was kept of it.
+    pub reference: bool,
+    /// What the model scored before.
+    pub baseline: bool,
+}
+
+const COMPARED: &str = "a --baseline or a --reference to compare with";
+const DIVERGED: &str = "a --reference now, and one when the --baseline was made";
+/// A mean divergence below this, in nats, is rounding; no rise within it counts.
+const ROUNDING: f64 = 1e-6;
+
 /// Why a model could not be held to its limits.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum Error {
@@ -68,17 +87,48 @@ pub enum Error {
 }
 
 impl Limits {
-    /// What a change is held to where nothing is said: 1 % of perplexity, a quarter of the divergence.
-    pub const DEFAULT: Self = Self {
-        max_perplexity_increase: Some(0.01),
-        max_kl_increase: Some(0.25),
-        max_kl: None,
-        max_kl_p99: None,
-        min_top1: None,
-        max_bytes: None,
-        max_accuracy_drop: None,
-        min_accuracy: None,
-    };
+    /// What a change since `baseline` is held to where nothing is said: 1 % of perplexity, and a quarter of the divergence where the baseline
+    /// has one.
+    pub fn unasked(baseline: &Report) -> Self {
+        let diverges = baseline.evaluations().any(|then| then.kl_divergence.is_some());
+        Self {
+            max_perplexity_increase: Some(0.01),
+            max_kl_increase: diverges.then_some(0.25),
+            ..Self::default()
+        }
+    }
+
+    /// Finds out before anything is measured what a limit lacks.
+    ///
+    /// # Errors
+    /// As [`judge`](Self::judge), as far as that can be told.
+    pub fn check(&self, given: Given) -> Result<(), Error> {
+        if self.is_empty() {
+            return Err(Error::NoLimit);
+        }
+        let needs = |limit: Option<f64>, name: &'static str, given: bool, what: &'static str| match limit {
+            Some(_) if !given => Err(Error::Needs { limit: name, what }),
+            _ => Ok(()),
+        };
+        let Given { text, task, reference, baseline } = given;
+        for limit in self.on_texts().into_iter().flatten() {
+            needs(Some(0.0), limit, text, "a text: --text")?;
+        }
+        let compared = baseline || reference;
+        needs(self.max_perplexity_increase, "max-perplexity-increase", compared, COMPARED)?;
+        needs(self.max_kl_increase, "max-kl-increase", baseline && reference, DIVERGED)?;
+        needs(self.max_kl, "max-kl", reference, "a --reference to measure divergence from")?;
+        needs(self.max_kl_p99, "max-kl-p99", reference, "a --reference to measure divergence from")?;
+        needs(self.min_top1, "min-top1", reference, "a --reference to agree with")?;
+        needs(self.max_accuracy_drop, "max-accuracy-drop", task, "a --task")?;
+        needs(self.max_accuracy_drop, "max-accuracy-drop", compared, COMPARED)?;
+        needs(self.min_accuracy, "min-accuracy", task, "a --task")
+    }
+
+    /// Whether one of them wants a text to be scored.
+    pub fn want_text(&self) -> bool {
+        self.on_texts().iter().any(Option::is_some)
+    }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
@@ -146,19 +196,15 @@ impl Limits {
     ) -> Result<(), Error> {
         let text = &now.text;
         if let Some(limit) = self.max_perplexity_increase {
-            let change = Change::of_perplexity(now, then).ok_or(Error::Needs {
-                limit: "max-perplexity-increase",
-                what: "a --baseline or a --reference to compare with",
-            })?;
+            let change = Change::of_perplexity(now, then)
+                .ok_or(Error::Needs { limit: "max-perplexity-increase", what: COMPARED })?;
             limits.push(change.held_to("max-perplexity-increase", text, limit));
         }
         if let Some(limit) = self.max_kl_increase {
             match then.and_then(|then| Change::of_divergence(now, then)) {
                 Some(change) => limits.push(change.held_to("max-kl-increase", text, limit)),
-                None if *self == Self::DEFAULT => {} // asked for by nobody
                 None => {
-                    let what = "a --reference now, and one when the --baseline was made";
-                    return Err(Error::Needs { limit: "max-kl-increase", what });
+                    return Err(Error::Needs { limit: "max-kl-increase", what: DIVERGED });
                 }
             }
         }
@@ -239,6 +285,7 @@ pub struct Subject<'a> {
 /// A change for the worse, as a share of what was.
 struct Change {
     what: &'static str,
+    than: &'static str,
     from: String,
     to: String,
     value: f64,
@@ -258,6 +305,7 @@ impl Change {
         let value = paired.mean.exp() - 1.0;
         Some(Self {
             what: "perplexity",
+            than: if then.is_some() { "before" } else { "of the reference" },
             from: format!("{:.4}", perplexity.value),
             to: format!("{:.4}", now.perplexity.value),
             value,
@@ -270,14 +318,14 @@ impl Change {
         let (windows, before) = (now.by_window.as_ref()?, then.by_window.as_ref()?);
         let (kl, kl_before) = (now.kl_divergence?, then.kl_divergence?);
         let paired = Paired::of(&windows.kl_divergence, &before.kl_divergence)?;
-        // From nothing, everything is an infinite rise.
-        let scale = kl_before.mean.max(f64::MIN_POSITIVE);
+        let scale = kl_before.mean.max(ROUNDING);
         Some(Self {
             what: "mean KL divergence",
+            than: "before",
             from: small(kl_before.mean),
             to: small(kl.mean),
-            value: (paired.mean / scale).min(1e9),
-            stderr: paired.stderr.map(|stderr| (stderr / scale).min(1e9)),
+            value: paired.mean / scale,
+            stderr: paired.stderr.map(|stderr| stderr / scale),
             p_value: paired.p_value,
         })
     }
@@ -292,9 +340,10 @@ impl Change {
         let value = format!("{:+.2}", 100.0 * self.value);
         let error = self.stderr.map(|stderr| format!(" ± {:.2}", 100.0 * stderr)).unwrap_or_default();
         let said = format!(
-            "{} {}, before {}: {value}{error} %; at most {:+.2} % is allowed{}",
+            "{} {}, {} {}: {value}{error} %; at most {:+.2} % is allowed{}",
             self.what,
             self.to,
+            self.than,
             self.from,
             100.0 * limit,
             by_chance(verdict, self.p_value, "text")
@@ -382,6 +431,7 @@ fn by_chance(verdict: Verdict, p_value: Option<f64>, more: &str) -> String {
         (Verdict::Noise, Some(p)) => {
             format!("; but so much comes by chance (p = {p}): more {more} would tell")
         }
+        (Verdict::Failed, None) => "; of one window, nothing can be said of chance".to_owned(),
         (Verdict::Failed, Some(p)) => format!("; that is no chance (p = {p})"),
         _ => String::new(),
     }
@@ -418,10 +468,12 @@ fn of_text<'a>(baseline: &'a Report, now: &Evaluation) -> Result<&'a Evaluation,
     let hash =
         |evaluation: &Evaluation| evaluation.by_window.as_ref().map(|windows| windows.tokens_sha256.clone());
     let cut = |e: &Evaluation| (hash(e), e.ctx, e.convention);
-    if let Some(then) = baseline.evaluations().find(|then| hash(then).is_some() && cut(then) == cut(now)) {
+    let other = baseline.evaluations().find(|then| then.text == now.text);
+    // Files move: what the text is called matters only where two begin alike.
+    let alike = other.into_iter().chain(baseline.evaluations());
+    if let Some(then) = alike.into_iter().find(|then| hash(then).is_some() && cut(then) == cut(now)) {
         return Ok(then);
     }
-    let other = baseline.evaluations().find(|then| then.text == now.text);
     let detail = other.map(|then| {
         format!(
             " as it is now: it was {} windows of {} tokens, convention {}, and is {} of {}, {}, or the text has changed",
@@ -435,15 +487,20 @@ fn of_text<'a>(baseline: &'a Report, now: &Evaluation) -> Result<&'a Evaluation,
 }
 
 impl report::Report {
-    /// What a baseline needs of it: the figures, without how and how long they were taken.
-    #[must_use]
-    pub fn as_baseline(&self) -> Self {
-        let mut baseline = Self { run: None, check: None, tensors: Vec::new(), ..self.clone() };
-        for evaluation in baseline.evaluation.iter_mut().chain(&mut baseline.further_evaluations) {
+    /// Leaves the figures, without where they come from.
+    pub fn drop_details(&mut self) {
+        for evaluation in self.evaluation.iter_mut().chain(&mut self.further_evaluations) {
             evaluation.worst_tokens = Vec::new();
             evaluation.breakdown = None;
             evaluation.kl_histogram = None;
         }
+    }
+
+    /// What a baseline needs of it: the figures, without how and how long they were taken.
+    #[must_use]
+    pub fn as_baseline(&self) -> Self {
+        let mut baseline = Self { run: None, check: None, tensors: Vec::new(), ..self.clone() };
+        baseline.drop_details();
         for task in &mut baseline.tasks {
             task.reference = None;
         }

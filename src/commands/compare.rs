@@ -9,12 +9,13 @@ use std::time::SystemTime;
 use attar_checkpoint::tokenizer::Tokenizer;
 use attar_eval::report::Evaluation;
 use attar_eval::{Reference, Report, render, report};
-use attar_model::Device;
 use attar_model::teacher::tokens_sha256;
+use attar_model::{Device, Precision};
 use sha2::{Digest, Sha256};
 
 use crate::cli::{Calibrate, CompareArgs, Contender, Global, Method};
 use crate::commands::deliver::{self, Delivery};
+use crate::commands::inspect::{Subject, file_type_name};
 use crate::commands::quantize::{check_weights, devices};
 use crate::commands::{CalibrationRequest, ScoringRequest};
 use crate::device::Computer;
@@ -144,9 +145,9 @@ impl Entry<'_> {
 impl<'a> Contest<'a> {
     /// The outputs, in the order they were named, with what is known of them.
     fn entries(&self) -> Result<Vec<Entry<'a>>> {
-        let stem = self.source.path.canonicalize().unwrap_or_else(|_| self.source.path.clone());
-        let stem =
-            stem.file_stem().map_or_else(|| "model".into(), |stem| stem.to_string_lossy().into_owned());
+        let path = self.source.path.canonicalize().unwrap_or_else(|_| self.source.path.clone());
+        let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
+        let stem = name.map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
         let folder = &self.args.output;
         let mut entries = Vec::new();
         for contender in &self.args.schemes {
@@ -163,7 +164,10 @@ impl<'a> Contest<'a> {
             entries.push((None, file.clone(), name));
         }
         let mut seen = HashSet::new();
-        if let Some((_, twice, _)) = entries.iter().find(|(_, path, _)| !seen.insert(path.clone())) {
+        if let Some((_, twice, _)) = entries
+            .iter()
+            .find(|(_, path, _)| !seen.insert(path.canonicalize().unwrap_or_else(|_| path.clone())))
+        {
             return Err(Failure::new(format!("`{}` is compared with itself", twice.display()))
                 .hint("name every scheme and file once"));
         }
@@ -185,7 +189,8 @@ impl<'a> Contest<'a> {
         if !path.exists() || !kept.exists() {
             return Ok(None);
         }
-        let mut report = deliver::read_report(kept)?;
+        // A report that cannot be read is as good as none.
+        let Ok(mut report) = deliver::read_report(kept) else { return Ok(None) };
         let Some(output) = &report.output else { return Ok(None) };
         let job = contender.map(|contender| self.job(contender, path, None));
         let same_making = match &job {
@@ -207,7 +212,10 @@ impl<'a> Contest<'a> {
         };
         let same_file = output.sha256.as_ref() == Some(&Facts::of(path, self.talk())?.sha256);
         let same_model = report.beginning() == &describe(self.source) && !self.changed_since(kept);
-        if !(same_making && same_file && same_model) {
+        let precision = Precision::from(self.args.precision).name();
+        let same_precision =
+            report.run.as_ref().is_none_or(|run| run.precision.as_deref() == Some(precision));
+        if !(same_making && same_file && same_model && same_precision) {
             return Ok(None);
         }
         let tokens = tokens_sha256(self.scoring.windows.tokens());
@@ -224,10 +232,13 @@ impl<'a> Contest<'a> {
     /// Whether a file of the model is younger than `file`.
     fn changed_since(&self, file: &Path) -> bool {
         let time = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
-        let folder =
-            fs::read_dir(&self.source.path).into_iter().flatten().flatten().map(|entry| entry.path());
-        let youngest: Option<SystemTime> =
-            folder.chain([self.source.path.clone()]).filter_map(|path| time(&path)).max();
+        let is_read = |path: &PathBuf| {
+            let ending = path.extension().and_then(|ending| ending.to_str());
+            ending.is_some_and(|ending| ["safetensors", "json", "model", "gguf"].contains(&ending))
+        };
+        let folder = fs::read_dir(&self.source.path).into_iter().flatten().flatten();
+        let files = folder.map(|entry| entry.path()).chain([self.source.path.clone()]).filter(is_read);
+        let youngest: Option<SystemTime> = files.filter_map(|path| time(&path)).max();
         youngest > time(file)
     }
 
@@ -302,6 +313,12 @@ impl<'a> Contest<'a> {
 
     /// What would keep outputs and reports from being written.
     fn prepare(&self, entries: &[Entry<'_>]) -> Result<Delivery> {
+        let model = self.source.path.canonicalize()?;
+        let output = self.args.output.ancestors().find_map(|path| path.canonicalize().ok());
+        if output.is_some_and(|output| output.starts_with(&model)) {
+            return Err(Failure::new(format!("`{}` lies in the model's folder", self.args.output.display()))
+                .hint("name a folder beside it with -o"));
+        }
         for entry in entries.iter().filter(|entry| entry.found.is_none()) {
             if let Some(contender) = entry.contender {
                 let job = self.job(contender, &entry.path, None);
@@ -326,7 +343,7 @@ impl<'a> Contest<'a> {
             return Ok(None);
         };
         let precision = self.args.precision.into();
-        let folder = self.learned_at(calibration);
+        let folder = self.learned_at(calibration)?;
         Learned::of(&folder, (self.source, plan), calibration, precision, self.talk()).map(Some)
     }
 
@@ -335,20 +352,21 @@ impl<'a> Contest<'a> {
     }
 
     /// Named after all that what is learned depends on.
-    fn learned_at(&self, calibration: &Calibration) -> PathBuf {
+    fn learned_at(&self, calibration: &Calibration) -> Result<PathBuf> {
         let mut hash = Sha256::new();
         hash.update(tokens_sha256(calibration.windows.tokens()));
-        hash.update(format!("{:?}", describe(self.source)));
+        hash.update(self.source.sha256(self.talk())?);
         hash.update(format!("{:?} {}", self.args.precision, calibration.windows.ctx()));
-        self.args.output.join(format!("{LEARNED}-{}", &hex(&hash.finalize())[..16]))
+        Ok(self.args.output.join(format!("{LEARNED}-{}", &hex(&hash.finalize())[..16])))
     }
 
-    /// Deletes what calibration learned: all outputs are made.
+    /// Deletes what calibration learned, now and in comparisons that were given up: all outputs are made.
     fn forget(&self) -> Result<()> {
-        let Some(calibration) = self.calibration else { return Ok(()) };
-        let folder = self.learned_at(calibration);
-        if folder.is_dir() {
-            fs::remove_dir_all(&folder).doing(|| format!("while deleting `{}`", folder.display()))?;
+        for entry in fs::read_dir(&self.args.output).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(LEARNED) {
+                let path = entry.path();
+                fs::remove_dir_all(&path).doing(|| format!("while deleting `{}`", path.display()))?;
+            }
         }
         Ok(())
     }
@@ -400,7 +418,9 @@ impl<'a> Contest<'a> {
         for spec in &written.specs {
             *types.entry(written.stored_type(spec)).or_default() += written.stored_bytes(spec);
         }
-        let scheme = types.into_iter().max_by_key(|(name, bytes)| (*bytes, name.clone()));
+        let most = types.into_iter().max_by_key(|(name, bytes)| (*bytes, name.clone()));
+        let file_type = Subject::open(&written.path).ok().and_then(|subject| file_type_name(&subject));
+        let scheme = file_type.map(str::to_owned).or(most.map(|(name, _)| name));
         let format = match (is_gguf(&written.path), written.is_quantized()) {
             (true, _) => "gguf",
             (false, true) => "compressed-tensors",
@@ -410,7 +430,7 @@ impl<'a> Contest<'a> {
         report.output = Some(report::Output {
             path: written.path.display().to_string(),
             format: format.to_owned(),
-            scheme: scheme.map_or_else(String::new, |(name, _)| name),
+            scheme: scheme.unwrap_or_default(),
             method: None,
             parameters: Some(written.parameters()),
             bytes: facts.bytes,

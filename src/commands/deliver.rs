@@ -12,8 +12,8 @@ use crate::diagnostic::{Explain, Failure, Result};
 use crate::pipeline::write::NewFolders;
 use crate::talk::{self, say};
 
-/// What the schemas of all reports and of their differences, of whatever version, begin with.
-const SCHEMA_FAMILY: &str = "\"attar-report";
+/// What tells a report: how the schemas of all reports and of their differences begin, of whatever version; what checks are called.
+const MARKS: [&str; 3] = ["\"attar-report", "name=\"attar check\"", "## Check: "];
 
 /// What the files of `--report` are called, before their extension.
 const FILE_STEM: &str = "report";
@@ -67,6 +67,15 @@ impl Delivery {
     /// A file that cannot be written.
     pub fn one(&self, report: &Report) -> Result<()> {
         self.shown(Subject::Report(report), "terminal")
+    }
+
+    /// One report, of which less is shown than is kept.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn briefly(&self, report: &Report, shown: &Report) -> Result<()> {
+        self.files(Subject::Report(report), &|renderer| renderer.render(report))?;
+        say(&talk::terminal().render(shown))
     }
 
     /// Several reports side by side.
@@ -138,6 +147,18 @@ pub fn check_file(path: &Path) -> Result<()> {
     Ok(atomic::check_writable(path)?)
 }
 
+/// Finds out whether what lies at `path` may be replaced by a report.
+///
+/// # Errors
+/// A file that is none.
+pub fn check_replaces_ours(path: &Path) -> Result<()> {
+    if !path.is_file() || is_report(path) {
+        return Ok(());
+    }
+    Err(Failure::new(format!("`{}` is no report of attar's", path.display()))
+        .hint("only reports are replaced: name another file"))
+}
+
 /// A report that was written before.
 ///
 /// # Errors
@@ -148,7 +169,7 @@ pub fn read_report(path: &Path) -> Result<Report> {
 }
 
 /// Whether two paths lead to one place, though spelled otherwise.
-fn same_place(a: &Path, b: &Path) -> bool {
+pub fn same_place(a: &Path, b: &Path) -> bool {
     let place = |path: &Path| {
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         Some((parent.canonicalize().ok()?, path.file_name()?.to_owned()))
@@ -156,11 +177,12 @@ fn same_place(a: &Path, b: &Path) -> bool {
     a == b || place(a).is_some_and(|a| place(b) == Some(a))
 }
 
-/// Whether a file begins as reports in JSON do; an empty one may be taken too.
+/// Whether a file begins as one of attar's does; an empty one may be taken too.
 fn is_report(path: &Path) -> bool {
     let mut start = Vec::new();
     let read = File::open(path).and_then(|file| file.take(4096).read_to_end(&mut start));
-    read.is_ok() && (start.is_empty() || String::from_utf8_lossy(&start).contains(SCHEMA_FAMILY))
+    let start = String::from_utf8_lossy(&start);
+    read.is_ok() && (start.is_empty() || MARKS.iter().any(|mark| start.contains(mark)))
 }
 
 fn named(rendering: &str) -> Result<&'static dyn Renderer> {

@@ -179,9 +179,19 @@ impl Scoring<'_> {
         let model =
             Scored { config: &source.config, weights: source, streaming: self.memory.streaming.clone() };
         let result = work(model, &mut |progress| tell(&stage, &mut told, tokens, blocks, progress));
-        let result = result
-            .doing(|| format!("while evaluating `{}`", source.path.display()))
-            .hint(|| "attar inspect shows what the model is; a model that was just written can be deleted and made again")?;
+        let hint = match &result {
+            Err(attar_eval::Error::OtherText { .. }) => {
+                "leave --text, --ctx and --chunks out to take the reference's own windows, or name the text it was made on"
+            }
+            Err(attar_eval::Error::VocabularyDiffers { .. }) => {
+                "only models with the same tokenizer can be compared token by token"
+            }
+            _ => {
+                "attar inspect shows what the model is; a model that was just written can be deleted and made again"
+            }
+        };
+        let result =
+            result.doing(|| format!("while evaluating `{}`", source.path.display())).hint(|| hint)?;
         stage.done();
         Ok(result)
     }
