@@ -232,16 +232,14 @@ pub fn check_table(path: &Path, typed: &CheckArgs) -> Result<CheckArgs> {
         };
         let folder = path.parent().unwrap_or(Path::new(""));
         let model = match table.remove("model") {
-            None => None,
             Some(Value::String(model)) => Some(tidy(&folder.join(model))),
             Some(_) => {
-                let failure =
-                    Failure::new("`model` is no text").hint("name a folder or a file: model = \"FOLDER\"");
+                let failure = Failure::new("`model` is no text").hint("give its path in quotes");
                 return Err(document.at(&[Step::Key("check"), Step::Key("model")], failure));
             }
+            None => typed.model.clone(),
         };
-        let model = model.or_else(|| typed.model.clone()).map(PathBuf::into_os_string);
-        let words = model.into_iter().collect();
+        let words = vec![model.map_or_else(|| "--config=".into(), PathBuf::into_os_string)];
         Ok(commands::check::merged(typed, options::CHECK.parse(&table, &document, folder, words)?))
     };
     read().doing(|| format!("while reading `{}`", path.display()))

@@ -4,12 +4,16 @@
 //! a model moves one window up and the next one down, and a mean of few windows moves by chance. So a change counts where it is beyond its
 //! limit *and* the windows, compared one by one, agree that there is one.
 
+mod admit;
+
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
 use crate::perplexity::mean_and_stderr;
 use crate::render::figures::{bytes, grouped, measured, percent, small};
 use crate::report::{Check, Evaluation, Limit, TaskComparison, TaskResult, Verdict};
 use crate::{Report, report};
+use admit::{A_REFERENCE, A_TASK, A_TEXT, ANSWERS_BEFORE, DIVERGENCE_BEFORE, SOMETHING_BEFORE};
+pub use admit::{Cut, Prospect};
 
 /// A change so unlikely where there is none is taken for one.
 pub const SIGNIFICANCE: f64 = 0.05;
@@ -35,22 +39,6 @@ pub struct Limits {
     pub min_accuracy: Option<f64>,
 }
 
-/// What there is to compare with and to measure on.
-#[derive(Debug, Clone, Copy)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a thing of its own")]
-pub struct Given {
-    /// A text.
-    pub text: bool,
-    /// A task.
-    pub task: bool,
-    /// The original, or what was kept of it.
-    pub reference: bool,
-    /// What the model scored before.
-    pub baseline: bool,
-}
-
-const COMPARED: &str = "a --baseline or a --reference to compare with";
-const DIVERGED: &str = "a --reference now, and one when the --baseline was made";
 /// A mean divergence below this, in nats, is rounding; no rise within it counts.
 const ROUNDING: f64 = 1e-6;
 
@@ -98,33 +86,6 @@ impl Limits {
         }
     }
 
-    /// Finds out before anything is measured what a limit lacks.
-    ///
-    /// # Errors
-    /// As [`judge`](Self::judge), as far as that can be told.
-    pub fn check(&self, given: Given) -> Result<(), Error> {
-        if self.is_empty() {
-            return Err(Error::NoLimit);
-        }
-        let needs = |limit: Option<f64>, name: &'static str, given: bool, what: &'static str| match limit {
-            Some(_) if !given => Err(Error::Needs { limit: name, what }),
-            _ => Ok(()),
-        };
-        let Given { text, task, reference, baseline } = given;
-        for limit in self.on_texts().into_iter().flatten() {
-            needs(Some(0.0), limit, text, "a text: --text")?;
-        }
-        let compared = baseline || reference;
-        needs(self.max_perplexity_increase, "max-perplexity-increase", compared, COMPARED)?;
-        needs(self.max_kl_increase, "max-kl-increase", baseline && reference, DIVERGED)?;
-        needs(self.max_kl, "max-kl", reference, "a --reference to measure divergence from")?;
-        needs(self.max_kl_p99, "max-kl-p99", reference, "a --reference to measure divergence from")?;
-        needs(self.min_top1, "min-top1", reference, "a --reference to agree with")?;
-        needs(self.max_accuracy_drop, "max-accuracy-drop", task, "a --task")?;
-        needs(self.max_accuracy_drop, "max-accuracy-drop", compared, COMPARED)?;
-        needs(self.min_accuracy, "min-accuracy", task, "a --task")
-    }
-
     /// Whether one of them wants a text to be scored.
     pub fn want_text(&self) -> bool {
         self.on_texts().iter().any(Option::is_some)
@@ -149,12 +110,13 @@ impl Limits {
         let mut limits = Vec::new();
         let evaluations: Vec<&Evaluation> = subject.report.evaluations().collect();
         for &evaluation in &evaluations {
-            let then = subject.baseline.map(|(_, baseline)| of_text(baseline, evaluation)).transpose()?;
+            let then =
+                subject.baseline.map(|(_, baseline)| of_text(baseline, &Cut::of(evaluation))).transpose()?;
             self.text(evaluation, then, &mut limits)?;
         }
         for limit in self.on_texts().into_iter().flatten() {
             if evaluations.is_empty() {
-                return Err(Error::Needs { limit, what: "a text: --text" });
+                return Err(Error::Needs { limit, what: A_TEXT });
             }
         }
         self.tasks(subject, &mut limits)?;
@@ -197,20 +159,18 @@ impl Limits {
         let text = &now.text;
         if let Some(limit) = self.max_perplexity_increase {
             let change = Change::of_perplexity(now, then)
-                .ok_or(Error::Needs { limit: "max-perplexity-increase", what: COMPARED })?;
+                .ok_or(Error::Needs { limit: "max-perplexity-increase", what: SOMETHING_BEFORE })?;
             limits.push(change.held_to("max-perplexity-increase", text, limit));
         }
         if let Some(limit) = self.max_kl_increase {
             match then.and_then(|then| Change::of_divergence(now, then)) {
                 Some(change) => limits.push(change.held_to("max-kl-increase", text, limit)),
                 None => {
-                    return Err(Error::Needs { limit: "max-kl-increase", what: DIVERGED });
+                    return Err(Error::Needs { limit: "max-kl-increase", what: DIVERGENCE_BEFORE });
                 }
             }
         }
-        let kl = |limit| {
-            now.kl_divergence.ok_or(Error::Needs { limit, what: "a --reference to measure divergence from" })
-        };
+        let kl = |limit| now.kl_divergence.ok_or(Error::Needs { limit, what: A_REFERENCE });
         if let Some(limit) = self.max_kl {
             let kl = kl("max-kl")?;
             let said = format!(
@@ -230,8 +190,7 @@ impl Limits {
             limits.push(exact("max-kl-p99", text, kl.p99, limit, kl.p99 > limit, said));
         }
         if let Some(limit) = self.min_top1 {
-            let what = "a --reference to agree with";
-            let share = now.top1_agreement.ok_or(Error::Needs { limit: "min-top1", what })?;
+            let share = now.top1_agreement.ok_or(Error::Needs { limit: "min-top1", what: A_REFERENCE })?;
             let said = format!(
                 "{} of the tokens have the reference's first token first; at least {} must",
                 percent(share),
@@ -247,15 +206,14 @@ impl Limits {
             [self.max_accuracy_drop.map(|_| "max-accuracy-drop"), self.min_accuracy.map(|_| "min-accuracy")];
         for limit in wants.into_iter().flatten() {
             if subject.report.tasks.is_empty() {
-                return Err(Error::Needs { limit, what: "a --task" });
+                return Err(Error::Needs { limit, what: A_TASK });
             }
         }
         for task in &subject.report.tasks {
             if let Some(limit) = self.max_accuracy_drop {
-                let then = task.reference.ok_or(Error::Needs {
-                    limit: "max-accuracy-drop",
-                    what: "a --baseline with the same tasks or a --reference to compare with",
-                })?;
+                let then = task
+                    .reference
+                    .ok_or(Error::Needs { limit: "max-accuracy-drop", what: ANSWERS_BEFORE })?;
                 limits.push(accuracy_drop(task, &then, limit));
             }
             if let Some(limit) = self.min_accuracy {
@@ -464,14 +422,11 @@ fn same_model(baseline: &Report, report: &Report) -> Result<(), Error> {
 }
 
 /// What the baseline has to say of the same tokens.
-fn of_text<'a>(baseline: &'a Report, now: &Evaluation) -> Result<&'a Evaluation, Error> {
-    let hash =
-        |evaluation: &Evaluation| evaluation.by_window.as_ref().map(|windows| windows.tokens_sha256.clone());
-    let cut = |e: &Evaluation| (hash(e), e.ctx, e.convention);
+fn of_text<'a>(baseline: &'a Report, now: &Cut) -> Result<&'a Evaluation, Error> {
     let other = baseline.evaluations().find(|then| then.text == now.text);
     // Files move: what the text is called matters only where two begin alike.
     let alike = other.into_iter().chain(baseline.evaluations());
-    if let Some(then) = alike.into_iter().find(|then| hash(then).is_some() && cut(then) == cut(now)) {
+    if let Some(then) = alike.into_iter().find(|then| now.is_same(&Cut::of(then))) {
         return Ok(then);
     }
     let detail = other.map(|then| {

@@ -5,7 +5,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use attar_eval::gate::{self, Given, Limits, Subject};
+use attar_eval::gate::{self, Limits, Prospect, Subject};
 use attar_eval::render;
 use attar_eval::report::{Check, Difference, Limit, Verdict};
 use attar_eval::tasks::{Task, compare};
@@ -16,10 +16,10 @@ use crate::cli::{CheckArgs, ConventionArg, EvalArgs, Global};
 use crate::commands::deliver::{self, Delivery};
 use crate::commands::eval::{self, Measured};
 use crate::diagnostic::{Explain, Failure, Result};
+use crate::pipeline::score::Scoring;
 use crate::pipeline::verify::Facts;
 use crate::recipe;
 use crate::talk::{Talk, say};
-use crate::text::Text;
 
 /// Measures, judges, tells.
 ///
@@ -51,18 +51,22 @@ fn checked(args: &CheckArgs, global: &Global) -> Result<Outcome> {
     let limits = args.limits(baseline.as_ref());
     let asked = args.eval(model);
     let texts = args.texts(&limits, baseline.is_some());
-    let given = Given {
-        text: !texts.is_empty(),
-        task: !args.task.is_empty(),
-        reference: args.reference.is_some(),
-        baseline: baseline.is_some(),
+    let admit = |report: &Report, scorings: &[Scoring<'_>]| {
+        let prospect = Prospect {
+            report,
+            cuts: scorings.iter().map(Scoring::cut).collect(),
+            tasks: !args.task.is_empty(),
+            reference: args.reference.is_some(),
+            baseline: baseline.as_ref(),
+        };
+        match limits.admit(&prospect) {
+            Err(error) if !args.update_baseline => Err(args.explain(&error, baseline.as_ref())),
+            _ => Ok(()),
+        }
     };
-    if !args.update_baseline {
-        limits.check(given).map_err(|error| args.explain(&error, baseline.as_ref()))?;
-    }
     let delivery = global.delivery();
     args.check_files(&asked)?;
-    let Some(measured) = eval::measure(&asked, &texts, global, &delivery)? else {
+    let Some(measured) = eval::measure(&asked, &texts, global, &delivery, admit)? else {
         say(&format!("limits: {limits:?}\n"))?;
         return Ok(Outcome::Done);
     };
@@ -141,7 +145,7 @@ impl CheckArgs {
         if self.text.is_empty() && self.task.is_empty() {
             // A kept reference may have brought the text with it.
             let texts = baseline.evaluations().map(|then| &then.text);
-            let files = texts.filter(|text| !Text::is_built_in(text) && Some(*text) != kept);
+            let files = texts.filter(|text| Some(*text) != kept);
             self.text = files.map(|text| self.named(text)).collect();
             let tasks = baseline.tasks.iter().filter(|then| !then.file.is_empty());
             self.task = tasks.map(|then| self.named(&then.file)).collect();

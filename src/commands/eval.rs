@@ -30,7 +30,8 @@ pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
     let texts: Vec<_> = args.text.iter().cloned().map(Some).collect();
     let brings_text = args.reference.as_deref().is_some_and(LogProbs::is_at) && texts.is_empty();
     let texts = if brings_text { vec![None] } else { texts };
-    measure(args, &texts, global, &delivery)?.map_or(Ok(()), |measured| delivery.one(&measured.report))
+    let measured = measure(args, &texts, global, &delivery, |_, _| Ok(()))?;
+    measured.map_or(Ok(()), |measured| delivery.one(&measured.report))
 }
 
 /// What was found, and the tasks whose answers are in it.
@@ -41,17 +42,17 @@ pub struct Measured {
     pub tasks: Vec<Task>,
 }
 
-/// Cuts the `texts`, tokenizes the tasks, runs the models, keeps what is to be kept; a text that is not named is the reference's own or the one that
-/// comes with attar. `None` where only the plan was asked for, which is then
-/// said.
+/// Cuts the `texts`, tokenizes the tasks, runs the models, keeps what is to be kept; a text that is not named is the reference's own or the one that comes with attar. `None` where only the plan was asked for, which is then
+/// said. Before the work begins `admit` has its say, which is shown the models and how the texts are cut.
 ///
 /// # Errors
-/// A model, cache, text or task that cannot be read, models with different tokenizers.
+/// A model, cache, text or task that cannot be read, models with different tokenizers; what `admit` refuses.
 pub fn measure(
     args: &EvalArgs,
     texts: &[Option<PathBuf>],
     global: &Global,
     delivery: &Delivery,
+    admit: impl FnOnce(&Report, &[Scoring<'_>]) -> Result<()>,
 ) -> Result<Option<Measured>> {
     let talk = global.talk();
     let source = Source::open(&args.model)?;
@@ -65,6 +66,9 @@ pub fn measure(
     let scorings = args.scorings(global, model, texts, beside.as_ref(), &computer)?;
     let tasks = tasks::read(&args.task, args.items.map(|items| items as usize))?;
     let exams = args.exams((global, &computer), model, beside.as_ref(), &tasks)?;
+    let mut report = Report::new(describe(&source));
+    report.original = beside.as_ref().and_then(Beside::model).map(describe);
+    admit(&report, &scorings)?;
     if global.dry_run {
         say(&plan(args, beside.as_ref(), &scorings, &exams))?;
         return Ok(None);
@@ -73,8 +77,6 @@ pub fn measure(
     delivery.check(&keep_at.into_iter().collect::<Vec<_>>())?;
 
     let mut clock = Clock::default();
-    let mut report = Report::new(describe(&source));
-    report.original = beside.as_ref().and_then(Beside::model).map(describe);
     if let Some(exam) = exams.first() {
         report.tasks = clock.time("tasks", || exam.sit("tasks", talk))?;
         for (task, file) in report.tasks.iter_mut().zip(&args.task) {

@@ -196,22 +196,33 @@ fn a_rise_from_nothing_within_rounding_is_none() {
 
 #[test]
 fn what_a_limit_lacks_is_known_before_anything_is_measured() {
-    let nothing = Given { text: false, task: false, reference: false, baseline: false };
-    let lacks = |limits: Limits, given: Given| match limits.check(given) {
-        Err(Error::Needs { limit, .. }) => Some(limit),
-        Err(_) => Some("a limit"),
-        Ok(()) => None,
+    let report = worse_by(0.0, 0.0);
+    let cut = Cut::of(report.evaluation.as_ref().unwrap());
+    let lacks = |limits: Limits, text: bool, tasks: bool, reference: bool, baseline: Option<&Report>| {
+        let cuts = if text { vec![cut.clone()] } else { Vec::new() };
+        let prospect = Prospect { report: &report, cuts, tasks, reference, baseline };
+        match limits.admit(&prospect) {
+            Err(Error::Needs { limit, .. }) => Some(limit),
+            Err(_) => Some("something else"),
+            Ok(()) => None,
+        }
     };
     let none = Limits::default();
     let kl = Limits { max_kl: Some(0.1), ..none };
-    assert_eq!(lacks(none, nothing), Some("a limit"));
-    assert_eq!(lacks(kl, nothing), Some("max-kl"));
-    assert_eq!(lacks(kl, Given { text: true, ..nothing }), Some("max-kl"));
-    assert_eq!(lacks(kl, Given { text: true, reference: true, ..nothing }), None);
-    assert_eq!(lacks(Limits { max_bytes: Some(1), ..none }, nothing), None);
+    assert_eq!(lacks(none, true, true, true, None), Some("something else"));
+    assert_eq!(lacks(kl, false, false, true, None), Some("max-kl"));
+    assert_eq!(lacks(kl, true, false, false, None), Some("max-kl"));
+    assert_eq!(lacks(kl, true, false, true, None), None);
+    assert_eq!(lacks(Limits { max_bytes: Some(1), ..none }, false, false, false, None), None);
     let drop = Limits { max_accuracy_drop: Some(0.1), ..none };
-    assert_eq!(lacks(drop, Given { task: true, ..nothing }), Some("max-accuracy-drop"));
-    assert_eq!(lacks(drop, Given { task: true, baseline: true, ..nothing }), None);
+    assert_eq!(lacks(drop, false, true, false, None), Some("max-accuracy-drop"));
+    assert_eq!(lacks(drop, false, true, false, Some(&report)), None);
+    let unasked = Limits::unasked(&report);
+    assert_eq!(lacks(unasked, true, false, false, Some(&report)), Some("max-kl-increase"));
+    assert_eq!(lacks(unasked, true, false, true, Some(&report)), None);
+    let mut other = report.clone();
+    other.evaluation.as_mut().unwrap().by_window.as_mut().unwrap().tokens_sha256 = "cd".to_owned();
+    assert_eq!(lacks(unasked, true, false, true, Some(&other)), Some("something else"));
 }
 
 #[test]
