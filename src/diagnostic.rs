@@ -77,7 +77,9 @@ impl Failure {
         Coloured { failure: self, palette }
     }
 
-    fn doing(mut self, what: String) -> Self {
+    /// The failure with what was being done when it happened.
+    #[must_use]
+    pub fn doing(mut self, what: String) -> Self {
         self.messages.insert(0, what);
         self
     }

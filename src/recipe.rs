@@ -231,10 +231,15 @@ pub fn check_table(path: &Path, typed: &CheckArgs) -> Result<CheckArgs> {
             );
         };
         let folder = path.parent().unwrap_or(Path::new(""));
-        let model =
-            table.remove("model").as_ref().and_then(Value::as_str).map(|model| tidy(&folder.join(model)));
-        let model = model.or_else(|| typed.model.clone()).map(PathBuf::into_os_string);
-        let words = model.into_iter().collect();
+        let model = match table.remove("model") {
+            Some(Value::String(model)) => Some(tidy(&folder.join(model))),
+            Some(_) => {
+                let failure = Failure::new("`model` is no text").hint("give its path in quotes");
+                return Err(document.at(&[Step::Key("check"), Step::Key("model")], failure));
+            }
+            None => typed.model.clone(),
+        };
+        let words = vec![model.map_or_else(|| "--config=".into(), PathBuf::into_os_string)];
         Ok(commands::check::merged(typed, options::CHECK.parse(&table, &document, folder, words)?))
     };
     read().doing(|| format!("while reading `{}`", path.display()))

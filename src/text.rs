@@ -55,17 +55,16 @@ impl Text {
         }
     }
 
-    /// The text at `path`, or the built-in one that nothing was calibrated on.
+    /// The text at `path`, or the built-in one that nothing was calibrated on; built-in ones go by the name they have in reports, too.
     ///
     /// # Errors
     /// As [`Text::read`].
     pub fn held_out(path: Option<&Path>) -> Result<Self> {
-        path.map_or_else(|| Ok(Self::built_in(1)), Self::read)
-    }
-
-    /// Whether a text is one that comes with attar, by the name it has in reports.
-    pub fn is_built_in(name: &str) -> bool {
-        BUILT_IN.iter().any(|(built_in, _)| *built_in == name)
+        let named = |path: &Path| BUILT_IN.iter().position(|(name, _)| path == Path::new(name));
+        match path {
+            None => Ok(Self::built_in(1)),
+            Some(path) => named(path).map_or_else(|| Self::read(path), |index| Ok(Self::built_in(index))),
+        }
     }
 
     fn built_in(index: usize) -> Self {

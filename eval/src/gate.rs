@@ -4,12 +4,16 @@
 //! a model moves one window up and the next one down, and a mean of few windows moves by chance. So a change counts where it is beyond its
 //! limit *and* the windows, compared one by one, agree that there is one.
 
+mod admit;
+
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
 use crate::perplexity::mean_and_stderr;
 use crate::render::figures::{bytes, grouped, measured, percent, small};
 use crate::report::{Check, Evaluation, Limit, TaskComparison, TaskResult, Verdict};
 use crate::{Report, report};
+use admit::{A_REFERENCE, A_TASK, A_TEXT, ANSWERS_BEFORE, DIVERGENCE_BEFORE, SOMETHING_BEFORE};
+pub use admit::{Cut, Prospect};
 
 /// A change so unlikely where there is none is taken for one.
 pub const SIGNIFICANCE: f64 = 0.05;
@@ -34,6 +38,9 @@ pub struct Limits {
     /// A task's accuracy, 0 to 1.
     pub min_accuracy: Option<f64>,
 }
+
+/// A mean divergence below this, in nats, is rounding; no rise within it counts.
+const ROUNDING: f64 = 1e-6;
 
 /// Why a model could not be held to its limits.
 #[derive(Debug, thiserror::Error, PartialEq)]
@@ -68,17 +75,21 @@ pub enum Error {
 }
 
 impl Limits {
-    /// What a change is held to where nothing is said: 1 % of perplexity, a quarter of the divergence.
-    pub const DEFAULT: Self = Self {
-        max_perplexity_increase: Some(0.01),
-        max_kl_increase: Some(0.25),
-        max_kl: None,
-        max_kl_p99: None,
-        min_top1: None,
-        max_bytes: None,
-        max_accuracy_drop: None,
-        min_accuracy: None,
-    };
+    /// What a change since `baseline` is held to where nothing is said: 1 % of perplexity, and a quarter of the divergence where the baseline
+    /// has one.
+    pub fn unasked(baseline: &Report) -> Self {
+        let diverges = baseline.evaluations().any(|then| then.kl_divergence.is_some());
+        Self {
+            max_perplexity_increase: Some(0.01),
+            max_kl_increase: diverges.then_some(0.25),
+            ..Self::default()
+        }
+    }
+
+    /// Whether one of them wants a text to be scored.
+    pub fn want_text(&self) -> bool {
+        self.on_texts().iter().any(Option::is_some)
+    }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
@@ -99,12 +110,13 @@ impl Limits {
         let mut limits = Vec::new();
         let evaluations: Vec<&Evaluation> = subject.report.evaluations().collect();
         for &evaluation in &evaluations {
-            let then = subject.baseline.map(|(_, baseline)| of_text(baseline, evaluation)).transpose()?;
+            let then =
+                subject.baseline.map(|(_, baseline)| of_text(baseline, &Cut::of(evaluation))).transpose()?;
             self.text(evaluation, then, &mut limits)?;
         }
         for limit in self.on_texts().into_iter().flatten() {
             if evaluations.is_empty() {
-                return Err(Error::Needs { limit, what: "a text: --text" });
+                return Err(Error::Needs { limit, what: A_TEXT });
             }
         }
         self.tasks(subject, &mut limits)?;
@@ -146,25 +158,19 @@ impl Limits {
     ) -> Result<(), Error> {
         let text = &now.text;
         if let Some(limit) = self.max_perplexity_increase {
-            let change = Change::of_perplexity(now, then).ok_or(Error::Needs {
-                limit: "max-perplexity-increase",
-                what: "a --baseline or a --reference to compare with",
-            })?;
+            let change = Change::of_perplexity(now, then)
+                .ok_or(Error::Needs { limit: "max-perplexity-increase", what: SOMETHING_BEFORE })?;
             limits.push(change.held_to("max-perplexity-increase", text, limit));
         }
         if let Some(limit) = self.max_kl_increase {
             match then.and_then(|then| Change::of_divergence(now, then)) {
                 Some(change) => limits.push(change.held_to("max-kl-increase", text, limit)),
-                None if *self == Self::DEFAULT => {} // asked for by nobody
                 None => {
-                    let what = "a --reference now, and one when the --baseline was made";
-                    return Err(Error::Needs { limit: "max-kl-increase", what });
+                    return Err(Error::Needs { limit: "max-kl-increase", what: DIVERGENCE_BEFORE });
                 }
             }
         }
-        let kl = |limit| {
-            now.kl_divergence.ok_or(Error::Needs { limit, what: "a --reference to measure divergence from" })
-        };
+        let kl = |limit| now.kl_divergence.ok_or(Error::Needs { limit, what: A_REFERENCE });
         if let Some(limit) = self.max_kl {
             let kl = kl("max-kl")?;
             let said = format!(
@@ -184,8 +190,7 @@ impl Limits {
             limits.push(exact("max-kl-p99", text, kl.p99, limit, kl.p99 > limit, said));
         }
         if let Some(limit) = self.min_top1 {
-            let what = "a --reference to agree with";
-            let share = now.top1_agreement.ok_or(Error::Needs { limit: "min-top1", what })?;
+            let share = now.top1_agreement.ok_or(Error::Needs { limit: "min-top1", what: A_REFERENCE })?;
             let said = format!(
                 "{} of the tokens have the reference's first token first; at least {} must",
                 percent(share),
@@ -201,15 +206,14 @@ impl Limits {
             [self.max_accuracy_drop.map(|_| "max-accuracy-drop"), self.min_accuracy.map(|_| "min-accuracy")];
         for limit in wants.into_iter().flatten() {
             if subject.report.tasks.is_empty() {
-                return Err(Error::Needs { limit, what: "a --task" });
+                return Err(Error::Needs { limit, what: A_TASK });
             }
         }
         for task in &subject.report.tasks {
             if let Some(limit) = self.max_accuracy_drop {
-                let then = task.reference.ok_or(Error::Needs {
-                    limit: "max-accuracy-drop",
-                    what: "a --baseline with the same tasks or a --reference to compare with",
-                })?;
+                let then = task
+                    .reference
+                    .ok_or(Error::Needs { limit: "max-accuracy-drop", what: ANSWERS_BEFORE })?;
                 limits.push(accuracy_drop(task, &then, limit));
             }
             if let Some(limit) = self.min_accuracy {
@@ -239,6 +243,7 @@ pub struct Subject<'a> {
 /// A change for the worse, as a share of what was.
 struct Change {
     what: &'static str,
+    than: &'static str,
     from: String,
     to: String,
     value: f64,
@@ -258,6 +263,7 @@ impl Change {
         let value = paired.mean.exp() - 1.0;
         Some(Self {
             what: "perplexity",
+            than: if then.is_some() { "before" } else { "of the reference" },
             from: format!("{:.4}", perplexity.value),
             to: format!("{:.4}", now.perplexity.value),
             value,
@@ -270,14 +276,14 @@ impl Change {
         let (windows, before) = (now.by_window.as_ref()?, then.by_window.as_ref()?);
         let (kl, kl_before) = (now.kl_divergence?, then.kl_divergence?);
         let paired = Paired::of(&windows.kl_divergence, &before.kl_divergence)?;
-        // From nothing, everything is an infinite rise.
-        let scale = kl_before.mean.max(f64::MIN_POSITIVE);
+        let scale = kl_before.mean.max(ROUNDING);
         Some(Self {
             what: "mean KL divergence",
+            than: "before",
             from: small(kl_before.mean),
             to: small(kl.mean),
-            value: (paired.mean / scale).min(1e9),
-            stderr: paired.stderr.map(|stderr| (stderr / scale).min(1e9)),
+            value: paired.mean / scale,
+            stderr: paired.stderr.map(|stderr| stderr / scale),
             p_value: paired.p_value,
         })
     }
@@ -292,9 +298,10 @@ impl Change {
         let value = format!("{:+.2}", 100.0 * self.value);
         let error = self.stderr.map(|stderr| format!(" ± {:.2}", 100.0 * stderr)).unwrap_or_default();
         let said = format!(
-            "{} {}, before {}: {value}{error} %; at most {:+.2} % is allowed{}",
+            "{} {}, {} {}: {value}{error} %; at most {:+.2} % is allowed{}",
             self.what,
             self.to,
+            self.than,
             self.from,
             100.0 * limit,
             by_chance(verdict, self.p_value, "text")
@@ -382,6 +389,7 @@ fn by_chance(verdict: Verdict, p_value: Option<f64>, more: &str) -> String {
         (Verdict::Noise, Some(p)) => {
             format!("; but so much comes by chance (p = {p}): more {more} would tell")
         }
+        (Verdict::Failed, None) => "; of one window, nothing can be said of chance".to_owned(),
         (Verdict::Failed, Some(p)) => format!("; that is no chance (p = {p})"),
         _ => String::new(),
     }
@@ -414,14 +422,13 @@ fn same_model(baseline: &Report, report: &Report) -> Result<(), Error> {
 }
 
 /// What the baseline has to say of the same tokens.
-fn of_text<'a>(baseline: &'a Report, now: &Evaluation) -> Result<&'a Evaluation, Error> {
-    let hash =
-        |evaluation: &Evaluation| evaluation.by_window.as_ref().map(|windows| windows.tokens_sha256.clone());
-    let cut = |e: &Evaluation| (hash(e), e.ctx, e.convention);
-    if let Some(then) = baseline.evaluations().find(|then| hash(then).is_some() && cut(then) == cut(now)) {
+fn of_text<'a>(baseline: &'a Report, now: &Cut) -> Result<&'a Evaluation, Error> {
+    let other = baseline.evaluations().find(|then| then.text == now.text);
+    // Files move: what the text is called matters only where two begin alike.
+    let alike = other.into_iter().chain(baseline.evaluations());
+    if let Some(then) = alike.into_iter().find(|then| now.is_same(&Cut::of(then))) {
         return Ok(then);
     }
-    let other = baseline.evaluations().find(|then| then.text == now.text);
     let detail = other.map(|then| {
         format!(
             " as it is now: it was {} windows of {} tokens, convention {}, and is {} of {}, {}, or the text has changed",
@@ -435,15 +442,20 @@ fn of_text<'a>(baseline: &'a Report, now: &Evaluation) -> Result<&'a Evaluation,
 }
 
 impl report::Report {
-    /// What a baseline needs of it: the figures, without how and how long they were taken.
-    #[must_use]
-    pub fn as_baseline(&self) -> Self {
-        let mut baseline = Self { run: None, check: None, tensors: Vec::new(), ..self.clone() };
-        for evaluation in baseline.evaluation.iter_mut().chain(&mut baseline.further_evaluations) {
+    /// Leaves the figures, without where they come from.
+    pub fn drop_details(&mut self) {
+        for evaluation in self.evaluation.iter_mut().chain(&mut self.further_evaluations) {
             evaluation.worst_tokens = Vec::new();
             evaluation.breakdown = None;
             evaluation.kl_histogram = None;
         }
+    }
+
+    /// What a baseline needs of it: the figures, without how and how long they were taken.
+    #[must_use]
+    pub fn as_baseline(&self) -> Self {
+        let mut baseline = Self { run: None, check: None, tensors: Vec::new(), ..self.clone() };
+        baseline.drop_details();
         for task in &mut baseline.tasks {
             task.reference = None;
         }

@@ -27,14 +27,14 @@ pub struct CheckArgs {
     pub baseline: Option<PathBuf>,
 
     /// Write what the model scores now to --baseline, and pass
-    #[arg(long, requires = "baseline")]
+    #[arg(long, conflicts_with_all = ["junit", "markdown"])]
     pub update_baseline: bool,
 
     /// The text to score; may be given more than once [default: those of the baseline, or one that comes with attar]
     #[arg(long, value_name = "FILE")]
     pub text: Vec<PathBuf>,
 
-    /// Questions to answer, as attar eval --task has them; may be given more than once
+    /// Questions to answer, as attar eval --task has them; may be given more than once [default: those of the baseline]
     #[arg(long, value_name = "FILE")]
     pub task: Vec<PathBuf>,
 
@@ -58,9 +58,9 @@ pub struct CheckArgs {
     #[arg(long, value_name = "MODEL|CACHE|FILE")]
     pub reference: Option<PathBuf>,
 
-    /// What matrices are multiplied in
-    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
-    pub precision: PrecisionArg,
+    /// What matrices are multiplied in [default: f32]
+    #[arg(long, value_enum)]
+    pub precision: Option<PrecisionArg>,
 
     /// What passes and what fails.
     #[command(flatten)]
@@ -97,7 +97,7 @@ pub struct LimitArgs {
     pub max_kl_p99: Option<f64>,
 
     /// Tokens where reference and model put the same one first
-    #[arg(long, value_name = "SHARE", value_parser = parse_share)]
+    #[arg(long, value_name = "SHARE", value_parser = parse_part)]
     pub min_top1: Option<f64>,
 
     /// Size of the model's files, for example 5GB
@@ -105,12 +105,29 @@ pub struct LimitArgs {
     pub max_bytes: Option<u64>,
 
     /// Accuracy of each task may fall by so much: 2% is from 60% to 58%
-    #[arg(long, value_name = "SHARE", value_parser = parse_share)]
+    #[arg(long, value_name = "SHARE", value_parser = parse_part)]
     pub max_accuracy_drop: Option<f64>,
 
     /// Accuracy of each task
-    #[arg(long, value_name = "SHARE", value_parser = parse_share)]
+    #[arg(long, value_name = "SHARE", value_parser = parse_part)]
     pub min_accuracy: Option<f64>,
+}
+
+impl LimitArgs {
+    /// What is given here, and where nothing is what is given there.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            max_perplexity_increase: self.max_perplexity_increase.or(other.max_perplexity_increase),
+            max_kl_increase: self.max_kl_increase.or(other.max_kl_increase),
+            max_kl: self.max_kl.or(other.max_kl),
+            max_kl_p99: self.max_kl_p99.or(other.max_kl_p99),
+            min_top1: self.min_top1.or(other.min_top1),
+            max_bytes: self.max_bytes.or(other.max_bytes),
+            max_accuracy_drop: self.max_accuracy_drop.or(other.max_accuracy_drop),
+            min_accuracy: self.min_accuracy.or(other.min_accuracy),
+        }
+    }
 }
 
 impl From<LimitArgs> for Limits {
@@ -152,20 +169,29 @@ impl CheckArgs {
             reference: self.reference.clone(),
             save_reference: None,
             save_as: SaveAs::Cache(Signal::HiddenF32),
-            precision: self.precision,
+            precision: self.precision.unwrap_or_default(),
         }
     }
 }
 
-/// `1%` or `0.01`.
+/// `1%` or `0.01`; a share above the whole is written with its %, since 5 may have been meant to be one.
 fn parse_share(text: &str) -> Result<f64, String> {
     let (number, scale) = match text.trim().strip_suffix('%') {
         Some(percent) => (percent.trim(), 100.0),
         None => (text.trim(), 1.0),
     };
-    let share = number.parse::<f64>().map(|number| number / scale);
-    let share = share.ok().filter(|share| share.is_finite() && *share >= 0.0);
-    share.ok_or_else(|| "a share is written as 1% or as 0.01".to_owned())
+    let number = number.parse::<f64>().ok().filter(|number| number.is_finite() && *number >= 0.0);
+    match number {
+        Some(number) if scale > 1.0 || number <= 1.0 => Ok(number / scale),
+        Some(number) => Err(format!("a share is written as 1% or as 0.01: is {number}% meant?")),
+        None => Err("a share is written as 1% or as 0.01".to_owned()),
+    }
+}
+
+/// The same of a whole.
+fn parse_part(text: &str) -> Result<f64, String> {
+    let share = parse_share(text)?;
+    if share <= 1.0 { Ok(share) } else { Err("more than 100 % there is not".to_owned()) }
 }
 
 /// A divergence.
@@ -180,11 +206,14 @@ mod tests {
 
     #[test]
     fn shares_are_written_in_either_way() {
-        for (text, share) in [("1%", 0.01), ("0.01", 0.01), ("2.5 %", 0.025), ("0", 0.0), ("150%", 1.5)] {
+        for (text, share) in
+            [("1%", 0.01), ("0.01", 0.01), ("2.5 %", 0.025), ("0", 0.0), ("150%", 1.5), ("1", 1.0)]
+        {
             assert!(parse_share(text).is_ok_and(|found| (found - share).abs() < 1e-12), "{text}");
         }
-        for text in ["", "%", "-1%", "inf", "one"] {
+        for text in ["", "%", "-1%", "inf", "one", "5"] {
             assert!(parse_share(text).is_err(), "{text}");
         }
+        assert!(parse_part("99%").is_ok() && parse_part("99").is_err() && parse_part("101%").is_err());
     }
 }

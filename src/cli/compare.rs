@@ -98,12 +98,20 @@ impl Contender {
     }
 }
 
+fn method_named(name: &str) -> Result<Method, String> {
+    Method::from_str(name, true).map_err(|_| {
+        let known = Method::value_variants().iter().filter_map(Method::to_possible_value);
+        let known: Vec<_> = known.map(|method| method.get_name().to_owned()).collect();
+        format!("there is no method `{name}`, only {}", known.join(", "))
+    })
+}
+
 impl FromStr for Contender {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (scheme, method) = match text.split_once(':') {
-            Some((scheme, method)) => (scheme, Some(Method::from_str(method.trim(), true)?)),
+            Some((scheme, method)) => (scheme, Some(method_named(method.trim())?)),
             None => (text, None),
         };
         let scheme = scheme.trim().parse().map_err(|failure: Failure| failure.in_one_line())?;

@@ -5,27 +5,38 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use attar_eval::gate::{self, Limits, Subject};
+use attar_eval::gate::{self, Limits, Prospect, Subject};
 use attar_eval::render;
-use attar_eval::report::{Check, TaskComparison, Verdict};
+use attar_eval::report::{Check, Difference, Limit, Verdict};
 use attar_eval::tasks::{Task, compare};
 use attar_eval::{Convention, Report};
 
 use crate::Outcome;
-use crate::cli::{CheckArgs, ConventionArg, Global};
+use crate::cli::{CheckArgs, ConventionArg, EvalArgs, Global};
 use crate::commands::deliver::{self, Delivery};
 use crate::commands::eval::{self, Measured};
 use crate::diagnostic::{Explain, Failure, Result};
+use crate::pipeline::score::Scoring;
 use crate::pipeline::verify::Facts;
 use crate::recipe;
-use crate::talk::say;
-use crate::text::Text;
+use crate::talk::{Talk, say};
 
 /// Measures, judges, tells.
 ///
 /// # Errors
 /// What `attar eval` fails on; a baseline that is missing, or of another model or text; a limit on what is not measured.
 pub fn run(args: &CheckArgs, global: &Global) -> Result<Outcome> {
+    let outcome = checked(args, global);
+    if let Err(failure) = &outcome
+        && on_github()
+    {
+        let cause = escape(&failure.in_one_line());
+        say(&format!("::error title=attar check could not be done::{cause}\n"))?;
+    }
+    outcome
+}
+
+fn checked(args: &CheckArgs, global: &Global) -> Result<Outcome> {
     let mut args = match &args.config {
         Some(config) => recipe::check_table(config, args)?,
         None => args.clone(),
@@ -37,20 +48,34 @@ pub fn run(args: &CheckArgs, global: &Global) -> Result<Outcome> {
     if let Some(baseline) = &baseline {
         args.take_from(baseline);
     }
-    let limits = args.limits(baseline.is_some())?;
-    let delivery = global.delivery();
-    let files = [&args.junit, &args.markdown].into_iter().flatten().collect::<Vec<_>>();
-    for file in &files {
-        deliver::check_file(file)?;
-    }
+    let limits = args.limits(baseline.as_ref());
     let asked = args.eval(model);
-    let Some(measured) = eval::measure(&asked, global, &delivery)? else { return Ok(Outcome::Done) };
+    let texts = args.texts(&limits, baseline.is_some());
+    let admit = |report: &Report, scorings: &[Scoring<'_>]| {
+        let prospect = Prospect {
+            report,
+            cuts: scorings.iter().map(Scoring::cut).collect(),
+            tasks: !args.task.is_empty(),
+            reference: args.reference.is_some(),
+            baseline: baseline.as_ref(),
+        };
+        match limits.admit(&prospect) {
+            Err(error) if !args.update_baseline => Err(args.explain(&error, baseline.as_ref())),
+            _ => Ok(()),
+        }
+    };
+    let delivery = global.delivery();
+    args.check_files(&asked)?;
+    let Some(measured) = eval::measure(&asked, &texts, global, &delivery, admit)? else {
+        say(&format!("limits: {limits:?}\n"))?;
+        return Ok(Outcome::Done);
+    };
     let Measured { mut report, tasks } = measured;
     if args.update_baseline {
-        return args.update(&report, &delivery);
+        return args.update(&report, baseline.as_ref(), &delivery);
     }
     if let Some(baseline) = &baseline {
-        beside(&tasks, &mut report, baseline);
+        beside(&tasks, &mut report, baseline).map_err(|error| args.explain(&error, Some(baseline)))?;
     }
     let name = args.baseline.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
     let subject = Subject {
@@ -59,132 +84,205 @@ pub fn run(args: &CheckArgs, global: &Global) -> Result<Outcome> {
         baseline: baseline.as_ref().map(|baseline| (name.as_str(), baseline)),
         reference: report.original.as_ref().map(|original| original.source.as_str()),
     };
-    let check = limits.judge(&subject).map_err(|error| explain(error, &args))?;
+    let check = limits.judge(&subject).map_err(|error| args.explain(&error, baseline.as_ref()))?;
     let passed = check.passed;
     report.check = Some(check);
-    tell(&report, &args)?;
-    delivery.one(&report)?;
+    let short = in_short(&report);
+    delivery.briefly(&report, if global.verbose { &report } else { &short })?;
+    args.tell(&short, global.talk())?;
     Ok(if passed { Outcome::Done } else { Outcome::GateFailed })
 }
 
-/// What can be done where a limit cannot be judged.
-fn explain(error: gate::Error, args: &CheckArgs) -> Failure {
-    let hint = match &error {
-        gate::Error::NoLimit => {
-            "give a limit, for example --max-kl 0.02, or a --baseline: attar check --help lists them"
-        }
-        gate::Error::Needs { .. } => "attar check --help says what each limit compares",
-        gate::Error::OtherModel { .. } | gate::Error::OtherTokens { .. } => {
-            "name the baseline of this model and text, or make it anew with --update-baseline"
-        }
-    };
-    let at =
-        args.baseline.as_ref().map(|path| format!("while comparing with the baseline `{}`", path.display()));
-    let failure = Err::<(), _>(error).hint(|| hint);
-    let failure = match at {
-        Some(at) => failure.doing(|| at),
-        None => failure.doing(|| "while checking the model"),
-    };
-    failure.err().unwrap_or_else(|| Failure::new(hint))
-}
-
-/// Sets the answers beside those of the baseline, where it has them.
-fn beside(tasks: &[Task], report: &mut Report, baseline: &Report) {
+/// Sets the answers beside those of the baseline.
+fn beside(tasks: &[Task], report: &mut Report, baseline: &Report) -> std::result::Result<(), gate::Error> {
     for (task, now) in tasks.iter().zip(&mut report.tasks) {
-        let of_reference: Option<TaskComparison> = now.reference.take();
-        match baseline.tasks.iter().find(|then| then.name == now.name && then.items == now.items) {
-            Some(then) => compare(task, now, then),
-            None => now.reference = of_reference,
-        }
+        let named = baseline.tasks.iter().find(|then| then.name == now.name);
+        let same = named.filter(|then| then.items_sha256 == now.items_sha256 && then.items == now.items);
+        let Some(then) = same else {
+            let detail = named.map(|then| {
+                format!(
+                    " as it is now: it had {} items, and has {}, or they have changed",
+                    then.items, now.items
+                )
+            });
+            let subject = format!("the task `{}`", now.name);
+            return Err(gate::Error::OtherTokens { subject, detail: detail.unwrap_or_default() });
+        };
+        compare(task, now, then);
     }
+    Ok(())
 }
 
 impl CheckArgs {
     /// The report to compare with, where there is one to be.
     fn baseline(&self) -> Result<Option<Report>> {
-        let Some(path) = &self.baseline else { return Ok(None) };
-        if self.update_baseline && !path.exists() {
-            return Ok(None);
+        let Some(path) = &self.baseline else {
+            return match self.update_baseline {
+                true => {
+                    Err(Failure::new("no baseline is named to be written").hint("name it with --baseline"))
+                }
+                false => Ok(None),
+            };
+        };
+        match (path.exists(), self.update_baseline) {
+            (true, _) => deliver::read_report(path).map(Some),
+            (false, true) => Ok(None),
+            (false, false) => Err(Failure::new(format!("there is no baseline `{}`", path.display()))
+                .hint("make one with --update-baseline, and commit it")),
         }
-        if !path.exists() {
-            return Err(Failure::new(format!("there is no baseline `{}`", path.display()))
-                .hint("make one with --update-baseline, and commit it"));
-        }
-        deliver::read_report(path).map(Some)
     }
 
-    /// Texts and reference of the baseline, where no others are named.
+    /// A path that the baseline names: where it leads from here or, if nowhere, from the baseline's folder.
+    fn named(&self, path: &str) -> PathBuf {
+        let here = PathBuf::from(path);
+        let there = self.baseline.as_deref().and_then(Path::parent).map(|folder| folder.join(path));
+        there.filter(|there| !here.exists() && there.exists()).unwrap_or(here)
+    }
+
+    /// Texts, how they are cut, tasks and reference of the baseline, where no others are named.
     fn take_from(&mut self, baseline: &Report) {
+        let kept = baseline.evaluation.as_ref().and_then(|then| Some(&then.reference.as_ref()?.path));
         if self.text.is_empty() && self.task.is_empty() {
-            let texts = baseline.evaluations().filter(|then| !Text::is_built_in(&then.text));
-            self.text = texts.map(|then| PathBuf::from(&then.text)).collect();
-            if let Some(then) = &baseline.evaluation {
-                self.ctx = self.ctx.or(Some(then.ctx as usize));
-                self.chunks = self.chunks.or(Some(then.chunks as usize));
-                self.convention = self.convention.or(Some(match then.convention {
-                    Convention::LlamaCpp => ConventionArg::LlamaCpp,
-                    Convention::Hf => ConventionArg::Hf,
-                }));
-            }
+            // A kept reference may have brought the text with it.
+            let texts = baseline.evaluations().map(|then| &then.text);
+            let files = texts.filter(|text| Some(*text) != kept);
+            self.text = files.map(|text| self.named(text)).collect();
+            let tasks = baseline.tasks.iter().filter(|then| !then.file.is_empty());
+            self.task = tasks.map(|then| self.named(&then.file)).collect();
+            let items = baseline.tasks.iter().map(|then| then.items as u32).max();
+            self.items = self.items.or(items);
+        }
+        if let Some(then) = &baseline.evaluation {
+            self.ctx = self.ctx.or(Some(then.ctx as usize));
+            let most = baseline.evaluations().map(|then| then.chunks as usize).max();
+            self.chunks = self.chunks.or(most);
+            self.convention = self.convention.or(Some(match then.convention {
+                Convention::LlamaCpp => ConventionArg::LlamaCpp,
+                Convention::Hf => ConventionArg::Hf,
+            }));
         }
         if self.reference.is_none() {
-            let kept = || Some(&baseline.evaluation.as_ref()?.reference.as_ref()?.path);
-            let source = baseline.original.as_ref().map(|original| &original.source).or_else(kept);
+            let source = baseline.original.as_ref().map(|original| &original.source).or(kept);
             // A model that is not at hand is not needed to compare perplexities.
-            self.reference = source.map(PathBuf::from).filter(|path| path.exists());
+            self.reference = source.map(|path| self.named(path)).filter(|path| path.exists());
         }
     }
 
     /// What is asked for, or where nothing is what a baseline is held to.
-    fn limits(&self, has_baseline: bool) -> Result<Limits> {
+    fn limits(&self, baseline: Option<&Report>) -> Limits {
         let limits = Limits::from(self.limits);
-        match (limits.is_empty(), has_baseline || self.update_baseline) {
-            (false, _) => Ok(limits),
-            (true, true) => Ok(Limits::DEFAULT),
-            (true, false) => Err(explain(gate::Error::NoLimit, self)),
+        match baseline {
+            Some(baseline) if limits.is_empty() => Limits::unasked(baseline),
+            _ => limits,
         }
     }
 
-    fn update(&self, report: &Report, delivery: &Delivery) -> Result<Outcome> {
+    /// The texts to score; `None` is the one that comes with attar.
+    fn texts(&self, limits: &Limits, has_baseline: bool) -> Vec<Option<PathBuf>> {
+        let brings_text = self.reference.as_deref().is_some_and(attar_model::teacher::LogProbs::is_at);
+        let unnamed = self.text.is_empty() && !brings_text;
+        let wanted = limits.want_text() || self.update_baseline && self.task.is_empty() && !has_baseline;
+        match (unnamed, wanted) {
+            (true, true) => vec![None],
+            (true, false) => Vec::new(),
+            (false, _) if self.text.is_empty() => vec![None],
+            (false, _) => self.text.iter().cloned().map(Some).collect(),
+        }
+    }
+
+    /// Files for CI replace nothing but their like, and none of what is read.
+    fn check_files(&self, asked: &EvalArgs) -> Result<()> {
+        let written: Vec<&PathBuf> = [&self.junit, &self.markdown].into_iter().flatten().collect();
+        let read =
+            [Some(&asked.model), self.reference.as_ref(), self.baseline.as_ref(), self.config.as_ref()];
+        let read: Vec<&PathBuf> = read.into_iter().flatten().chain(&self.text).chain(&self.task).collect();
+        for (number, file) in written.iter().enumerate() {
+            let taken = read.iter().chain(&written[..number]).any(|other| deliver::same_place(other, file));
+            if taken {
+                return Err(Failure::new(format!("`{}` would be written over", file.display()))
+                    .hint("name another file"));
+            }
+            deliver::check_file(file)?;
+            deliver::check_replaces_ours(file)?;
+        }
+        match &self.baseline {
+            Some(baseline) if self.update_baseline => deliver::check_file(baseline),
+            _ => Ok(()),
+        }
+    }
+
+    /// What can be done where a limit cannot be judged.
+    fn explain(&self, error: &gate::Error, baseline: Option<&Report>) -> Failure {
+        let gone = baseline.and_then(|baseline| baseline.original.as_ref());
+        let gone = gone.filter(|_| self.reference.is_none());
+        let hint = match (error, gone) {
+            (gate::Error::NoLimit, _) => {
+                "give a limit, for example --max-kl 0.02, or a --baseline: attar check --help lists them"
+                    .to_owned()
+            }
+            (gate::Error::Needs { .. }, Some(original)) => format!(
+                "the baseline was made beside `{}`, which is not here: name it with --reference, keep its predictions with attar eval \
+                 --save-reference, or give limits that need none, as --max-perplexity-increase 1%",
+                original.source
+            ),
+            (gate::Error::Needs { .. }, None) => {
+                "attar check --help says what each limit compares".to_owned()
+            }
+            (gate::Error::OtherModel { .. } | gate::Error::OtherTokens { .. }, _) => {
+                "name the baseline of this model and text, or make it anew with --update-baseline".to_owned()
+            }
+        };
+        let failure = Failure::new(error.to_string()).hint(hint);
+        match &self.baseline {
+            Some(path) => failure.doing(format!("while comparing with the baseline `{}`", path.display())),
+            None => failure,
+        }
+    }
+
+    /// Writes what the model scores now, and shows what changed.
+    fn update(&self, report: &Report, before: Option<&Report>, delivery: &Delivery) -> Result<Outcome> {
         let Some(path) = &self.baseline else { return Ok(Outcome::Done) };
-        let json = render::renderer("json").map(|json| json.render(&report.as_baseline()));
+        let baseline = report.as_baseline();
+        let json = render::renderer("json").map(|json| json.render(&baseline));
         deliver::put(path, &json.unwrap_or_default())?;
-        delivery.one(report)?;
+        match before {
+            Some(before) => {
+                delivery
+                    .shown(render::Subject::Difference(&Difference::of(before, &baseline)), "terminal")?;
+            }
+            None => delivery.briefly(report, &in_short(report))?,
+        }
         say(&format!("\nbaseline written: {}\n", path.display()))?;
         Ok(Outcome::Done)
     }
-}
 
-/// Says what became of the limits wherever CI listens.
-fn tell(report: &Report, args: &CheckArgs) -> Result<()> {
-    let short = in_short(report);
-    let rendered = |name: &str, report: &Report| {
-        render::renderer(name).map(|renderer| renderer.render(report)).unwrap_or_default()
-    };
-    if let Some(path) = &args.junit {
-        deliver::put(path, &rendered("junit", &short))?;
-    }
-    let markdown = rendered("markdown", &short);
-    if let Some(path) = &args.markdown {
-        deliver::put(path, &markdown)?;
-    }
-    if env::var_os("GITHUB_ACTIONS").is_some_and(|value| value == "true") {
-        if let Some(path) = env::var_os("GITHUB_STEP_SUMMARY").filter(|path| !path.is_empty()) {
-            append(Path::new(&path), &markdown)?;
+    /// Says what became of the limits wherever CI listens.
+    fn tell(&self, short: &Report, talk: Talk) -> Result<()> {
+        let rendered =
+            |name: &str| render::renderer(name).map(|renderer| renderer.render(short)).unwrap_or_default();
+        if let Some(path) = &self.junit {
+            deliver::put(path, &rendered("junit"))?;
         }
-        say(&report.check.as_ref().map(annotations).unwrap_or_default())?;
+        let markdown = rendered("markdown");
+        if let Some(path) = &self.markdown {
+            deliver::put(path, &markdown)?;
+        }
+        if on_github() {
+            let summary = env::var_os("GITHUB_STEP_SUMMARY").filter(|path| !path.is_empty());
+            // The verdict counts, whoever hears of it.
+            if let Some(Err(failure)) = summary.map(|path| append(Path::new(&path), &markdown)) {
+                talk.warn(&failure.in_one_line());
+            }
+            say(&short.check.as_ref().map(annotations).unwrap_or_default())?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// What a pull request wants to know.
 fn in_short(report: &Report) -> Report {
     let mut short = Report { tensors: Vec::new(), run: None, ..report.clone() };
-    for evaluation in short.evaluation.iter_mut().chain(&mut short.further_evaluations) {
-        evaluation.worst_tokens = Vec::new();
-        evaluation.breakdown = None;
-        evaluation.kl_histogram = None;
-    }
+    short.drop_details();
     short
 }
 
@@ -193,11 +291,19 @@ fn append(path: &Path, text: &str) -> Result<()> {
     write().doing(|| format!("while adding to the step summary `{}`", path.display()))
 }
 
+fn on_github() -> bool {
+    env::var_os("GITHUB_ACTIONS").is_some_and(|value| value == "true")
+}
+
+/// Text as a workflow command holds it.
+fn escape(text: &str) -> String {
+    text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
+}
+
 /// GitHub's workflow commands: an annotation for every limit that failed, and for every one that only chance may have passed.
 fn annotations(check: &Check) -> String {
-    let escape = |text: &str| text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A");
     let property = |text: &str| escape(text).replace(':', "%3A").replace(',', "%2C");
-    let line = |limit: &attar_eval::report::Limit| {
+    let line = |limit: &Limit| {
         let level = match limit.verdict {
             Verdict::Passed => return None,
             Verdict::Noise => "warning",
@@ -232,19 +338,7 @@ pub fn hold(limits: &Limits, reports: &mut [Report]) -> Result<Outcome> {
 pub fn merged(typed: &CheckArgs, table: CheckArgs) -> CheckArgs {
     let either =
         |typed: &[PathBuf], table: Vec<PathBuf>| if typed.is_empty() { table } else { typed.to_vec() };
-    let limits = crate::cli::LimitArgs {
-        max_perplexity_increase: typed
-            .limits
-            .max_perplexity_increase
-            .or(table.limits.max_perplexity_increase),
-        max_kl_increase: typed.limits.max_kl_increase.or(table.limits.max_kl_increase),
-        max_kl: typed.limits.max_kl.or(table.limits.max_kl),
-        max_kl_p99: typed.limits.max_kl_p99.or(table.limits.max_kl_p99),
-        min_top1: typed.limits.min_top1.or(table.limits.min_top1),
-        max_bytes: typed.limits.max_bytes.or(table.limits.max_bytes),
-        max_accuracy_drop: typed.limits.max_accuracy_drop.or(table.limits.max_accuracy_drop),
-        min_accuracy: typed.limits.min_accuracy.or(table.limits.min_accuracy),
-    };
+    let for_ci = |path: Option<PathBuf>| path.filter(|_| !typed.update_baseline);
     CheckArgs {
         model: typed.model.clone().or(table.model),
         config: typed.config.clone(),
@@ -257,9 +351,9 @@ pub fn merged(typed: &CheckArgs, table: CheckArgs) -> CheckArgs {
         chunks: typed.chunks.or(table.chunks),
         convention: typed.convention.or(table.convention),
         reference: typed.reference.clone().or(table.reference),
-        precision: table.precision,
-        limits,
-        junit: typed.junit.clone().or(table.junit),
-        markdown: typed.markdown.clone().or(table.markdown),
+        precision: typed.precision.or(table.precision),
+        limits: typed.limits.or(table.limits),
+        junit: typed.junit.clone().or(for_ci(table.junit)),
+        markdown: typed.markdown.clone().or(for_ci(table.markdown)),
     }
 }

@@ -2,19 +2,20 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
-use std::fs;
+use std::fs::{self, Metadata};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
+use attar_checkpoint::atomic::Overwrite;
 use attar_checkpoint::tokenizer::Tokenizer;
 use attar_eval::report::Evaluation;
 use attar_eval::{Reference, Report, render, report};
-use attar_model::Device;
 use attar_model::teacher::tokens_sha256;
+use attar_model::{Device, Precision};
 use sha2::{Digest, Sha256};
 
 use crate::cli::{Calibrate, CompareArgs, Contender, Global, Method};
 use crate::commands::deliver::{self, Delivery};
+use crate::commands::inspect::{Subject, file_type_name};
 use crate::commands::quantize::{check_weights, devices};
 use crate::commands::{CalibrationRequest, ScoringRequest};
 use crate::device::Computer;
@@ -42,6 +43,11 @@ pub fn run(args: &CompareArgs, global: &Global) -> Result<()> {
     let talk = global.talk();
     let source = Source::open(&args.model)?;
     refuse_quantized(&source)?;
+    if source.path.is_dir() && source.path.canonicalize().ok() == args.output.canonicalize().ok() {
+        return Err(
+            Failure::new("the outputs would lie among the files of the model").hint("name another folder")
+        );
+    }
     let tokenizer = source.tokenizer()?;
     let computer = global.computer(&[&source.config])?;
     let scoring = args.scoring(global, &computer).read(&source, &tokenizer)?;
@@ -56,6 +62,7 @@ pub fn run(args: &CompareArgs, global: &Global) -> Result<()> {
         scoring: &scoring,
     };
     let entries = contest.entries()?;
+    contest.check_files(&entries)?;
     if global.dry_run {
         return say(&contest.plan(&entries)?);
     }
@@ -134,6 +141,20 @@ struct Entry<'a> {
 }
 
 impl Entry<'_> {
+    /// Refuses to take the place of what is not known to be the same.
+    fn is_free(&self, overwrite: Overwrite) -> Result<()> {
+        if overwrite == Overwrite::Yes || !self.path.exists() {
+            return Ok(());
+        }
+        let why = if self.kept.exists() {
+            "it was made otherwise: of other calibration, another model or a model that has changed, or it has changed itself"
+        } else {
+            "nothing tells how it was made"
+        };
+        Err(Failure::new(format!("`{}` exists already, and {why}", self.path.display()))
+            .hint("delete it, or give --force to make every output anew; another -o keeps both"))
+    }
+
     /// Writes down what is known of it.
     fn keep(&self, report: &Report) -> Result<()> {
         let json = render::renderer("json").map(|json| json.render(report));
@@ -144,9 +165,7 @@ impl Entry<'_> {
 impl<'a> Contest<'a> {
     /// The outputs, in the order they were named, with what is known of them.
     fn entries(&self) -> Result<Vec<Entry<'a>>> {
-        let stem = self.source.path.canonicalize().unwrap_or_else(|_| self.source.path.clone());
-        let stem =
-            stem.file_stem().map_or_else(|| "model".into(), |stem| stem.to_string_lossy().into_owned());
+        let stem = name_of(&self.source.path);
         let folder = &self.args.output;
         let mut entries = Vec::new();
         for contender in &self.args.schemes {
@@ -163,7 +182,10 @@ impl<'a> Contest<'a> {
             entries.push((None, file.clone(), name));
         }
         let mut seen = HashSet::new();
-        if let Some((_, twice, _)) = entries.iter().find(|(_, path, _)| !seen.insert(path.clone())) {
+        if let Some((_, twice, _)) = entries
+            .iter()
+            .find(|(_, path, _)| !seen.insert(path.canonicalize().unwrap_or_else(|_| path.clone())))
+        {
             return Err(Failure::new(format!("`{}` is compared with itself", twice.display()))
                 .hint("name every scheme and file once"));
         }
@@ -185,7 +207,8 @@ impl<'a> Contest<'a> {
         if !path.exists() || !kept.exists() {
             return Ok(None);
         }
-        let mut report = deliver::read_report(kept)?;
+        // A report that cannot be read is as good as none.
+        let Ok(mut report) = deliver::read_report(kept) else { return Ok(None) };
         let Some(output) = &report.output else { return Ok(None) };
         let job = contender.map(|contender| self.job(contender, path, None));
         let same_making = match &job {
@@ -196,39 +219,55 @@ impl<'a> Contest<'a> {
                     let shared = self.shares(&plan);
                     report::Calibration { shared, ..calibration.facts.clone() }
                 });
-                let then = report
-                    .calibration
-                    .clone()
-                    .map(|then| report::Calibration { routing: Vec::new(), ..then });
+                // The hash says more than the names of the files do.
+                let key = |facts: report::Calibration| report::Calibration {
+                    files: Vec::new(),
+                    routing: Vec::new(),
+                    ..facts
+                };
                 output.scheme == job.scheme_name(&plan)
                     && output.method == job.method_name(&plan)
-                    && then == calibration
+                    && report.calibration.clone().map(key) == calibration.map(key)
+                    && self.as_precise(&report)
             }
         };
         let same_file = output.sha256.as_ref() == Some(&Facts::of(path, self.talk())?.sha256);
-        let same_model = report.beginning() == &describe(self.source) && !self.changed_since(kept);
+        let same_model = same_model(report.beginning(), &describe(self.source)) && !self.changed_since(kept);
         if !(same_making && same_file && same_model) {
             return Ok(None);
         }
         let tokens = tokens_sha256(self.scoring.windows.tokens());
+        let as_precise = self.as_precise(&report);
         let same_text = |e: &Evaluation| {
             e.convention == self.scoring.convention
                 && e.ctx == self.scoring.windows.ctx() as u64
                 && e.kl_divergence.is_some()
+                && as_precise
                 && e.by_window.as_ref().is_some_and(|windows| windows.tokens_sha256 == tokens)
         };
         report.evaluation = report.evaluation.filter(same_text);
         Ok(Some(report))
     }
 
-    /// Whether a file of the model is younger than `file`.
-    fn changed_since(&self, file: &Path) -> bool {
-        let time = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    /// Whether it was computed as exactly as is asked for now.
+    fn as_precise(&self, report: &Report) -> bool {
+        let then = report.run.as_ref().and_then(|run| run.precision.as_deref());
+        then == Some(Precision::from(self.args.precision).name())
+    }
+
+    /// Whether a file of the model is younger than what lies at `path`. What else lies beside them says nothing.
+    fn changed_since(&self, path: &Path) -> bool {
+        let time = |metadata: Metadata| metadata.modified().ok();
         let folder =
             fs::read_dir(&self.source.path).into_iter().flatten().flatten().map(|entry| entry.path());
-        let youngest: Option<SystemTime> =
-            folder.chain([self.source.path.clone()]).filter_map(|path| time(&path)).max();
-        youngest > time(file)
+        let is_read = |path: &PathBuf| {
+            let ending = path.extension().and_then(|ending| ending.to_str());
+            ending.is_some_and(|ending| ["safetensors", "json", "model", "gguf"].contains(&ending))
+        };
+        let files = folder.chain([self.source.path.clone()]).filter(is_read);
+        let files = files.filter_map(|path| fs::metadata(path).ok());
+        let youngest = files.filter(Metadata::is_file).filter_map(time).max();
+        youngest > fs::metadata(path).ok().and_then(time)
     }
 
     fn job<'j>(&'j self, contender: &'j Contender, path: &'j Path, learned: Option<&'j Learned>) -> Job<'j> {
@@ -300,15 +339,40 @@ impl<'a> Contest<'a> {
         Ok(text)
     }
 
+    /// Refuses files that are not there, no models, or have other tokens than the model.
+    fn check_files(&self, entries: &[Entry<'_>]) -> Result<()> {
+        let is_measured = |entry: &&Entry<'_>| entry.found.as_ref().is_none_or(|f| f.evaluation.is_none());
+        for entry in entries.iter().filter(|entry| entry.contender.is_none()).filter(is_measured) {
+            let file = Source::open(&entry.path)?;
+            let tokenizer = file.tokenizer()?;
+            let request = self.args.scoring(self.global, self.computer);
+            let same_ctx = ScoringRequest { ctx: Some(self.scoring.windows.ctx()), ..request };
+            if same_ctx.read(&file, &tokenizer)?.windows != self.scoring.windows {
+                return Err(Failure::new(format!(
+                    "`{}` cuts the text into other tokens than `{}`",
+                    entry.path.display(),
+                    self.source.path.display()
+                ))
+                .hint("only models with the same tokenizer can be compared token by token"));
+            }
+        }
+        Ok(())
+    }
+
     /// What would keep outputs and reports from being written.
     fn prepare(&self, entries: &[Entry<'_>]) -> Result<Delivery> {
+        let model = self.source.path.canonicalize()?;
+        let output = self.args.output.ancestors().find_map(|path| path.canonicalize().ok());
+        if output.is_some_and(|output| output.starts_with(&model)) {
+            return Err(Failure::new(format!("`{}` lies in the model's folder", self.args.output.display()))
+                .hint("name a folder beside it with -o"));
+        }
         for entry in entries.iter().filter(|entry| entry.found.is_none()) {
             if let Some(contender) = entry.contender {
+                entry.is_free(self.global.overwrite())?;
                 let job = self.job(contender, &entry.path, None);
                 let check = || job.check(&job.plan()?);
-                check().doing(|| format!("while planning `{}`", entry.path.display())).hint(|| {
-                    "an output that was made otherwise is replaced with --force; another folder keeps both"
-                })?;
+                check().doing(|| format!("while planning `{}`", entry.path.display()))?;
             }
             deliver::check_file(&entry.kept)?;
         }
@@ -326,7 +390,7 @@ impl<'a> Contest<'a> {
             return Ok(None);
         };
         let precision = self.args.precision.into();
-        let folder = self.learned_at(calibration);
+        let folder = self.learned_at(calibration)?;
         Learned::of(&folder, (self.source, plan), calibration, precision, self.talk()).map(Some)
     }
 
@@ -335,20 +399,21 @@ impl<'a> Contest<'a> {
     }
 
     /// Named after all that what is learned depends on.
-    fn learned_at(&self, calibration: &Calibration) -> PathBuf {
+    fn learned_at(&self, calibration: &Calibration) -> Result<PathBuf> {
         let mut hash = Sha256::new();
         hash.update(tokens_sha256(calibration.windows.tokens()));
-        hash.update(format!("{:?}", describe(self.source)));
+        hash.update(self.source.sha256(self.talk())?);
         hash.update(format!("{:?} {}", self.args.precision, calibration.windows.ctx()));
-        self.args.output.join(format!("{LEARNED}-{}", &hex(&hash.finalize())[..16]))
+        Ok(self.args.output.join(format!("{LEARNED}-{}", &hex(&hash.finalize())[..16])))
     }
 
-    /// Deletes what calibration learned: all outputs are made.
+    /// Deletes what calibration learned, now and in comparisons that were given up: all outputs are made.
     fn forget(&self) -> Result<()> {
-        let Some(calibration) = self.calibration else { return Ok(()) };
-        let folder = self.learned_at(calibration);
-        if folder.is_dir() {
-            fs::remove_dir_all(&folder).doing(|| format!("while deleting `{}`", folder.display()))?;
+        for entry in fs::read_dir(&self.args.output).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(LEARNED) {
+                let path = entry.path();
+                fs::remove_dir_all(&path).doing(|| format!("while deleting `{}`", path.display()))?;
+            }
         }
         Ok(())
     }
@@ -371,7 +436,8 @@ impl<'a> Contest<'a> {
                 let job = self.job(contender, &entry.path, learned);
                 let plan = job.plan()?;
                 let job = Job { learned: learned.filter(|_| self.shares(&plan)), ..job };
-                let (written, report) = job.run(&plan, &mut clock)?;
+                let (written, mut report) = job.run(&plan, &mut clock)?;
+                report.run = Some(clock.run(Some(self.args.precision.into()), devices(&plan, None)));
                 entry.keep(&report)?;
                 (written, report, Some(plan))
             }
@@ -400,7 +466,9 @@ impl<'a> Contest<'a> {
         for spec in &written.specs {
             *types.entry(written.stored_type(spec)).or_default() += written.stored_bytes(spec);
         }
-        let scheme = types.into_iter().max_by_key(|(name, bytes)| (*bytes, name.clone()));
+        let most = types.into_iter().max_by_key(|(name, bytes)| (*bytes, name.clone()));
+        let file_type = Subject::open(&written.path).ok().and_then(|subject| file_type_name(&subject));
+        let scheme = file_type.map(str::to_owned).or(most.map(|(name, _)| name));
         let format = match (is_gguf(&written.path), written.is_quantized()) {
             (true, _) => "gguf",
             (false, true) => "compressed-tensors",
@@ -410,7 +478,7 @@ impl<'a> Contest<'a> {
         report.output = Some(report::Output {
             path: written.path.display().to_string(),
             format: format.to_owned(),
-            scheme: scheme.map_or_else(String::new, |(name, _)| name),
+            scheme: scheme.unwrap_or_default(),
             method: None,
             parameters: Some(written.parameters()),
             bytes: facts.bytes,
@@ -419,4 +487,22 @@ impl<'a> Contest<'a> {
         });
         Ok(report)
     }
+}
+
+/// What a model's outputs are called after: its folder, or its file without the ending.
+fn name_of(path: &Path) -> String {
+    let whole = || path.canonicalize().ok()?.file_name().map(ToOwned::to_owned);
+    let name = path.file_name().map(ToOwned::to_owned).or_else(whole).unwrap_or_else(|| "model".into());
+    let name = name.to_string_lossy();
+    match name.strip_suffix(".gguf") {
+        Some(stem) if path.is_file() => stem.to_owned(),
+        _ => name.into_owned(),
+    }
+}
+
+/// Whether both are of one model, though its path may be spelled otherwise.
+fn same_model(then: &report::Model, now: &report::Model) -> bool {
+    let key = |model: &report::Model| (model.family.clone(), model.parameters, model.bytes);
+    let place = |model: &report::Model| Path::new(&model.source).canonicalize().ok();
+    key(then) == key(now) && (then.source == now.source || place(then) == place(now))
 }

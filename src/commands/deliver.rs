@@ -58,6 +58,15 @@ impl Delivery {
         self.shown(Subject::Report(report), "terminal")
     }
 
+    /// One report, of which less is shown than is kept.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn briefly(&self, report: &Report, shown: &Report) -> Result<()> {
+        self.files(Subject::Report(report), &|renderer| renderer.render(report))?;
+        say(&talk::terminal().render(shown))
+    }
+
     /// Several reports side by side.
     ///
     /// # Errors
@@ -132,6 +141,17 @@ pub fn check_file(path: &Path) -> Result<()> {
     Ok(atomic::check_writable(path)?)
 }
 
+/// Finds out whether what lies at `path` may be replaced by a report.
+///
+/// # Errors
+/// A file that is none.
+pub fn check_replaces_ours(path: &Path) -> Result<()> {
+    check_place(path, &[], || {
+        let start = start_of(path)?;
+        Ok(start.is_empty() || render::RENDERERS.iter().any(|renderer| renderer.wrote(&start)))
+    })
+}
+
 /// A report that was written before.
 ///
 /// # Errors
@@ -142,7 +162,7 @@ pub fn read_report(path: &Path) -> Result<Report> {
 }
 
 /// Whether two paths lead to one place, though spelled otherwise.
-fn same_place(a: &Path, b: &Path) -> bool {
+pub fn same_place(a: &Path, b: &Path) -> bool {
     let place = |path: &Path| {
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         Some((parent.canonicalize().ok()?, path.file_name()?.to_owned()))

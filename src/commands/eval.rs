@@ -6,14 +6,14 @@ use attar_checkpoint::tokenizer::Tokenizer;
 use attar_eval::tasks::{Task, compare};
 use attar_eval::{Reference, Report};
 use attar_model::Device;
-use attar_model::teacher::Signal;
+use attar_model::teacher::{LogProbs, Signal};
 
 use crate::cli::{EvalArgs, Global};
 use crate::commands::ScoringRequest;
 use crate::commands::deliver::Delivery;
 use crate::device::Computer;
 use crate::diagnostic::{Failure, Result};
-use crate::pipeline::score::{Kept, Scoring};
+use crate::pipeline::score::Scoring;
 use crate::pipeline::tasks::{self, Exam};
 use crate::pipeline::teacher::{Beside, Keeping, Original, SaveAs};
 use crate::pipeline::{Clock, describe};
@@ -26,7 +26,12 @@ use crate::talk::say;
 /// As [`measure`]; a report that cannot be written.
 pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
     let delivery = global.delivery();
-    measure(args, global, &delivery)?.map_or(Ok(()), |measured| delivery.one(&measured.report))
+    args.has_something_to_do()?;
+    let texts: Vec<_> = args.text.iter().cloned().map(Some).collect();
+    let brings_text = args.reference.as_deref().is_some_and(LogProbs::is_at) && texts.is_empty();
+    let texts = if brings_text { vec![None] } else { texts };
+    let measured = measure(args, &texts, global, &delivery, |_, _| Ok(()))?;
+    measured.map_or(Ok(()), |measured| delivery.one(&measured.report))
 }
 
 /// What was found, and the tasks whose answers are in it.
@@ -37,24 +42,33 @@ pub struct Measured {
     pub tasks: Vec<Task>,
 }
 
-/// Cuts the texts, tokenizes the tasks, runs the models, keeps what is to be kept; `None` where only the plan was asked for, which is then
-/// said.
+/// Cuts the `texts`, tokenizes the tasks, runs the models, keeps what is to be kept; a text that is not named is the reference's own or the one that comes with attar. `None` where only the plan was asked for, which is then
+/// said. Before the work begins `admit` has its say, which is shown the models and how the texts are cut.
 ///
 /// # Errors
-/// A model, cache, text or task that cannot be read, models with different tokenizers.
-pub fn measure(args: &EvalArgs, global: &Global, delivery: &Delivery) -> Result<Option<Measured>> {
+/// A model, cache, text or task that cannot be read, models with different tokenizers; what `admit` refuses.
+pub fn measure(
+    args: &EvalArgs,
+    texts: &[Option<PathBuf>],
+    global: &Global,
+    delivery: &Delivery,
+    admit: impl FnOnce(&Report, &[Scoring<'_>]) -> Result<()>,
+) -> Result<Option<Measured>> {
     let talk = global.talk();
     let source = Source::open(&args.model)?;
     let beside = args.reference.as_deref().map(Beside::open).transpose()?;
-    args.goes_together(beside.as_ref())?;
+    args.goes_together(texts, beside.as_ref())?;
     let tokenizer = source.tokenizer()?;
     let model = (&source, &tokenizer);
     let mut models = vec![&source.config];
     models.extend(beside.as_ref().and_then(Beside::model).map(|original| &original.config));
     let computer = global.computer(&models)?;
-    let scorings = args.scorings(global, model, beside.as_ref(), &computer)?;
+    let scorings = args.scorings(global, model, texts, beside.as_ref(), &computer)?;
     let tasks = tasks::read(&args.task, args.items.map(|items| items as usize))?;
     let exams = args.exams((global, &computer), model, beside.as_ref(), &tasks)?;
+    let mut report = Report::new(describe(&source));
+    report.original = beside.as_ref().and_then(Beside::model).map(describe);
+    admit(&report, &scorings)?;
     if global.dry_run {
         say(&plan(args, beside.as_ref(), &scorings, &exams))?;
         return Ok(None);
@@ -63,10 +77,11 @@ pub fn measure(args: &EvalArgs, global: &Global, delivery: &Delivery) -> Result<
     delivery.check(&keep_at.into_iter().collect::<Vec<_>>())?;
 
     let mut clock = Clock::default();
-    let mut report = Report::new(describe(&source));
-    report.original = beside.as_ref().and_then(Beside::model).map(describe);
     if let Some(exam) = exams.first() {
         report.tasks = clock.time("tasks", || exam.sit("tasks", talk))?;
+        for (task, file) in report.tasks.iter_mut().zip(&args.task) {
+            task.file = file.display().to_string();
+        }
     }
     if let Some(exam) = exams.get(1) {
         let then = clock.time("reference tasks", || exam.sit("reference", talk))?;
@@ -126,18 +141,23 @@ impl Other<'_> {
 }
 
 impl EvalArgs {
-    /// Refuses what cannot go together and what says too little.
-    fn goes_together(&self, beside: Option<&Beside>) -> Result<()> {
-        let kept = beside.and_then(Beside::kept);
-        if self.text.len() > 1 && (self.save_reference.is_some() || kept.is_some()) {
-            return Err(Failure::new("what is kept of a model is kept of one text, and there are several")
-                .hint("give one --text, or the model itself to --reference"));
-        }
-        let brings_text = matches!(kept, Some(Kept::LogProbs(_)));
+    /// Refuses to do nothing.
+    fn has_something_to_do(&self) -> Result<()> {
+        let brings_text = self.reference.as_deref().is_some_and(LogProbs::is_at);
         if self.text.is_empty() && self.task.is_empty() && !brings_text {
             return Err(
                 Failure::new("there is nothing to score").hint("name a text with --text, or a --task")
             );
+        }
+        Ok(())
+    }
+
+    /// Refuses what cannot go together.
+    fn goes_together(&self, texts: &[Option<PathBuf>], beside: Option<&Beside>) -> Result<()> {
+        let kept = beside.and_then(Beside::kept);
+        if texts.len() > 1 && (self.save_reference.is_some() || kept.is_some()) {
+            return Err(Failure::new("what is kept of a model is kept of one text, and there are several")
+                .hint("give one --text, or the model itself to --reference"));
         }
         Ok(())
     }
@@ -147,6 +167,7 @@ impl EvalArgs {
         &self,
         global: &Global,
         (source, tokenizer): (&Source, &'t Tokenizer),
+        texts: &[Option<PathBuf>],
         beside: Option<&Beside>,
         computer: &Computer,
     ) -> Result<Vec<Scoring<'t>>> {
@@ -174,10 +195,7 @@ impl EvalArgs {
             }
             Ok(scoring)
         };
-        match kept {
-            Some(Kept::LogProbs(_)) if self.text.is_empty() => Ok(vec![scoring(None)?]),
-            _ => self.text.iter().map(|file| scoring(Some(file))).collect(),
-        }
+        texts.iter().map(|file| scoring(file.as_ref())).collect()
     }
 
     /// The tasks for the model, then for the reference; none where there are no tasks.

@@ -25,8 +25,9 @@ use crate::scheme::Scheme;
 use crate::source::Source;
 use crate::talk::{human_bytes, say, terminal, thousands};
 use contents::{Contents, dims};
+pub use history::file_type_name;
 use history::{Fact, kind, short};
-use subject::Subject;
+pub use subject::Subject;
 
 /// Integer schemes worth showing; group sizes that do not divide the rows drop out.
 const INTEGER_SCHEMES: [&str; 6] =

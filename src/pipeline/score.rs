@@ -1,13 +1,14 @@
 //! Models scored on a text, alone or against the one they were made from.
 
 use attar_checkpoint::tokenizer::Tokenizer;
+use attar_eval::gate::Cut;
 use attar_eval::report::Evaluation;
 use attar_eval::{
     Convention, Passage, Predictions, Progress, Reference, Scored, Stage as Part, evaluate, keep,
     keep_log_probs, score,
 };
 use attar_model::Windows;
-use attar_model::teacher::{Cache, LogProbs, LogProbsWriter, Signal, Writer};
+use attar_model::teacher::{Cache, LogProbs, LogProbsWriter, Signal, Writer, tokens_sha256};
 
 use crate::diagnostic::{Explain, Result};
 use crate::plan::ScoringMemory;
@@ -67,6 +68,17 @@ impl Scoring<'_> {
     fn passage(&self) -> Passage<'_> {
         let Self { text, windows, convention, decode, .. } = self;
         Passage { text, windows, convention: *convention, decode: Some(&**decode) }
+    }
+
+    /// How the text is cut.
+    pub fn cut(&self) -> Cut {
+        Cut {
+            text: self.text.clone(),
+            tokens_sha256: Some(tokens_sha256(self.windows.tokens())),
+            ctx: self.windows.ctx() as u64,
+            chunks: self.windows.count() as u64,
+            convention: self.convention,
+        }
     }
 
     /// Finds out before any work whether `cache` is of this text and of a model that `source` with its `tokenizer` compares with.
@@ -179,9 +191,19 @@ impl Scoring<'_> {
         let model =
             Scored { config: &source.config, weights: source, streaming: self.memory.streaming.clone() };
         let result = work(model, &mut |progress| tell(&stage, &mut told, tokens, blocks, progress));
-        let result = result
-            .doing(|| format!("while evaluating `{}`", source.path.display()))
-            .hint(|| "attar inspect shows what the model is; a model that was just written can be deleted and made again")?;
+        let hint = match &result {
+            Err(attar_eval::Error::OtherText { .. }) => {
+                "leave --text, --ctx and --chunks out to take the reference's own windows, or name the text it was made on"
+            }
+            Err(attar_eval::Error::VocabularyDiffers { .. }) => {
+                "only models with the same tokenizer can be compared token by token"
+            }
+            _ => {
+                "attar inspect shows what the model is; a model that was just written can be deleted and made again"
+            }
+        };
+        let result =
+            result.doing(|| format!("while evaluating `{}`", source.path.display())).hint(|| hint)?;
         stage.done();
         Ok(result)
     }

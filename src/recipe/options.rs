@@ -154,10 +154,13 @@ impl Stage {
         for (key, value) in table {
             let way = [own, Step::Key(key)];
             if !self.keys.contains(&key.as_str()) {
-                let failure = Failure::new(format!("unknown key `{key}`")).hint(format!(
-                    "known are {}; texts to calibrate and to score on are those of [calibration] and [evaluation]",
-                    self.keys.join(", ")
-                ));
+                let elsewhere = if self.writes {
+                    "; texts to calibrate and to score on are those of [calibration] and [evaluation]"
+                } else {
+                    ""
+                };
+                let failure = Failure::new(format!("unknown key `{key}`"))
+                    .hint(format!("known are {}{elsewhere}", self.keys.join(", ")));
                 let meant = nearest(key, self.keys.iter().copied());
                 return Err(document.at_key(&way, failure.did_you_mean(meant)));
             }
@@ -230,7 +233,7 @@ fn in_one_sentence(error: &clap::Error) -> Failure {
 #[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
     use super::*;
-    use crate::cli::{DistillArgs, PruneArgs};
+    use crate::cli::{CheckArgs, DistillArgs, LimitArgs, PruneArgs};
     use crate::pipeline::prune::shape::Amount;
 
     fn prune(table: &str) -> Result<PruneArgs> {
@@ -281,7 +284,13 @@ mod tests {
             let command = A::augment_args(clap::Command::new("any"));
             command.get_arguments().filter_map(|arg| Some(arg.get_long()?.replace('-', "_"))).collect()
         }
-        for (stage, options) in [(PRUNE, options::<PruneArgs>()), (DISTILL, options::<DistillArgs>())] {
+        let stages = [
+            (PRUNE, options::<PruneArgs>()),
+            (DISTILL, options::<DistillArgs>()),
+            (CHECK, options::<CheckArgs>()),
+            (LIMITS, options::<LimitArgs>()),
+        ];
+        for (stage, options) in stages {
             for key in stage.keys.iter().chain(stage.paths) {
                 assert!(options.iter().any(|option| option == key), "{}: {key}", stage.name);
             }

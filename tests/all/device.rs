@@ -225,6 +225,7 @@ fn a_model_quantized_and_scored_through_the_device_is_the_processors_but_for_rou
     assert_eq!(truth.run.as_ref().map(|run| run.device.as_str()), Some("cpu"));
     // The emulator is slow, and the order of its threads is varied by the tests of each kernel.
     for (_, cuda) in machines().iter().take(1) {
+        let _alone = crate::machines::alone(cuda);
         let (place, computer) = (Place::new(), Computer::over(cuda.clone()));
         // The same file, scored there.
         let there = model.score(&written, &computer, Precision::F32);

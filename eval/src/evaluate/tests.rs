@@ -557,7 +557,7 @@ fn a_text_is_answered_as_if_it_stood_alone_and_as_it_is_scored() {
         item("abcdefghij", "kl"),
         item("x", "y"),
     ];
-    let task = Task { name: "t".to_owned(), items };
+    let task = Task { name: "t".to_owned(), sha256: String::new(), items };
     let requests = task.requests(letters, Some(0), 64).unwrap();
     let together = answer(&model.scored(), &requests, ROOMY, &mut silent).unwrap();
     for (request, together) in requests.chunks(1).zip(&together) {
@@ -583,7 +583,7 @@ fn a_task_with_a_token_outside_the_vocabulary_is_refused() {
     use crate::tasks::{Item, Task, answer};
     let model = Tiny::new(50, 7);
     let item = Item::LastWord { context: "ab".to_owned(), continuation: "c".to_owned() };
-    let task = Task { name: "t".to_owned(), items: vec![item] };
+    let task = Task { name: "t".to_owned(), sha256: String::new(), items: vec![item] };
     let encode = |text: &str| -> Result<Vec<u32>, Error> {
         Ok((0..text.len()).map(|at| if at == 3 { 50 } else { 1 }).collect())
     };
@@ -601,7 +601,7 @@ fn an_answer_from_logits_that_are_not_finite_is_refused() {
     use crate::tasks::{Item, Task, answer};
     let model = Tiny::new(50, 7).spoiled("model.norm.weight", f32::NAN);
     let item = Item::LastWord { context: "ab".to_owned(), continuation: "c".to_owned() };
-    let task = Task { name: "t".to_owned(), items: vec![item] };
+    let task = Task { name: "t".to_owned(), sha256: String::new(), items: vec![item] };
     let encode = |text: &str| -> Result<Vec<u32>, Error> { Ok(vec![1; text.len()]) };
     let requests = task.requests(encode, None, 64).unwrap();
     let error = answer(&model.scored(), &requests, ROOMY, &mut silent).unwrap_err();

@@ -103,6 +103,8 @@ fn a_task_that_fell_fails_where_more_was_lost_than_chance_loses() {
         let mut report = worse_by(0.0, 0.0);
         report.tasks = vec![TaskResult {
             name: "piqa".to_owned(),
+            file: String::new(),
+            items_sha256: String::new(),
             items: 500,
             accuracy: Share::of(right, 500),
             normalised_accuracy: None,
@@ -141,7 +143,7 @@ fn what_does_not_compare_is_an_error_and_no_verdict() {
     other_model.model.parameters += 1;
     let mut other_text = report.clone();
     other_text.evaluation.as_mut().unwrap().by_window.as_mut().unwrap().tokens_sha256 = "cd".to_owned();
-    let limits = Limits::DEFAULT;
+    let limits = Limits::unasked(&report);
     let error = judge(limits, &report, Some(&other_model)).unwrap_err().to_string();
     assert!(error.contains("another model") && error.contains("7,344,385"), "{error}");
     let error = judge(limits, &report, Some(&other_text)).unwrap_err().to_string();
@@ -153,7 +155,14 @@ fn what_does_not_compare_is_an_error_and_no_verdict() {
         judge(Limits { max_kl: Some(0.1), ..Limits::default() }, &alone, None),
         Err(Error::Needs { limit: "max-kl", .. })
     ));
-    assert!(judge(Limits::DEFAULT, &alone, Some(&report)).unwrap().passed, "no divergence, none to rise");
+    assert!(
+        judge(Limits::unasked(&alone), &alone, Some(&alone)).unwrap().passed,
+        "no divergence, none to rise"
+    );
+    assert!(matches!(
+        judge(Limits::unasked(&report), &alone, Some(&report)),
+        Err(Error::Needs { limit: "max-kl-increase", .. })
+    ));
     let mut without = report.clone();
     without.evaluation = None;
     assert!(matches!(
@@ -168,5 +177,61 @@ fn a_baseline_of_a_report_says_the_same_of_it() {
     let report = worse_by(0.0, 0.0);
     let baseline = report.as_baseline();
     assert!(baseline.run.is_none() && baseline.tensors.is_empty());
-    assert!(judge(Limits::DEFAULT, &report, Some(&baseline)).unwrap().passed);
+    assert!(judge(Limits::unasked(&report), &report, Some(&baseline)).unwrap().passed);
+}
+
+#[test]
+fn a_rise_from_nothing_within_rounding_is_none() {
+    let with = |kl: f64| {
+        let mut report = worse_by(0.0, 0.0);
+        let evaluation = report.evaluation.as_mut().unwrap();
+        evaluation.kl_divergence.as_mut().unwrap().mean = kl;
+        evaluation.by_window.as_mut().unwrap().kl_divergence = vec![kl; 12];
+        report
+    };
+    let limits = Limits { max_kl_increase: Some(0.25), ..Limits::default() };
+    assert!(judge(limits, &with(7e-13), Some(&with(0.0))).unwrap().passed);
+    assert!(!judge(limits, &with(1e-3), Some(&with(0.0))).unwrap().passed);
+}
+
+#[test]
+fn what_a_limit_lacks_is_known_before_anything_is_measured() {
+    let report = worse_by(0.0, 0.0);
+    let cut = Cut::of(report.evaluation.as_ref().unwrap());
+    let lacks = |limits: Limits, text: bool, tasks: bool, reference: bool, baseline: Option<&Report>| {
+        let cuts = if text { vec![cut.clone()] } else { Vec::new() };
+        let prospect = Prospect { report: &report, cuts, tasks, reference, baseline };
+        match limits.admit(&prospect) {
+            Err(Error::Needs { limit, .. }) => Some(limit),
+            Err(_) => Some("something else"),
+            Ok(()) => None,
+        }
+    };
+    let none = Limits::default();
+    let kl = Limits { max_kl: Some(0.1), ..none };
+    assert_eq!(lacks(none, true, true, true, None), Some("something else"));
+    assert_eq!(lacks(kl, false, false, true, None), Some("max-kl"));
+    assert_eq!(lacks(kl, true, false, false, None), Some("max-kl"));
+    assert_eq!(lacks(kl, true, false, true, None), None);
+    assert_eq!(lacks(Limits { max_bytes: Some(1), ..none }, false, false, false, None), None);
+    let drop = Limits { max_accuracy_drop: Some(0.1), ..none };
+    assert_eq!(lacks(drop, false, true, false, None), Some("max-accuracy-drop"));
+    assert_eq!(lacks(drop, false, true, false, Some(&report)), None);
+    let unasked = Limits::unasked(&report);
+    assert_eq!(lacks(unasked, true, false, false, Some(&report)), Some("max-kl-increase"));
+    assert_eq!(lacks(unasked, true, false, true, Some(&report)), None);
+    let mut other = report.clone();
+    other.evaluation.as_mut().unwrap().by_window.as_mut().unwrap().tokens_sha256 = "cd".to_owned();
+    assert_eq!(lacks(unasked, true, false, true, Some(&other)), Some("something else"));
+}
+
+#[test]
+fn of_two_texts_that_begin_alike_the_one_of_the_name_is_compared_with() {
+    let (now, mut before) = (worse_by(0.0, 0.0), worse_by(0.0, 0.0));
+    let mut short = worse_by(1.0, 0.0).evaluation.unwrap();
+    short.text = "short.txt".to_owned();
+    before.further_evaluations = vec![before.evaluation.take().unwrap()];
+    before.evaluation = Some(short);
+    let check = judge(Limits::unasked(&before), &now, Some(&before)).unwrap();
+    assert!(check.limits.iter().all(|limit| limit.value.abs() < 1e-12), "{check:?}");
 }

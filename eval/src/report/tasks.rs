@@ -28,6 +28,12 @@ impl Share {
 pub struct TaskResult {
     /// The task's file, without folder and ending.
     pub name: String,
+    /// The file, as given.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub file: String,
+    /// SHA-256 of the lines of all items asked; lower-case hex. Two results compare item by item where it is the same.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub items_sha256: String,
     /// Items asked.
     pub items: u64,
     /// Items answered rightly: by the likeliest choice, or a last word found by the likeliest tokens.

@@ -1,6 +1,7 @@
 //! A task's items, as they stand in a file of JSON lines.
 
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
 use crate::Error;
 
@@ -9,6 +10,8 @@ use crate::Error;
 pub struct Task {
     /// How reports name it.
     pub name: String,
+    /// SHA-256 of the lines they stand in; lower-case hex.
+    pub sha256: String,
     /// At least one; all of the same variant.
     pub items: Vec<Item>,
 }
@@ -62,7 +65,7 @@ impl Task {
     /// A line that is none of these, another one than those before it, has a `gold` outside its choices, fewer than two
     /// choices, or nothing where there must be text; no line at all.
     pub fn parse(name: &str, lines: &str, limit: Option<usize>) -> Result<Self, Error> {
-        let mut items: Vec<Item> = Vec::new();
+        let (mut items, mut hash) = (Vec::<Item>::new(), Sha256::new());
         let numbered = lines.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         for (at, line) in numbered.take(limit.unwrap_or(usize::MAX)) {
             let wrong = |what: String| Error::Task { task: name.to_owned(), line: at + 1, what };
@@ -73,11 +76,14 @@ impl Task {
                 return Err(wrong("is of another kind than the lines before it".to_owned()));
             }
             items.push(item);
+            hash.update(line.trim());
+            hash.update("\n");
         }
         if items.is_empty() {
             return Err(Error::NoItems { task: name.to_owned() });
         }
-        Ok(Self { name: name.to_owned(), items })
+        let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self { name: name.to_owned(), sha256, items })
     }
 }
 

@@ -129,7 +129,11 @@ mod tests {
     }
 
     fn requests(item: Item, most: usize) -> Result<Vec<Request>, Error> {
-        Task { name: "t".into(), items: vec![item] }.requests(|text| Ok(words(text)), Some(1), most)
+        Task { name: "t".into(), sha256: String::new(), items: vec![item] }.requests(
+            |text| Ok(words(text)),
+            Some(1),
+            most,
+        )
     }
 
     #[test]
@@ -178,7 +182,7 @@ mod tests {
     fn an_item_without_context_is_asked_after_bos_and_refused_without() {
         let item = Item::LastWord { context: String::new(), continuation: "b".into() };
         assert_eq!(requests(item.clone(), 9).unwrap()[0].read(), [1]);
-        let task = Task { name: "t".into(), items: vec![item] };
+        let task = Task { name: "t".into(), sha256: String::new(), items: vec![item] };
         assert!(task.requests(|text| Ok::<_, Error>(words(text)), None, 9).is_err());
     }
 }

@@ -35,6 +35,8 @@ impl Task {
         let losses = || answers.iter().map(|answer| -answer.log_likelihood).collect::<Vec<_>>();
         TaskResult {
             name: self.name.clone(),
+            file: String::new(),
+            items_sha256: self.sha256.clone(),
             items: self.items.len() as u64,
             accuracy: right(&picked),
             normalised_accuracy: (!normalised.is_empty()).then(|| right(&normalised)),
@@ -133,8 +135,11 @@ mod tests {
 
     #[test]
     fn the_likeliest_is_picked_and_per_character_perhaps_another() {
-        let task =
-            Task { name: "t".into(), items: vec![choices(["ä", "bbbbbb"], 1), choices(["a", "b"], 1)] };
+        let task = Task {
+            name: "t".into(),
+            sha256: String::new(),
+            items: vec![choices(["ä", "bbbbbb"], 1), choices(["a", "b"], 1)],
+        };
         let result = task.result(&[said(-2.0), said(-3.0), said(-1.0), said(-1.0)]);
         assert_eq!((result.picked, result.normalised), (vec![0, 0], vec![1, 0]));
         assert!((result.accuracy.value, result.normalised_accuracy.map(|a| a.value)) == (0.0, Some(0.5)));
@@ -143,7 +148,7 @@ mod tests {
     #[test]
     fn a_last_word_is_right_where_each_token_is_the_likeliest() {
         let item = Item::LastWord { context: "a".into(), continuation: "b".into() };
-        let task = Task { name: "t".into(), items: vec![item; 2] };
+        let task = Task { name: "t".into(), sha256: String::new(), items: vec![item; 2] };
         let found = Answer { log_likelihood: -1.0, greedy: true };
         let result = task.result(&[found, said(-3.0)]);
         assert!((result.accuracy.value - 0.5).abs() < 1e-12);
@@ -153,7 +158,7 @@ mod tests {
 
     #[test]
     fn flips_are_counted_on_both_sides() {
-        let task = Task { name: "t".into(), items: vec![choices(["a", "b"], 0); 4] };
+        let task = Task { name: "t".into(), sha256: String::new(), items: vec![choices(["a", "b"], 0); 4] };
         let of = |picked: [usize; 4]| {
             let answers = picked.map(|picked| [0, 1].map(|at| said(if at == picked { -1.0 } else { -2.0 })));
             task.result(&answers.concat())

@@ -145,10 +145,16 @@ fn layers(subject: &Subject) -> Option<String> {
     Some(format!("tensors of {}, where {} are declared{gaps}", thousands(count), thousands(declared)))
 }
 
-/// What llama.cpp calls the mix of types.
+/// What llama.cpp calls the mix of types, where attar has a name for it.
+pub fn file_type_name(subject: &Subject) -> Option<&'static str> {
+    let id = subject.number("general.file_type")?;
+    FILE_TYPES.iter().find(|(known, _)| *known == id).map(|(_, name)| *name)
+}
+
+/// The same in full.
 fn file_type(subject: &Subject) -> Option<String> {
     let id = subject.number("general.file_type")?;
-    let name = FILE_TYPES.iter().find(|(known, _)| *known == id).map(|(_, name)| *name);
+    let name = file_type_name(subject);
     let version = subject.number("general.quantization_version");
     let version = version.map_or(String::new(), |version| format!(", quantization version {version}"));
     Some(match name {

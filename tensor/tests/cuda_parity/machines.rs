@@ -7,7 +7,7 @@ pub mod emulator;
 use attar_tensor::cuda::{Cuda, CudaError};
 use emulator::{Emulator, Order};
 use std::io::Write as _;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Runs a test on the GPU and on the emulator, whichever are here.
 #[expect(clippy::print_stdout, reason = "the harness keeps it unless the test fails")]
@@ -15,8 +15,16 @@ pub fn on_every_machine(test: impl Fn(&Cuda)) {
     for (name, cuda) in machines() {
         // Shown with a failure, so that it is known where.
         println!("on {name}");
+        let _alone = alone(cuda);
         test(cuda);
     }
+}
+
+/// One test at a time on a GPU: work of several threads on one stream mixes up what they keep there between two steps.
+pub fn alone(cuda: &Cuda) -> Option<MutexGuard<'static, ()>> {
+    static GPU: Mutex<()> = Mutex::new(());
+    // A test that failed has left nothing to be afraid of.
+    (cuda.facts().name != "emulated").then(|| GPU.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 pub fn machines() -> &'static [(String, Cuda)] {

@@ -136,7 +136,7 @@ fn the_report_comes_in_every_form() {
     for form in ["new/reports/report.txt", "new/reports/report.md", "new/reports/report.html"] {
         assert!(read(form).contains(&format!("{figure:.4}")), "{}", read(form));
     }
-    assert!(read("new/reports/report.md").starts_with("# out.gguf"));
+    assert!(read("new/reports/report.md").starts_with("<!-- attar-report/1 -->\n\n# out.gguf"));
 }
 
 #[test]
