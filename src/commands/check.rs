@@ -117,12 +117,8 @@ impl CheckArgs {
     /// The report to compare with, where there is one to be.
     fn baseline(&self) -> Result<Option<Report>> {
         let Some(path) = &self.baseline else {
-            return match self.update_baseline {
-                true => {
-                    Err(Failure::new("no baseline is named to be written").hint("name it with --baseline"))
-                }
-                false => Ok(None),
-            };
+            let none = Failure::new("no baseline is named to be written").hint("name it with --baseline");
+            return if self.update_baseline { Err(none) } else { Ok(None) };
         };
         match (path.exists(), self.update_baseline) {
             (true, _) => deliver::read_report(path).map(Some),
