@@ -17,7 +17,7 @@ mod terminal;
 
 use crate::report::{Difference, Report};
 pub use page::{Align, Column, Figure, Page, Section, Table, left, right};
-pub use plot::Plot;
+pub use plot::{Plot, is_drawing};
 pub use terminal::{COLUMNS, Terminal};
 
 /// One way to write reports down.
@@ -27,6 +27,19 @@ pub trait Renderer: Sync {
 
     /// The usual extension of a file of this kind, without a dot.
     fn extension(&self) -> &'static str;
+
+    /// Whether it has anything to say of `subject`.
+    fn shows(&self, _subject: Subject<'_>) -> bool {
+        true
+    }
+
+    /// Whether its files say whose they are.
+    fn marks(&self) -> bool {
+        true
+    }
+
+    /// Whether a file that begins with `start` is one of its own; false where that cannot be told.
+    fn wrote(&self, start: &str) -> bool;
 
     /// One report; ends in a newline.
     fn render(&self, report: &Report) -> String;
@@ -115,6 +128,30 @@ mod tests {
             assert_eq!(same.count(), 1, "{}", one.name());
         }
         assert!(renderer("pdf").is_none());
+    }
+
+    #[test]
+    fn every_rendering_but_plain_text_knows_its_own_files_from_others() {
+        let (mut report, reports) = (example::detailed(), example::compared());
+        let difference = Difference::of(&report, &reports[0]);
+        for renderer in RENDERERS.iter().filter(|renderer| renderer.marks()) {
+            let texts = [renderer.render(&report), renderer.compare(&reports), renderer.differ(&difference)];
+            for text in texts {
+                let start: String = text.chars().take(1024).collect();
+                assert!(renderer.wrote(&start), "{}: {start}", renderer.name());
+            }
+            for strange in
+                ["", "# My report\n", "<!doctype html><title>attar report</title>", "{\"schema\": 1}"]
+            {
+                assert!(!renderer.wrote(strange), "{}: {strange}", renderer.name());
+            }
+        }
+        report.check = None;
+        for plot in Subject::Report(&report).plots() {
+            assert!(is_drawing(plot.name(), &plot.svg()) == Some(true), "{}", plot.name());
+            assert!(is_drawing(plot.name(), "<svg></svg>") == Some(false), "{}", plot.name());
+        }
+        assert_eq!(is_drawing("holiday", "<svg></svg>"), None);
     }
 
     #[test]

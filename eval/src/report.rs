@@ -18,6 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::{Convention, Divergence, Perplexity};
 pub use check::{Check, Limit, Verdict};
 pub use detail::{Breakdown, ByWindow, Group, Histogram, Mean, Prediction, WorstToken};
+pub(crate) use difference::has_other_tokens;
 pub use difference::{
     Changed, Difference, EvaluationDifference, Pair, Paired, TaskDifference, TensorDifference,
 };
@@ -27,6 +28,9 @@ pub use tasks::{Share, TaskComparison, TaskResult};
 
 /// The schema this version reads and writes.
 pub const SCHEMA: &str = "attar-report/1";
+
+/// What the schemas of all reports and of their differences, of whatever version, begin with.
+pub const SCHEMA_FAMILY: &str = "attar-report";
 
 /// One model, and where it was compressed, one output.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -110,9 +114,11 @@ impl Report {
         self.output.as_ref().map_or(&self.model.source, |output| &output.path)
     }
 
-    /// Bytes of what was written, or of the model alone.
-    pub fn bytes(&self) -> u64 {
-        self.output.as_ref().map_or(self.model.bytes, |output| output.bytes)
+    /// Bytes of all weight tensors of what was written, or of the model alone.
+    pub fn weight_bytes(&self) -> u64 {
+        let written =
+            |output: &Output| (output.bits_per_weight * self.parameters() as f64 / 8.0).round() as u64;
+        self.output.as_ref().map_or(self.model.bytes, written)
     }
 
     /// Bits per weight of what was written, or of the model alone; none where there are no weights.
@@ -248,6 +254,14 @@ pub struct Evaluation {
     /// What each window scores.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by_window: Option<ByWindow>,
+}
+
+impl Evaluation {
+    /// SHA-256 of the tokens of all windows, where it is told.
+    pub fn tokens_sha256(&self) -> Option<&str> {
+        let sha256 = &self.by_window.as_ref()?.tokens_sha256;
+        (!sha256.is_empty()).then_some(sha256)
+    }
 }
 
 /// What stood for a reference that was not run.

@@ -1,6 +1,6 @@
 //! Reports to where they were asked for.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -11,9 +11,6 @@ use attar_eval::{Report, report};
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::pipeline::write::NewFolders;
 use crate::talk::{self, say};
-
-/// What tells a report: how the schemas of all reports and of their differences begin, of whatever version; what checks are called.
-const MARKS: [&str; 3] = ["\"attar-report", "name=\"attar check\"", "## Check: "];
 
 /// What the files of `--report` are called, before their extension.
 const FILE_STEM: &str = "report";
@@ -34,29 +31,21 @@ impl Delivery {
     /// Finds out before long work whether the reports can be written after it, beside the `outputs`.
     ///
     /// # Errors
-    /// A folder that cannot be made or written to, a report that would take the place of an output.
+    /// A folder that cannot be made or written to, a report that would take the place of an output or of what is none.
     pub fn check(&self, outputs: &[&Path]) -> Result<()> {
-        let json = self.json.iter().map(|json| ("--json", json.clone()));
-        let folder = self.folder.iter().map(|folder| ("--report", folder.join(FILE_STEM)));
-        for (option, path) in json.chain(folder) {
-            let at = || format!("while preparing {option} for `{}`", path.display());
-            check_file(&path).doing(at)?;
-            let forms = render::RENDERERS.iter().map(|renderer| path.with_extension(renderer.extension()));
-            let files: Vec<PathBuf> = if option == "--report" { forms.collect() } else { vec![path.clone()] };
-            let in_the_way = |output: &&&Path| files.iter().any(|file| same_place(output, file));
-            if let Some(output) = outputs.iter().find(in_the_way) {
-                return Err(Failure::new(format!(
-                    "the report would take the place of `{}`",
-                    output.display()
-                ))
-                .hint("name another file"))
-                .doing(at);
+        if let Some(json) = &self.json {
+            let at = || format!("while preparing --json for `{}`", json.display());
+            check_file(json).doing(at)?;
+            check_place(json, outputs, || wrote(named("json")?, json)).doing(at)?;
+        }
+        if let Some(folder) = &self.folder {
+            let at = || format!("while preparing --report for `{}`", folder.display());
+            for renderer in render::RENDERERS {
+                let path = form(folder, *renderer);
+                check_file(&path).doing(at)?;
+                check_place(&path, outputs, || is_ours(*renderer, &path, folder)).doing(at)?;
             }
-            if path.is_file() && !is_report(&path) {
-                return Err(Failure::new(format!("`{}` is no report of attar's", path.display()))
-                    .hint("only reports are replaced: name another file"))
-                .doing(at);
-            }
+            check_plots(&folder.join(PLOTS)).doing(at)?;
         }
         Ok(())
     }
@@ -89,8 +78,14 @@ impl Delivery {
     /// On stdout as `rendering` writes it, and wherever else it is wanted. Files first: what is shown is then on the disk.
     ///
     /// # Errors
-    /// A file that cannot be written, a rendering that is not there.
+    /// A file that cannot be written, a rendering that is not there or has nothing to say of this.
     pub fn shown(&self, subject: Subject<'_>, rendering: &str) -> Result<()> {
+        if !named(rendering)?.shows(subject) {
+            return Err(Failure::new(format!(
+                "there is nothing to show as `{rendering}`: nothing was held to a limit"
+            ))
+            .hint("render a report that `attar check` wrote, or choose another --format"));
+        }
         self.files(subject, &|renderer| subject.text(renderer))?;
         match rendering {
             "terminal" => say(&subject.text(&talk::terminal())),
@@ -119,9 +114,8 @@ impl Delivery {
 
     fn files(&self, subject: Subject<'_>, text_of: &dyn Fn(&dyn Renderer) -> String) -> Result<()> {
         if let Some(folder) = &self.folder {
-            for &renderer in render::RENDERERS {
-                let path = folder.join(FILE_STEM).with_extension(renderer.extension());
-                put(&path, &text_of(renderer))?;
+            for &renderer in render::RENDERERS.iter().filter(|renderer| renderer.shows(subject)) {
+                put(&form(folder, renderer), &text_of(renderer))?;
             }
             for plot in subject.plots() {
                 put(&folder.join(PLOTS).join(plot.name()).with_extension("svg"), &plot.svg())?;
@@ -147,16 +141,12 @@ pub fn check_file(path: &Path) -> Result<()> {
     Ok(atomic::check_writable(path)?)
 }
 
-/// Finds out whether what lies at `path` may be replaced by a report.
+/// Finds out whether what lies at `path` may be replaced by a report in this rendering.
 ///
 /// # Errors
-/// A file that is none.
-pub fn check_replaces_ours(path: &Path) -> Result<()> {
-    if !path.is_file() || is_report(path) {
-        return Ok(());
-    }
-    Err(Failure::new(format!("`{}` is no report of attar's", path.display()))
-        .hint("only reports are replaced: name another file"))
+/// A file that is none, a rendering that is not there.
+pub fn check_replaces_ours(path: &Path, rendering: &str) -> Result<()> {
+    check_place(path, &[], || wrote(named(rendering)?, path))
 }
 
 /// A report that was written before.
@@ -191,12 +181,55 @@ pub fn same_place(a: &Path, b: &Path) -> bool {
     a == b || place(a).is_some_and(|a| place(b) == Some(a))
 }
 
-/// Whether a file begins as one of attar's does; an empty one may be taken too.
-fn is_report(path: &Path) -> bool {
+/// The file of one form in the folder of a report.
+fn form(folder: &Path, renderer: &dyn Renderer) -> PathBuf {
+    folder.join(FILE_STEM).with_extension(renderer.extension())
+}
+
+/// Finds out whether a report may take the place of what lies at `path`.
+fn check_place(path: &Path, outputs: &[&Path], ours: impl FnOnce() -> Result<bool>) -> Result<()> {
+    if let Some(output) = outputs.iter().find(|output| same_place(output, path)) {
+        let failure = Failure::new(format!("the report would take the place of `{}`", output.display()));
+        return Err(failure.hint("name another file"));
+    }
+    if path.is_file() && !ours()? {
+        return Err(Failure::new(format!("`{}` is no report of attar's", path.display()))
+            .hint("only reports are replaced: name another file or folder"));
+    }
+    Ok(())
+}
+
+/// The same for the drawings that are there: which ones come is not known yet.
+fn check_plots(folder: &Path) -> Result<()> {
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
+    for path in entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()) {
+        let name = path.file_stem().map(|name| name.to_string_lossy().into_owned());
+        let is_svg = path.extension().is_some_and(|extension| extension == "svg");
+        let Some(name) = name.filter(|_| is_svg) else { continue };
+        check_place(&path, &[], || Ok(render::is_drawing(&name, &start_of(&path)?) != Some(false)))?;
+    }
+    Ok(())
+}
+
+/// Whether a form in the `folder` of a report is attar's. What has no mark is known by the company it keeps.
+fn is_ours(renderer: &dyn Renderer, path: &Path, folder: &Path) -> Result<bool> {
+    let json = named("json")?;
+    let report = form(folder, json);
+    Ok(wrote(renderer, path)? || (!renderer.marks() && report.is_file() && wrote(json, &report)?))
+}
+
+/// Whether a file begins as those of `renderer` do; an empty one may be taken too.
+fn wrote(renderer: &dyn Renderer, path: &Path) -> Result<bool> {
+    let start = start_of(path)?;
+    Ok(start.is_empty() || renderer.wrote(&start))
+}
+
+fn start_of(path: &Path) -> Result<String> {
     let mut start = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(4096).read_to_end(&mut start));
-    let start = String::from_utf8_lossy(&start);
-    read.is_ok() && (start.is_empty() || MARKS.iter().any(|mark| start.contains(mark)))
+    File::open(path)
+        .and_then(|file| file.take(4096).read_to_end(&mut start))
+        .doing(|| format!("while reading `{}`", path.display()))?;
+    Ok(String::from_utf8_lossy(&start).into_owned())
 }
 
 fn named(rendering: &str) -> Result<&'static dyn Renderer> {

@@ -97,7 +97,7 @@ fn page(
         }
     }
     sections.insert(0, first);
-    Page { title: subject.path.display().to_string(), sections }
+    Page { schema: report::SCHEMA, title: subject.path.display().to_string(), sections }
 }
 
 /// The container.

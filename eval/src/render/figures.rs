@@ -1,6 +1,7 @@
 //! Numbers as people read them.
 
 use crate::Perplexity;
+use crate::report::Mean;
 
 /// `12345678` as `12,345,678`.
 pub(crate) fn grouped(count: u64) -> String {
@@ -80,6 +81,26 @@ pub(crate) fn measured(value: f64, stderr: f64) -> String {
     }
     let decimals = (1.0 - stderr.log10().floor()).clamp(0.0, 9.0) as usize;
     format!("{value:.decimals$} ± {stderr:.decimals$}")
+}
+
+/// The figures of a column, all written in one way: to the second digit of the smallest error where seven decimals
+/// hold its first, else as powers of ten.
+pub(crate) fn measured_alike(figures: impl IntoIterator<Item = Option<Mean>>) -> Vec<Option<String>> {
+    let figures: Vec<Option<Mean>> = figures.into_iter().collect();
+    let errors = figures.iter().flatten().map(|figure| figure.stderr);
+    let least = errors.filter(|stderr| *stderr > 0.0).fold(f64::INFINITY, f64::min);
+    let decimals = (1.0 - least.log10().floor()).clamp(0.0, 7.0) as usize;
+    let written = |Mean { mean, stderr }: Mean| {
+        if !least.is_finite() || (mean == 0.0 && stderr == 0.0) {
+            return measured(mean, stderr);
+        }
+        if least < 1e-7 {
+            format!("{mean:.2e} ± {stderr:.0e}")
+        } else {
+            format!("{mean:.decimals$} ± {stderr:.decimals$}")
+        }
+    };
+    figures.into_iter().map(|figure| figure.map(written)).collect()
 }
 
 /// A figure between 0 and a few, three significant digits.
@@ -185,6 +206,25 @@ mod tests {
         for (value, stderr, text) in cases {
             assert_eq!(measured(value, stderr), text);
         }
+    }
+
+    #[test]
+    fn the_figures_of_a_column_are_written_in_one_way() {
+        let written = |figures: &[(f64, f64)]| -> Vec<String> {
+            let means = figures.iter().map(|&(mean, stderr)| Some(Mean { mean, stderr }));
+            measured_alike(means).into_iter().flatten().collect()
+        };
+        assert_eq!(
+            written(&[(0.008_812, 0.000_212), (0.3, 0.01)]),
+            ["0.00881 ± 0.00021", "0.30000 ± 0.01000"]
+        );
+        assert_eq!(
+            written(&[(2.72e-5, 8e-7), (0.002_058, 0.000_066)]),
+            ["0.0000272 ± 0.0000008", "0.0020580 ± 0.0000660"]
+        );
+        assert_eq!(written(&[(2.72e-6, 8e-9), (0.002_058, 0.000_066)]), ["2.72e-6 ± 8e-9", "2.06e-3 ± 7e-5"]);
+        assert_eq!(written(&[(0.0, 0.0), (0.5, 0.1)]), ["0", "0.50 ± 0.10"]);
+        assert_eq!(measured_alike([None]), [None]);
     }
 
     #[test]

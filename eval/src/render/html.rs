@@ -10,7 +10,7 @@ use super::Renderer;
 use super::markup::Text;
 use super::page::{self, Align, Figure, Page, Section, Table};
 use super::plot::{self, PALETTE, STYLE};
-use crate::report::{Difference, Report, SCHEMA};
+use crate::report::{Difference, Report, SCHEMA_FAMILY};
 
 /// A self-contained page, light or dark as the reader's system is.
 pub(super) struct Html;
@@ -39,7 +39,11 @@ impl Renderer for Html {
     }
 
     fn compare(&self, reports: &[Report]) -> String {
-        lay_out(&page::of_comparison(reports), &html! {}, None)
+        lay_out(&page::with_what_all_share(reports), &html! {}, None)
+    }
+
+    fn wrote(&self, start: &str) -> bool {
+        start.contains(&format!("<meta name=\"generator\" content=\"{SCHEMA_FAMILY}"))
     }
 
     fn differ(&self, difference: &Difference) -> String {
@@ -54,6 +58,7 @@ fn lay_out(page: &Page<'_>, head: &Markup, version: Option<&str>) -> String {
         html lang="en" {
             head {
                 meta charset="utf-8";
+                meta name="generator" content=(page.schema);
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta http-equiv="Content-Security-Policy" content=(POLICY);
                 title { (Text(&name)) " - attar" }
@@ -70,7 +75,7 @@ fn lay_out(page: &Page<'_>, head: &Markup, version: Option<&str>) -> String {
                     @for (index, section) in page.sections.iter().enumerate() { (lay_out_section(section, index)) }
                 }
                 footer {
-                    p { (SCHEMA) @if let Some(version) = version { ", attar " (Text(version)) } }
+                    p { (page.schema) @if let Some(version) = version { ", attar " (Text(version)) } }
                 }
             }
         }

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::Renderer;
-use crate::report::{Difference, Report};
+use crate::report::{Difference, Report, SCHEMA_FAMILY};
 
 /// Indented JSON with every figure in full.
 pub(super) struct Json;
@@ -23,6 +23,10 @@ impl Renderer for Json {
 
     fn compare(&self, reports: &[Report]) -> String {
         pretty(reports)
+    }
+
+    fn wrote(&self, start: &str) -> bool {
+        start.contains(&format!("\"{SCHEMA_FAMILY}"))
     }
 
     fn differ(&self, difference: &Difference) -> String {

@@ -2,10 +2,13 @@
 
 use quick_junit::{NonSuccessKind, Report as Suites, TestCase, TestCaseStatus, TestSuite};
 
-use super::Renderer;
 use super::figures::visible;
 use super::terminal::Terminal;
+use super::{Renderer, Subject};
 use crate::report::{Difference, Limit, Report, Verdict};
+
+/// What all suites together are called.
+const NAME: &str = "attar check";
 
 /// `JUnit`'s XML.
 pub(super) struct Junit;
@@ -17,6 +20,19 @@ impl Renderer for Junit {
 
     fn extension(&self) -> &'static str {
         "xml"
+    }
+
+    /// A report without a check has no tests.
+    fn shows(&self, subject: Subject<'_>) -> bool {
+        match subject {
+            Subject::Report(report) => report.check.is_some(),
+            Subject::Comparison(reports) => reports.iter().any(|report| report.check.is_some()),
+            Subject::Difference(_) => false,
+        }
+    }
+
+    fn wrote(&self, start: &str) -> bool {
+        start.contains(&format!("<testsuites name=\"{NAME}\""))
     }
 
     fn render(&self, report: &Report) -> String {
@@ -58,7 +74,7 @@ fn case(limit: &Limit) -> TestCase {
 }
 
 fn write(suites: &[TestSuite]) -> String {
-    let mut all = Suites::new("attar check");
+    let mut all = Suites::new(NAME);
     all.add_test_suites(suites.iter().cloned());
     all.to_string().expect("XML of text is written to memory").trim_end().to_owned() + "\n"
 }
@@ -87,5 +103,14 @@ mod tests {
         assert!(xml.contains(r#"tests="2""#) && xml.contains(r#"failures="1""#), "{xml}");
         assert!(xml.contains("&amp; more; at most 0.01 is &lt;allowed&gt;"), "{xml}");
         assert!(xml.contains(r#"classname="heldout.txt""#), "{xml}");
+    }
+
+    #[test]
+    fn what_was_held_to_nothing_is_no_test() {
+        let (mut held, free) = (example::quantized(), example::quantized());
+        held.check = Some(Check { passed: true, against: None, limits: Vec::new() });
+        assert!(Junit.shows(Subject::Report(&held)) && !Junit.shows(Subject::Report(&free)));
+        assert!(!Junit.shows(Subject::Comparison(std::slice::from_ref(&free))));
+        assert!(Junit.shows(Subject::Comparison(&[free, held])));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Renderer;
 use super::page::{self, Align, Page, Section, Table};
-use crate::report::{Difference, Report};
+use crate::report::{Difference, Report, SCHEMA_FAMILY};
 
 /// GitHub's Markdown.
 pub(super) struct Markdown;
@@ -21,7 +21,11 @@ impl Renderer for Markdown {
     }
 
     fn compare(&self, reports: &[Report]) -> String {
-        lay_out(&page::of_comparison(reports))
+        lay_out(&page::with_what_all_share(reports))
+    }
+
+    fn wrote(&self, start: &str) -> bool {
+        start.starts_with(&mark(SCHEMA_FAMILY))
     }
 
     fn differ(&self, difference: &Difference) -> String {
@@ -29,8 +33,13 @@ impl Renderer for Markdown {
     }
 }
 
+/// How a file says that it is ours: a comment that no reader sees.
+fn mark(schema: &str) -> String {
+    format!("<!-- {schema}")
+}
+
 fn lay_out(page: &Page<'_>) -> String {
-    let mut blocks = vec![format!("# {}", escape(&page.title))];
+    let mut blocks = vec![mark(page.schema) + " -->", format!("# {}", escape(&page.title))];
     for section in &page.sections {
         if !section.heading.is_empty() {
             blocks.push(format!("## {}", section.heading));

@@ -9,14 +9,16 @@ mod training;
 use super::figures::{bytes, duration, grouped, small};
 use super::{check, tasks};
 use crate::report::{
-    Breakdown, Calibration, Distillation, Evaluation, Model, Output, Report, Run, Tensor, WorstToken,
+    Breakdown, Calibration, Distillation, Evaluation, Model, Output, Report, Run, SCHEMA, Tensor, WorstToken,
 };
-pub(super) use comparison::{file_name, of_comparison, shared_passage};
+pub(super) use comparison::{file_name, of_comparison, shared_passage, with_what_all_share};
 pub(super) use difference::of_difference;
 pub(super) use evaluation::{lower_bound, sides};
 
 /// A titled sequence of sections.
 pub struct Page<'a> {
+    /// The schema of what it is made of.
+    pub schema: &'static str,
     /// What it is about.
     pub title: String,
     /// Its parts.
@@ -66,6 +68,14 @@ pub struct Table {
 }
 
 impl Table {
+    /// Drops a column in which no row says anything.
+    fn drop_if_empty(&mut self, heading: &str) {
+        let at = self.columns.iter().position(|column| column.heading == heading);
+        if at.is_some_and(|at| self.rows.iter().all(|row| row[at] == none())) {
+            self.drop_column(heading);
+        }
+    }
+
     fn drop_column(&mut self, heading: &str) {
         let Some(at) = self.columns.iter().position(|column| column.heading == heading) else { return };
         self.columns.remove(at);
@@ -105,7 +115,7 @@ pub const fn right(heading: &'static str) -> Column {
 pub(super) fn of_report(report: &Report) -> Page<'_> {
     let mut sections: Vec<_> = report.check.iter().map(check::section).collect();
     sections.push(model(&report.model));
-    sections.extend(report.output.as_ref().map(|written| output(written, &report.model)));
+    sections.extend(report.output.as_ref().map(|written| output(written, report)));
     sections.extend(report.pruning.as_ref().map(pruning::pruning));
     let search = report.pruning.as_ref().and_then(|pruning| pruning.search.as_ref());
     sections.extend(search.map(pruning::search));
@@ -120,7 +130,7 @@ pub(super) fn of_report(report: &Report) -> Page<'_> {
     sections.extend(report.calibration.as_ref().map(calibration));
     sections.extend(report.distillation.as_ref().map(training::distillation));
     sections.extend(report.run.as_ref().map(run));
-    Page { title: report.subject().to_owned(), sections }
+    Page { schema: SCHEMA, title: report.subject().to_owned(), sections }
 }
 
 fn model(model: &Model) -> Section<'static> {
@@ -128,22 +138,26 @@ fn model(model: &Model) -> Section<'static> {
         ("source", model.source.clone()),
         ("family", model.family.clone()),
         ("parameters", grouped(model.parameters)),
-        ("size", bytes(model.bytes)),
+        ("weights", bytes(model.bytes)),
     ];
     Section { heading: "Model", facts, ..Section::default() }
 }
 
-fn output(output: &Output, model: &Model) -> Section<'static> {
+/// Its weights are held against the model's; its files hold more than them.
+fn output(output: &Output, report: &Report) -> Section<'static> {
     let mut facts = vec![
         ("path", output.path.clone()),
         ("format", output.format.clone()),
         ("scheme", output.scheme.clone()),
     ];
     facts.extend(output.method.clone().map(|method| ("method", method)));
-    let share = output.bytes as f64 / model.bytes as f64;
-    let of_model =
-        if model.bytes == 0 { String::new() } else { format!(", {:.1} % of the model", 100.0 * share) };
-    facts.push(("size", format!("{}{of_model}", bytes(output.bytes))));
+    let (weights, all) = (report.weight_bytes(), report.model.bytes);
+    let of_model = match 100.0 * weights as f64 / all as f64 {
+        share if share.is_finite() => format!(", {share:.1} % of the model's"),
+        _ => String::new(),
+    };
+    facts.push(("weights", format!("{}{of_model}", bytes(weights))));
+    facts.push(("files", bytes(output.bytes)));
     facts.push(("bits per weight", format!("{:.3}", output.bits_per_weight)));
     facts.extend(output.sha256.clone().map(|sha256| ("sha256", sha256)));
     Section { heading: "Output", facts, ..Section::default() }
@@ -169,13 +183,14 @@ fn tensors(tensors: &[Tensor]) -> Section<'_> {
         right("worst"),
         right("by rounding"),
     ];
-    let rows = groups.iter().map(|group| tensor_row(group)).collect();
+    let rows: Vec<_> = groups.iter().map(|group| tensor_row(group)).collect();
     let fell_back = tensors.iter().filter_map(|t| Some((t, t.fallback.as_ref()?)));
     let remarks = fell_back.map(|(tensor, why)| format!("{}: {why}", tensor.name)).collect();
-    let table = Some(Table { columns, rows });
+    let mut table = Table { columns, rows };
+    ["relative error", "worst", "by rounding"].into_iter().for_each(|heading| table.drop_if_empty(heading));
     Section {
         heading: "Tensors",
-        table,
+        table: Some(table),
         remarks,
         figure: Some(Figure::Tensors(tensors)),
         ..Section::default()
@@ -210,18 +225,18 @@ fn calibration(calibration: &Calibration) -> Section<'static> {
     let facts = vec![
         ("files", calibration.files.join(", ")),
         ("sha256", calibration.sha256.clone()),
-        ("tokens", format!("{} in windows of {}", grouped(calibration.tokens), calibration.ctx)),
+        ("tokens", calibration_tokens(calibration)),
     ];
     Section { heading: "Calibration", facts, ..Section::default() }
 }
 
+fn calibration_tokens(calibration: &Calibration) -> String {
+    format!("{} in windows of {}", grouped(calibration.tokens), calibration.ctx)
+}
+
 fn run(run: &Run) -> Section<'_> {
-    let device = match &run.precision {
-        Some(precision) => format!("{}, {} threads, {precision}", run.device, run.threads),
-        None => format!("{}, {} threads", run.device, run.threads),
-    };
     let mut facts =
-        vec![("command", run.command.clone()), ("version", run.version.clone()), ("device", device)];
+        vec![("command", run.command.clone()), ("version", run.version.clone()), ("device", device(run))];
     facts.extend(machine(run).map(|machine| ("machine", machine)));
     facts.push(("time", duration(run.seconds)));
     facts.extend(run.peak_rss_bytes.map(|peak| ("peak memory", bytes(peak))));
@@ -231,6 +246,13 @@ fn run(run: &Run) -> Section<'_> {
         facts.push(("stages", stages.join(", ")));
     }
     Section { heading: "Run", facts, figure: Some(Figure::Stages(run)), ..Section::default() }
+}
+
+fn device(run: &Run) -> String {
+    match &run.precision {
+        Some(precision) => format!("{}, {} threads, {precision}", run.device, run.threads),
+        None => format!("{}, {} threads", run.device, run.threads),
+    }
 }
 
 /// What is known of it.

@@ -16,6 +16,7 @@ use maud::{Markup, PreEscaped, html};
 
 use super::markup::Text;
 use super::page::{Figure, Page};
+use crate::report::SCHEMA;
 use scale::Axis;
 
 /// Colours, light and dark.
@@ -29,6 +30,31 @@ const MARGIN: f64 = 16.0;
 
 /// Height of a line of text.
 const LINE: f64 = 20.0;
+
+/// Width of a letter, on average over a long name.
+const LETTER: f64 = 6.2;
+
+/// What all drawings are called; further ones of a kind have a number after it.
+const NAMES: &[&str] = &[
+    "kl-histogram",
+    "breakdown",
+    "tensor-errors",
+    "tensor-error-map",
+    "distillation-loss",
+    "distillation-perplexity",
+    "stages",
+    "pareto-kl",
+    "pareto-perplexity",
+];
+
+/// Whether the file `name`.svg that begins with `start` is a drawing of a report's; none where no drawing is called so.
+pub fn is_drawing(name: &str, start: &str) -> Option<bool> {
+    let kind = match name.rsplit_once('-') {
+        Some((kind, number)) if number.bytes().all(|digit| digit.is_ascii_digit()) => kind,
+        _ => name,
+    };
+    NAMES.contains(&kind).then(|| start.contains(&format!("<!-- {SCHEMA} -->")))
+}
 
 /// A drawing of a report's figures.
 pub struct Plot {
@@ -98,6 +124,7 @@ impl Plot {
         let drawing = html! {
             svg xmlns="http://www.w3.org/2000/svg" viewBox={ "0 0 " (px(width)) " " (px(height)) }
                 width=(px(width)) height=(px(height)) role="img" {
+                (PreEscaped(format!("<!-- {SCHEMA} -->")))
                 title { (Text(&self.title)) }
                 desc { (Text(&self.caption)) }
                 style { (PreEscaped(PALETTE)) (PreEscaped(STYLE)) }
@@ -260,7 +287,7 @@ fn dot(class: &str, [x, y]: [f64; 2], radius: f64) -> Markup {
     html! { circle class=(class) cx=(px(x)) cy=(px(y)) r=(px(radius)) {} }
 }
 
-/// About how wide a label is drawn; fonts differ.
+/// About how wide a label is drawn at most; fonts differ.
 fn text_width(content: &str) -> f64 {
     7.0 * content.chars().count() as f64
 }
@@ -275,7 +302,7 @@ fn round(label: &str) -> String {
 
 /// A label no wider than `width`, its end left out where it would be.
 fn shortened(content: &str, width: f64) -> String {
-    let fits = (width / text_width("m")) as usize;
+    let fits = (width / LETTER) as usize;
     if content.chars().count() <= fits {
         return content.to_owned();
     }

@@ -19,8 +19,9 @@ const LEAST_NAME: usize = 8;
 /// Columns that a narrow table can do without, those first that are missed least.
 const SPARED: &[&str] = &[
     "by rounding",
+    "files",
     "method",
-    "weights",
+    "params",
     "worst",
     "count",
     "bits/w",
@@ -197,6 +198,15 @@ impl Renderer for Terminal {
 
     fn compare(&self, reports: &[Report]) -> String {
         self.lay_out(&page::of_comparison(reports))
+    }
+
+    /// Plain text has no place for one.
+    fn marks(&self) -> bool {
+        false
+    }
+
+    fn wrote(&self, _start: &str) -> bool {
+        false
     }
 
     fn differ(&self, difference: &Difference) -> String {

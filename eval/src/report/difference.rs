@@ -8,6 +8,9 @@ use super::{ByWindow, Evaluation, Mean, Report, Run, Share, TaskResult, Tensor};
 use crate::Perplexity;
 use crate::perplexity::mean_and_stderr;
 
+/// The schema of a difference.
+const SCHEMA: &str = "attar-report-difference/1";
+
 /// Two reports, and what can be said of both.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Difference {
@@ -15,8 +18,10 @@ pub struct Difference {
     pub schema: &'static str,
     /// What the reports are about.
     pub subject: Pair<String>,
-    /// Bytes of what was written, or of the model alone.
-    pub bytes: Pair<u64>,
+    /// Bytes of all weight tensors.
+    pub weight_bytes: Pair<u64>,
+    /// Bytes of all files of what was written; null for a model alone.
+    pub bytes: Pair<Option<u64>>,
     /// Bits per weight.
     pub bits_per_weight: Pair<Option<f64>>,
     /// Texts that both were scored on, in the order of the first.
@@ -61,7 +66,8 @@ pub struct EvaluationDifference {
     pub text: String,
     /// Scored tokens.
     pub tokens: Pair<u64>,
-    /// Whether both scored as many tokens in the same way: if not, their figures do not compare.
+    /// Whether both scored as many tokens in the same way, and none knows that they are others: if not, their figures do not
+    /// compare.
     pub comparable: bool,
     /// Perplexity.
     pub perplexity: Pair<Perplexity>,
@@ -134,9 +140,10 @@ impl Difference {
             Some(task(then, now))
         };
         Self {
-            schema: "attar-report-difference/1",
+            schema: SCHEMA,
             subject: Pair::of(before, after, |report| report.subject().to_owned()),
-            bytes: Pair::of(before, after, Report::bytes),
+            weight_bytes: Pair::of(before, after, Report::weight_bytes),
+            bytes: Pair::of(before, after, |report| Some(report.output.as_ref()?.bytes)),
             bits_per_weight: Pair::of(before, after, Report::bits_per_weight),
             evaluations,
             tasks: after.tasks.iter().filter_map(task).collect(),
@@ -152,12 +159,17 @@ fn evaluation(then: &Evaluation, now: &Evaluation) -> EvaluationDifference {
     EvaluationDifference {
         text: now.text.clone(),
         tokens: Pair::of(then, now, |e| e.tokens),
-        comparable: way(then) == way(now),
+        comparable: way(then) == way(now) && !has_other_tokens(then, now),
         perplexity: Pair::of(then, now, |e| e.perplexity),
         kl_divergence: Pair::of(then, now, kl),
         top1_agreement: Pair::of(then, now, |e| e.top1_agreement),
         paired: same_windows(then, now).map(|(then, now)| paired(then, now)),
     }
+}
+
+/// Whether both know what they scored, and it was not the same.
+pub(crate) fn has_other_tokens(then: &Evaluation, now: &Evaluation) -> bool {
+    then.tokens_sha256().zip(now.tokens_sha256()).is_some_and(|(then, now)| then != now)
 }
 
 /// The windows of both, where they hold the same tokens.
@@ -289,6 +301,26 @@ mod tests {
         assert_eq!(Difference::of(&before, &shorter).evaluations[0].paired, None);
         let without = with_windows(windows("aa", &[1.0, 1.0, 1.0], &[]));
         assert_eq!(Difference::of(&before, &without).evaluations[0].paired.unwrap().kl_divergence, None);
+    }
+
+    #[test]
+    fn texts_of_one_name_and_length_do_not_compare_where_their_tokens_differ() {
+        let (one, other) =
+            (with_windows(windows("aa", &[3.0], &[])), with_windows(windows("bb", &[3.0], &[])));
+        assert!(!Difference::of(&one, &other).evaluations[0].comparable);
+        // Who does not say what was scored may be right.
+        let untold = with_windows(windows("", &[3.0], &[]));
+        assert!(Difference::of(&one, &untold).evaluations[0].comparable);
+        assert!(Difference::of(&one, &example::quantized()).evaluations[0].comparable);
+    }
+
+    #[test]
+    fn a_model_and_an_output_compare_by_their_weights() {
+        let (model, output) = (Report::new(example::model()), example::quantized());
+        let difference = Difference::of(&model, &output);
+        assert_eq!(difference.weight_bytes.before, model.model.bytes);
+        assert!(difference.weight_bytes.after.abs_diff(4_812_132) < 2, "{:?}", difference.weight_bytes);
+        assert_eq!(difference.bytes, Pair { before: None, after: Some(4_812_345) });
     }
 
     #[test]

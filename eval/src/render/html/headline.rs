@@ -50,13 +50,12 @@ pub(super) fn cards(report: &Report) -> Markup {
 
 fn size(report: &Report) -> Vec<Card> {
     let model = report.beginning();
-    let before = has_original(report).then_some(model.bytes);
-    let share =
-        before.map(|all| format!("{:.1} % of {}", 100.0 * report.bytes() as f64 / all as f64, bytes(all)));
-    let weights = Some(format!("{} weights", compact(report.parameters())));
-    let mut cards = vec![Card::new("size", bytes(report.bytes())).note(share)];
+    let (before, weights) = (has_original(report).then_some(model.bytes), report.weight_bytes());
+    let share = before.map(|all| format!("{:.1} % of {}", 100.0 * weights as f64 / all as f64, bytes(all)));
+    let parameters = Some(format!("{} parameters", compact(report.parameters())));
+    let mut cards = vec![Card::new("weights", bytes(weights)).note(share)];
     let bits = report.bits_per_weight();
-    cards.extend(bits.map(|bits| Card::new("bits per weight", format!("{bits:.2}")).note(weights)));
+    cards.extend(bits.map(|bits| Card::new("bits per weight", format!("{bits:.2}")).note(parameters)));
     cards
 }
 

@@ -10,34 +10,18 @@ struct Level {
     predictions: &'static str,
 }
 
+/// From this divergence on, perplexity that did not change makes no model the original: predictions moved in both directions.
+const FAR: f64 = 0.06;
+
 /// The limits lie between what the usual formats of a model of eight billion weights score in llama.cpp's own table:
-/// 0.0014 at 8 bits, 0.006 at 6, 0.011 at 5, 0.03 at 4, 0.1 at 3, 0.4 at 2.
+/// 0.0014 at 8 bits, 0.006 at 6, 0.011 at 5, 0.03 at 4, 0.1 at 3, 0.4 at 2. A small model diverges more in the same format,
+/// so the words tell what the figure means, not which format it is usual in.
 const LEVELS: [Level; 5] = [
-    Level {
-        below: 0.003,
-        name: "Practically the original",
-        predictions: "predictions hardly moved, as is usual at 8 bits",
-    },
-    Level {
-        below: 0.02,
-        name: "Very close to the original",
-        predictions: "predictions moved a little, as is usual at 5 or 6 bits",
-    },
-    Level {
-        below: 0.06,
-        name: "Close to the original",
-        predictions: "predictions moved somewhat, as is usual at 4 bits",
-    },
-    Level {
-        below: 0.2,
-        name: "Visibly not the original",
-        predictions: "predictions moved far, as is usual at 3 bits",
-    },
-    Level {
-        below: f64::INFINITY,
-        name: "Far from the original",
-        predictions: "predictions moved further than is usual even at 3 bits",
-    },
+    Level { below: 0.003, name: "Practically the original", predictions: "predictions hardly moved" },
+    Level { below: 0.02, name: "Very close to the original", predictions: "predictions moved a little" },
+    Level { below: FAR, name: "Close to the original", predictions: "predictions moved noticeably" },
+    Level { below: 0.2, name: "Visibly not the original", predictions: "predictions moved far" },
+    Level { below: f64::INFINITY, name: "Far from the original", predictions: "predictions moved very far" },
 ];
 
 /// Perplexity is called unchanged where its ratio lies within this many standard errors of 1.
@@ -50,18 +34,25 @@ pub(super) fn of(report: &Report) -> Option<String> {
     let level = kl.and_then(|kl| LEVELS.iter().find(|level| kl < level.below).or(LEVELS.last()));
     let unchanged = is_noise(evaluation);
     let name = match (unchanged, level) {
-        // Perplexity alone can hide predictions that moved in both directions.
-        (Some(true), Some(level)) if level.below > 0.06 => level.name,
+        (Some(true), Some(level)) if level.below > FAR => level.name,
         (Some(true), _) => "Within noise of the original",
         (_, Some(level)) => level.name,
         (Some(false), None) => "Not the original",
         (None, None) => return None,
     };
-    let moved =
-        kl.zip(level).map(|(kl, level)| format!("{} (KL divergence {})", level.predictions, small(kl)));
+    let moved = kl.zip(level).map(|(kl, level)| moved(evaluation, kl, level));
     let parts: Vec<String> = [perplexity(evaluation), moved].into_iter().flatten().collect();
     let size = size(report).map(|size| format!(", at {size}")).unwrap_or_default();
     Some(format!("{name}{size}: {}.", parts.join("; ")))
+}
+
+/// What a divergence amounts to: how often another token comes first, where that is known.
+fn moved(evaluation: &Evaluation, kl: f64, level: &Level) -> String {
+    let changed = evaluation.top1_agreement.map(|share| match 1.0 - share {
+        0.0 => ": the same token comes first in every place".to_owned(),
+        changed => format!(": another token comes first in {} of all places", percent(changed)),
+    });
+    format!("{}{} (KL divergence {})", level.predictions, changed.unwrap_or_default(), small(kl))
 }
 
 fn is_noise(evaluation: &Evaluation) -> Option<bool> {
@@ -83,8 +74,10 @@ fn perplexity(evaluation: &Evaluation) -> Option<String> {
 }
 
 fn size(report: &Report) -> Option<String> {
-    let (output, model) = (report.output.as_ref().filter(|_| has_original(report))?, report.beginning());
-    let share = output.bytes as f64 / model.bytes as f64;
+    if !has_original(report) {
+        return None;
+    }
+    let share = report.weight_bytes() as f64 / report.beginning().bytes as f64;
     let percent = percent(share);
     let whole = if share < 0.1 { percent } else { format!("{:.0} %", 100.0 * share) };
     Some(format!("{whole} of its size"))
@@ -130,9 +123,9 @@ mod tests {
         for (kl, words) in [
             (0.0, "hardly"),
             (0.01, "a little"),
-            (0.03, "somewhat"),
-            (0.1, "moved far, "),
-            (7.0, "even at 3 bits (KL divergence 7.00)."),
+            (0.03, "noticeably"),
+            (0.1, "moved far: "),
+            (7.0, "moved very far: another token comes first in 4.69 % of all places (KL divergence 7.00)."),
         ] {
             let verdict = verdict(1.5, 0.001, Some(kl));
             assert!(verdict.contains(words) && verdict.contains("perplexity 50.0 % higher"), "{verdict}");

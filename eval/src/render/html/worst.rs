@@ -17,8 +17,8 @@ pub(super) fn list(tokens: &[WorstToken]) -> Markup {
                     }
                     dl {
                         (part("KL divergence", &html! { (small(token.kl_divergence)) }))
-                        (part("the reference says", &says(&token.reference)))
-                        (part("the model says", &says(&token.model)))
+                        (part("the reference says", &says(&token.reference, &token.token)))
+                        (part("the model says", &says(&token.model, &token.token)))
                         (part("window, token", &html! { (grouped(token.window)) ", " (grouped(token.position)) }))
                     }
                 }
@@ -31,9 +31,12 @@ fn part(label: &str, content: &Markup) -> Markup {
     html! { div { dt { (label) } dd { (content) } } }
 }
 
-fn says(prediction: &Prediction) -> Markup {
+/// What it puts first, and what it gives the token that stands there.
+fn says(prediction: &Prediction, there: &str) -> Markup {
     html! {
         bdi.token { (Text(&visible(&prediction.top))) }
-        @if let Some(share) = prediction.probability { ", gives this " (probability(share)) }
+        @if let Some(share) = prediction.probability {
+            ", gives " bdi.token { (Text(&visible(there))) } " " (probability(share))
+        }
     }
 }

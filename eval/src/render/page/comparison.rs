@@ -4,13 +4,16 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use super::evaluation::{lower_bound, passage, reference_label};
-use super::{Figure, Page, Section, Table, left, none, right};
+use super::{Figure, Page, Section, Table, calibration_tokens, device, left, machine, none, right};
 use crate::render::check;
-use crate::render::figures::{bytes, compact, measured, percent, short_perplexity};
-use crate::report::{Evaluation, Model, Report};
+use crate::render::figures::{bytes, compact, grouped, measured_alike, percent, short_perplexity};
+use crate::report::{Evaluation, Mean, Model, Report, SCHEMA, has_other_tokens};
 
 /// The column that tells models apart of which some was cut away.
-const WEIGHTS: &str = "weights";
+const PARAMETERS: &str = "params";
+
+/// The column of what no model that was read has.
+const FILES: &str = "files";
 
 /// What several reports say, one line each.
 pub(in crate::render) fn of_comparison(reports: &[Report]) -> Page<'_> {
@@ -18,8 +21,9 @@ pub(in crate::render) fn of_comparison(reports: &[Report]) -> Page<'_> {
         left("output"),
         left("scheme"),
         left("method"),
-        right(WEIGHTS),
-        right("size"),
+        right(PARAMETERS),
+        right("weights"),
+        right(FILES),
         right("bits/w"),
         right("perplexity"),
         right("KL divergence"),
@@ -42,12 +46,17 @@ pub(in crate::render) fn of_comparison(reports: &[Report]) -> Page<'_> {
             .remarks
             .push("Not all were scored on the same tokens: their figures do not compare.".to_owned()),
     }
-    rows.extend(reports.iter().map(output_row));
+    let kl = |report: &Report| {
+        report.evaluation.as_ref()?.kl_divergence.map(|kl| Mean { mean: kl.mean, stderr: kl.stderr })
+    };
+    let divergences = measured_alike(reports.iter().map(kl));
+    rows.extend(reports.iter().zip(divergences).map(|(report, kl)| output_row(report, kl)));
     let mut table = Table { columns, rows };
     let counts = reports.iter().flat_map(|report| [report.beginning().parameters, report.parameters()]);
     if counts.collect::<HashSet<_>>().len() < 2 {
-        table.drop_column(WEIGHTS); // all have as many
+        table.drop_column(PARAMETERS); // all have as many
     }
+    table.drop_if_empty(FILES);
     section.table = Some(table);
     section.figure = (!reports.is_empty()).then_some(Figure::Pareto(reports));
     let held = reports.iter().filter_map(|report| {
@@ -55,7 +64,40 @@ pub(in crate::render) fn of_comparison(reports: &[Report]) -> Page<'_> {
         section.facts.insert(0, ("output", file_name(report.subject())));
         Some(section)
     });
-    Page { title: "Comparison".to_owned(), sections: [section].into_iter().chain(held).collect() }
+    let sections = [section].into_iter().chain(held).collect();
+    Page { schema: SCHEMA, title: "Comparison".to_owned(), sections }
+}
+
+/// The same, and what all were made of and with, where there is room for it.
+pub(in crate::render) fn with_what_all_share(reports: &[Report]) -> Page<'_> {
+    let mut page = of_comparison(reports);
+    page.sections.extend(in_common(reports));
+    page
+}
+
+/// What is true of every report.
+fn in_common(reports: &[Report]) -> Option<Section<'static>> {
+    type Fact = fn(&Report) -> Option<String>;
+    let facts: [(&'static str, Fact); 11] = [
+        ("model", |report| Some(report.beginning().source.clone())),
+        ("family", |report| Some(report.beginning().family.clone())),
+        ("parameters", |report| Some(grouped(report.beginning().parameters))),
+        ("weights", |report| Some(bytes(report.beginning().bytes))),
+        ("calibration", |report| Some(report.calibration.as_ref()?.files.join(", "))),
+        ("its sha256", |report| Some(report.calibration.as_ref()?.sha256.clone())),
+        ("its tokens", |report| report.calibration.as_ref().map(calibration_tokens)),
+        ("command", |report| Some(report.run.as_ref()?.command.clone())),
+        ("version", |report| Some(report.run.as_ref()?.version.clone())),
+        ("device", |report| report.run.as_ref().map(device)),
+        ("machine", |report| machine(report.run.as_ref()?)),
+    ];
+    let first = reports.first()?;
+    let shared = facts.into_iter().filter_map(|(label, fact)| {
+        let said = fact(first)?;
+        reports.iter().all(|report| fact(report).as_ref() == Some(&said)).then_some((label, said))
+    });
+    let facts: Vec<_> = shared.collect();
+    (!facts.is_empty()).then(|| Section { heading: "In common", facts, ..Section::default() })
 }
 
 /// An evaluation that stands for all, where all were made on the same tokens and against a reference of one kind.
@@ -65,8 +107,10 @@ pub(in crate::render) fn shared_passage(reports: &[Report]) -> Option<&Evaluatio
         let signal = e.reference.as_ref().map(|reference| reference.signal.clone());
         (e.text.clone(), e.tokens, e.chunks, e.ctx, e.convention, signal)
     };
-    let same = |report: &Report| report.evaluation.as_ref().is_some_and(|e| key(e) == key(first));
-    reports.iter().all(same).then_some(first)
+    let evaluations = || reports.iter().filter_map(|report| report.evaluation.as_ref());
+    let told = evaluations().find(|e| e.tokens_sha256().is_some()).unwrap_or(first);
+    let same = |e: &Evaluation| key(e) == key(first) && !has_other_tokens(e, told);
+    (evaluations().count() == reports.len() && evaluations().all(same)).then_some(first)
 }
 
 /// The uncompressed model, where all reports share it and it was their reference.
@@ -84,6 +128,7 @@ fn model_row(reports: &[Report]) -> Option<Vec<String>> {
             none(),
             compact(*parameters),
             bytes(*size),
+            none(),
             format!("{bits:.2}"),
             short_perplexity(reference),
             none(),
@@ -92,20 +137,19 @@ fn model_row(reports: &[Report]) -> Option<Vec<String>> {
     })
 }
 
-fn output_row(report: &Report) -> Vec<String> {
+fn output_row(report: &Report, kl: Option<String>) -> Vec<String> {
     let output = report.output.as_ref();
     let evaluation = report.evaluation.as_ref();
-    let kl = evaluation.and_then(|e| e.kl_divergence);
-    let size = output.map_or(report.model.bytes, |o| o.bytes);
     vec![
         file_name(output.map_or(&report.model.source, |o| &o.path)),
         output.map_or_else(none, |o| o.scheme.clone()),
         output.and_then(|o| o.method.clone()).unwrap_or_else(none),
         compact(report.parameters()),
-        bytes(size),
+        bytes(report.weight_bytes()),
+        output.map_or_else(none, |o| bytes(o.bytes)),
         output.map_or_else(none, |o| format!("{:.2}", o.bits_per_weight)),
         evaluation.map_or_else(none, |e| short_perplexity(e.perplexity)),
-        kl.map_or_else(none, |kl| measured(kl.mean, kl.stderr)),
+        kl.unwrap_or_else(none),
         evaluation.and_then(|e| e.top1_agreement).map_or_else(none, percent),
     ]
 }

@@ -1,7 +1,7 @@
 //! What changed from one report to another.
 
 use super::{Page, Section, Table, left, none, right};
-use crate::render::figures::{bytes, grouped, measured, percent, short_perplexity, small};
+use crate::render::figures::{bytes, grouped, measured, measured_alike, percent, short_perplexity, small};
 use crate::report::{
     Changed, Difference, EvaluationDifference, Mean, Pair, Share, TaskDifference, TensorDifference,
 };
@@ -22,7 +22,7 @@ pub(in crate::render) fn of_difference(difference: &Difference) -> Page<'static>
     if difference.evaluations.is_empty() {
         sections[0].remarks.push("No text was scored in both: their figures do not compare.".to_owned());
     }
-    Page { title: "Difference".to_owned(), sections }
+    Page { schema: difference.schema, title: "Difference".to_owned(), sections }
 }
 
 /// A figure's name, then as it was, as it is, and what became of it.
@@ -35,13 +35,14 @@ fn line(name: &str, figure: Pair<String>, change: Option<String>) -> Vec<String>
 }
 
 fn size(difference: &Difference) -> Section<'static> {
-    let Difference { subject, bytes: size, bits_per_weight: bits, .. } = difference;
+    let Difference { subject, weight_bytes, bytes: files, bits_per_weight: bits, .. } = difference;
     let facts = vec![("before", subject.before.clone()), ("after", subject.after.clone())];
-    let mut rows = vec![line(
-        "size",
-        Pair { before: bytes(size.before), after: bytes(size.after) },
-        relative(size.before as f64, size.after as f64),
-    )];
+    let size = |name: &str, before: u64, after: u64| {
+        let shown = Pair { before: bytes(before), after: bytes(after) };
+        line(name, shown, relative(before as f64, after as f64))
+    };
+    let mut rows = vec![size("weights", weight_bytes.before, weight_bytes.after)];
+    rows.extend(files.before.zip(files.after).map(|(before, after)| size("files", before, after)));
     if let (Some(before), Some(after)) = (bits.before, bits.after) {
         let shown = Pair { before: format!("{before:.3}"), after: format!("{after:.3}") };
         rows.push(line("bits per weight", shown, Some(signed(after - before, 3))));
@@ -58,7 +59,8 @@ fn evaluation(evaluation: &EvaluationDifference) -> Section<'static> {
         facts.push(("scored", format!("{} tokens", grouped(tokens.after))));
     } else {
         let [before, after] = [tokens.before, tokens.after].map(grouped);
-        facts.push(("scored", format!("{before} tokens, then {after}")));
+        let same = if tokens.before == tokens.after { "others or in another way" } else { "" };
+        facts.push(("scored", format!("{before} tokens, then {after} {same}").trim_end().to_owned()));
         remarks.push("Not scored on the same tokens in the same way: the figures do not compare.".to_owned());
     }
     if let Some(paired) = evaluation.paired {
@@ -80,9 +82,11 @@ fn evaluation_rows(evaluation: &EvaluationDifference) -> Vec<Vec<String>> {
     let mut rows = vec![line("perplexity", shown, relative(before.value, after.value))];
     let Pair { before, after } = evaluation.kl_divergence;
     if before.is_some() || after.is_some() {
-        let show = |kl: Option<Mean>| kl.map_or_else(none, |kl| measured(kl.mean, kl.stderr));
         let change = before.zip(after).and_then(|(before, after)| relative(before.mean, after.mean));
-        rows.push(line("KL divergence", Pair { before: show(before), after: show(after) }, change));
+        let mut shown = measured_alike([before, after]).into_iter().map(|kl| kl.unwrap_or_else(none));
+        let shown =
+            Pair { before: shown.next().unwrap_or_else(none), after: shown.next().unwrap_or_else(none) };
+        rows.push(line("KL divergence", shown, change));
     }
     let Pair { before, after } = evaluation.top1_agreement;
     if before.is_some() || after.is_some() {

@@ -2,8 +2,10 @@
 
 use super::{Figure, Section, Table, left, none, right};
 use crate::Divergence;
-use crate::render::figures::{grouped, measured, percent, perplexity, probability, small, visible};
-use crate::report::{Breakdown, Evaluation, Group, Prediction, Reference, WorstToken};
+use crate::render::figures::{
+    grouped, measured, measured_alike, percent, perplexity, probability, small, visible,
+};
+use crate::report::{Breakdown, Evaluation, Group, Mean, Prediction, Reference, WorstToken};
 
 /// Most rows of the table of worst tokens.
 const WORST: usize = 10;
@@ -37,30 +39,27 @@ fn evaluation<'a>(heading: &'static str, evaluation: &'a Evaluation) -> Section<
     Section { heading, facts, table, figure: Some(Figure::Divergence(evaluation)), ..Section::default() }
 }
 
-/// What a column says of a group.
-type Cell = fn(&Group) -> Option<String>;
-
 /// One line per group. Columns that no group fills are left out.
 fn hurts(breakdown: &Breakdown) -> Option<Section<'_>> {
-    let columns: [(&'static str, Cell); 5] = [
-        ("tokens", |group| Some(grouped(group.tokens))),
-        ("perplexity", |group| Some(format!("{:.2}", group.perplexity.value))),
-        ("ratio", |group| group.perplexity_ratio.map(|ratio| measured(ratio.value, ratio.stderr))),
-        ("KL divergence", |group| group.kl_divergence.map(|kl| measured(kl.mean, kl.stderr))),
-        ("top-1", |group| group.top1_agreement.map(percent)),
-    ];
     let sides = sides(breakdown);
-    let groups = || sides.iter().flat_map(|(_, groups)| groups.iter());
-    let filled: Vec<_> =
-        columns.into_iter().filter(|(_, figure)| groups().any(|group| figure(group).is_some())).collect();
+    let groups: Vec<&Group> = sides.iter().flat_map(|(_, groups)| groups.iter()).collect();
+    let each = |figure: &dyn Fn(&Group) -> Option<String>| groups.iter().map(|group| figure(group)).collect();
+    let ratio = |group: &&Group| group.perplexity_ratio.map(|p| Mean { mean: p.value, stderr: p.stderr });
+    let figures: [(&'static str, Vec<Option<String>>); 5] = [
+        ("tokens", each(&|group| Some(grouped(group.tokens)))),
+        ("perplexity", each(&|group| Some(format!("{:.2}", group.perplexity.value)))),
+        ("ratio", measured_alike(groups.iter().map(ratio))),
+        ("KL divergence", measured_alike(groups.iter().map(|group| group.kl_divergence))),
+        ("top-1", each(&|group| group.top1_agreement.map(percent))),
+    ];
     let mut table = Table { columns: vec![left("by"), left("")], rows: Vec::new() };
-    table.columns.extend(filled.iter().map(|(heading, _)| right(heading)));
     for (side, groups) in sides {
         let sides = std::iter::once(side).chain(std::iter::repeat(""));
-        for (side, group) in sides.zip(groups) {
-            let figures = filled.iter().map(|(_, figure)| figure(group).unwrap_or_else(none));
-            table.rows.push([side.to_owned(), visible(&group.name)].into_iter().chain(figures).collect());
-        }
+        table.rows.extend(sides.zip(groups).map(|(side, group)| vec![side.to_owned(), visible(&group.name)]));
+    }
+    for (heading, cells) in figures.into_iter().filter(|(_, cells)| cells.iter().any(Option::is_some)) {
+        table.columns.push(right(heading));
+        table.rows.iter_mut().zip(cells).for_each(|(row, cell)| row.push(cell.unwrap_or_else(none)));
     }
     let figure = Some(Figure::Breakdown(breakdown));
     let section = Section { heading: "Where it hurts", figure, ..Section::default() };
@@ -79,21 +78,22 @@ fn worst(tokens: &[WorstToken]) -> Section<'_> {
         left("token"),
         right("KL"),
         left("reference says"),
-        right("gives it"),
+        right("gives"),
         left("model says"),
-        right("gives it"),
+        right("gives"),
     ];
-    let says = |prediction: &Prediction| {
+    let says = |prediction: &Prediction, there: &str| {
         let top = visible(&prediction.top).chars().take(TOKEN).collect();
-        [top, prediction.probability.map_or_else(none, probability)]
+        let gives = |share| format!("{there} {}", probability(share));
+        [top, prediction.probability.map_or_else(none, gives)]
     };
     let row = |token: &WorstToken| {
         let before = visible(&token.before);
         let skipped = before.chars().count().saturating_sub(CONTEXT);
-        let there = visible(&token.token).chars().take(TOKEN).collect();
+        let there: String = visible(&token.token).chars().take(TOKEN).collect();
+        let said = [&token.reference, &token.model].map(|prediction| says(prediction, &there));
         let mut row = vec![before.chars().skip(skipped).collect(), there, small(token.kl_divergence)];
-        row.extend(says(&token.reference));
-        row.extend(says(&token.model));
+        row.extend(said.into_iter().flatten());
         row
     };
     let rows = tokens.iter().take(WORST).map(row).collect();

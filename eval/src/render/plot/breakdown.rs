@@ -8,8 +8,8 @@ use crate::render::figures::{measured, visible};
 use crate::render::page::sides;
 use crate::report::{Breakdown, Group, Mean};
 
-const WIDTH: f64 = 420.0;
-const LABELS: f64 = 172.0;
+const WIDTH: f64 = 424.0;
+const LABELS: f64 = 210.0;
 const FIGURES: f64 = 128.0;
 const ROW: f64 = 26.0;
 const TOP: f64 = 30.0;

@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::label::Rows;
+use super::label::Flags;
 use super::scale::{Axis, number};
 use super::{Field, Panel, Plot, line, rect, text};
 use crate::Divergence;
@@ -10,9 +10,9 @@ use crate::render::figures::grouped;
 use crate::report::{Evaluation, Histogram};
 
 const WIDTH: f64 = 460.0;
-const HEIGHT: f64 = 280.0;
+const HEIGHT: f64 = 300.0;
 /// Room for the labels of the quantiles.
-const TOP: f64 = 66.0;
+const TOP: f64 = 84.0;
 
 /// None without a histogram, or one of no tokens.
 pub(super) fn plot(evaluation: &Evaluation) -> Option<Plot> {
@@ -90,25 +90,25 @@ fn bar(field: &Field, bars: &Bars, index: usize, share: f64) -> Markup {
     }
 }
 
-/// Marks of the quantiles that lie within the bars, their labels in rows above.
+/// Marks of the quantiles that lie within the bars, each a flag: the label at the left of the end of its line.
 fn quantiles(field: &Field, kl: Option<Divergence>) -> Markup {
     let Some(kl) = kl else { return html! {} };
     let marks =
         [("median", kl.median), ("90 %", kl.p90), ("99 %", kl.p99), ("99.9 %", kl.p99_9), ("max", kl.max)];
-    let mut rows = Rows::default();
+    let mut flags = Flags::default();
     let marks: Vec<_> = marks
         .into_iter()
         .filter(|(_, value)| value.is_normal() && *value > 0.0)
         .map(|(name, value)| (format!("{name} {}", number_of(value)), field.x.at(value)))
         .map(|(label, x)| {
-            let (x_label, row) = rows.place(&label, x, field.x.start, field.x.end);
-            (label, x, x_label, TOP - 10.0 - 14.0 * row as f64)
+            let (end, row) = flags.place(&label, x, field.x.start);
+            (label, x, end, TOP - 10.0 - 14.0 * row as f64)
         })
         .collect();
     html! {
-        @for (label, x, x_label, y) in &marks {
-            (line("mark", [*x, y + 4.0], [*x, field.y.start]))
-            (text("m ink", *x_label, *y, label))
+        @for (label, x, end, y) in &marks {
+            (line("mark", [*x, y - 9.0], [*x, field.y.start]))
+            (text("e ink", *end, *y, label))
         }
     }
 }

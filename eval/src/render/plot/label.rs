@@ -5,25 +5,22 @@ use super::text_width;
 /// Height of a label.
 const HEIGHT: f64 = 14.0;
 
-/// Labels centred over their marks, each in the lowest row where it touches no other.
+/// Labels at the left of marks that come from left to right, each in the lowest row where it touches no other and no line
+/// from the label of a mark to its foot goes through it.
 #[derive(Default)]
-pub(super) struct Rows {
-    taken: Vec<Vec<[f64; 2]>>, // by row: from, to
+pub(super) struct Flags {
+    placed: Vec<(f64, usize)>, // right end, row
 }
 
-impl Rows {
-    /// The centre of `label` near `x`, kept between `left` and `right`, and its row, counted from 0.
-    pub(super) fn place(&mut self, label: &str, x: f64, left: f64, right: f64) -> (f64, usize) {
-        let half = text_width(label) / 2.0;
-        let centre = x.min(right - half).max(left + half);
-        let span = [centre - half - 3.0, centre + half + 3.0];
-        let free = |row: &Vec<[f64; 2]>| row.iter().all(|other| other[1] <= span[0] || span[1] <= other[0]);
-        let row = self.taken.iter().position(free).unwrap_or(self.taken.len());
-        if row == self.taken.len() {
-            self.taken.push(Vec::new());
-        }
-        self.taken[row].push(span);
-        (centre, row)
+impl Flags {
+    /// Where `label` of the mark at `x` ends, kept right of `left`, and its row, counted from 0.
+    pub(super) fn place(&mut self, label: &str, x: f64, left: f64) -> (f64, usize) {
+        let end = (x - 4.0).max(left + text_width(label));
+        let start = end - text_width(label) - 6.0;
+        let below = self.placed.iter().filter(|(mark, _)| *mark > start).map(|(_, row)| row + 1);
+        let row = below.max().unwrap_or(0);
+        self.placed.push((end.max(x), row));
+        (end, row)
     }
 }
 
@@ -102,14 +99,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_of_one_row_never_touch() {
-        let mut rows = Rows::default();
-        let places: Vec<_> = [50.0, 60.0, 62.0, 300.0, 399.0]
-            .map(|x| rows.place("99.9 % 0.123", x, 0.0, 400.0))
-            .into_iter()
-            .collect();
-        assert_eq!(places.iter().map(|(_, row)| *row).collect::<Vec<_>>(), [0, 1, 2, 0, 1]);
-        assert!(places.iter().all(|(x, _)| (42.0..=358.0).contains(x)), "{places:?}");
+    fn no_label_touches_another_or_the_line_of_another() {
+        let marks = [150.0, 160.0, 290.0, 300.0, 399.0];
+        let mut flags = Flags::default();
+        let places = marks.map(|x| flags.place("99.9 % 0.123", x, 0.0));
+        assert_eq!(places.map(|(_, row)| row), [0, 1, 0, 1, 0]);
+        for (end, row) in places {
+            let start = end - text_width("99.9 % 0.123");
+            let crossing = |(x, (_, other)): (&f64, &(f64, usize))| (start..end).contains(x) && *other > row;
+            assert!(!marks.iter().zip(&places).any(crossing), "{places:?}");
+        }
     }
 
     #[test]

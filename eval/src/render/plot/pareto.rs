@@ -35,7 +35,7 @@ pub(super) fn plots(reports: &[Report]) -> Vec<Plot> {
             reports.iter().zip(&labels).filter_map(|(report, label)| Some((report, label, cost(report)?)));
         let point = |(report, label, (cost, stderr)): (&Report, &String, _)| Point {
             label: label.clone(),
-            bytes: report.bytes() as f64,
+            bytes: report.weight_bytes() as f64,
             cost,
             stderr,
             original: false,
@@ -160,7 +160,7 @@ fn panel(points: &[Point], y: Axis, name: &str) -> Option<Panel> {
             (dot(if point.original { "hollow" } else { "dot" }, at(point), RADIUS))
         }
         (names(&field, points, &front))
-        (text("m", f64::midpoint(field.x.start, field.x.end), HEIGHT - 8.0, "size (log)"))
+        (text("m", f64::midpoint(field.x.start, field.x.end), HEIGHT - 8.0, "weights (log)"))
     };
     Some(Panel { title: String::new(), width: WIDTH, height: HEIGHT, body })
 }

@@ -28,6 +28,7 @@ fn well_formed(subject: Subject<'_>) -> Vec<String> {
     let names: Vec<String> = plots.iter().map(|plot| plot.name().to_owned()).collect();
     let distinct: std::collections::HashSet<_> = names.iter().collect();
     assert_eq!(distinct.len(), names.len(), "{names:?}");
+    assert!(names.iter().all(|name| super::is_drawing(name, "").is_some()), "{names:?}");
     names
 }
 
