@@ -239,10 +239,14 @@ pub fn check_table(path: &Path, typed: &CheckArgs) -> Result<CheckArgs> {
             }
             None => typed.model.clone(),
         };
-        let words = vec![model.map_or_else(|| "--config=".into(), PathBuf::into_os_string)];
+        let words = vec![
+            model.map_or_else(|| format!("--config={}", path.display()).into(), PathBuf::into_os_string),
+        ];
         Ok(commands::check::merged(typed, options::CHECK.parse(&table, &document, folder, words)?))
     };
-    read().doing(|| format!("while reading `{}`", path.display()))
+    read()
+        .doing(|| format!("while reading `{}`", path.display()))
+        .hint(|| "a TOML file with a [check] table, as docs/ci.md has it")
 }
 
 /// `a/b/../c` as `a/c`, where `b` is no link to elsewhere.

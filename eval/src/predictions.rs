@@ -50,6 +50,15 @@ impl Passage<'_> {
         Some(text.strip_prefix(&decode(before)).map_or_else(|| decode(&[token]), str::to_owned))
     }
 
+    /// Holds what was kept of a run to these windows and the vocabulary of a candidate.
+    ///
+    /// # Errors
+    /// Vocabularies that differ, another text or convention.
+    pub fn check(&self, file: &LogProbs, vocab_size: usize) -> Result<(), Error> {
+        check_vocabularies(file.vocab_size(), vocab_size)?;
+        if self.is_that_of(file) { Ok(()) } else { Err(Error::OtherText { ctx: file.ctx() }) }
+    }
+
     /// Whether `file` is of these windows; it does not tell which of their first tokens gave way to a BOS.
     fn is_that_of(&self, file: &LogProbs) -> bool {
         let ctx = self.windows.ctx();
@@ -212,10 +221,7 @@ impl<'a> Reference<'a> {
                 let (convention, positions) = (passage.convention.name(), passage.positions());
                 Ok(cache.check(passage.windows, convention, positions, vocab_size)?)
             }
-            Self::LogProbs(file) => {
-                check_vocabularies(file.vocab_size(), vocab_size)?;
-                if passage.is_that_of(file) { Ok(()) } else { Err(Error::OtherText { ctx: file.ctx() }) }
-            }
+            Self::LogProbs(file) => passage.check(file, vocab_size),
         }
     }
 

@@ -88,19 +88,19 @@ pub struct LimitArgs {
     #[arg(long, value_name = "SHARE", value_parser = parse_share)]
     pub max_kl_increase: Option<f64>,
 
-    /// Mean KL divergence from the reference, in nats
+    /// Mean KL divergence from the reference may be so many nats at most
     #[arg(long, value_name = "NATS", value_parser = parse_nats)]
     pub max_kl: Option<f64>,
 
-    /// The KL divergence that 99 of 100 tokens stay below
+    /// 99 of 100 tokens may diverge by so many nats at most
     #[arg(long, value_name = "NATS", value_parser = parse_nats)]
     pub max_kl_p99: Option<f64>,
 
-    /// Tokens where reference and model put the same one first
+    /// Reference and model have to put the same token first in so many places at least
     #[arg(long, value_name = "SHARE", value_parser = parse_part)]
     pub min_top1: Option<f64>,
 
-    /// Size of the model's files, for example 5GB
+    /// The model's files may be so large at most, for example 5GB
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub max_bytes: Option<u64>,
 
@@ -108,7 +108,7 @@ pub struct LimitArgs {
     #[arg(long, value_name = "SHARE", value_parser = parse_part)]
     pub max_accuracy_drop: Option<f64>,
 
-    /// Accuracy of each task
+    /// Accuracy of each task has to be so high at least
     #[arg(long, value_name = "SHARE", value_parser = parse_part)]
     pub min_accuracy: Option<f64>,
 }

@@ -117,12 +117,8 @@ impl CheckArgs {
     /// The report to compare with, where there is one to be.
     fn baseline(&self) -> Result<Option<Report>> {
         let Some(path) = &self.baseline else {
-            return match self.update_baseline {
-                true => {
-                    Err(Failure::new("no baseline is named to be written").hint("name it with --baseline"))
-                }
-                false => Ok(None),
-            };
+            let none = Failure::new("no baseline is named to be written").hint("name it with --baseline");
+            return if self.update_baseline { Err(none) } else { Ok(None) };
         };
         match (path.exists(), self.update_baseline) {
             (true, _) => deliver::read_report(path).map(Some),
@@ -192,18 +188,20 @@ impl CheckArgs {
 
     /// Files for CI replace nothing but their like, and none of what is read.
     fn check_files(&self, asked: &EvalArgs) -> Result<()> {
-        let written: Vec<&PathBuf> = [&self.junit, &self.markdown].into_iter().flatten().collect();
+        let forms = [(&self.junit, "junit"), (&self.markdown, "markdown")];
+        let written: Vec<_> = forms.iter().filter_map(|(file, form)| Some((file.as_ref()?, *form))).collect();
         let read =
             [Some(&asked.model), self.reference.as_ref(), self.baseline.as_ref(), self.config.as_ref()];
         let read: Vec<&PathBuf> = read.into_iter().flatten().chain(&self.text).chain(&self.task).collect();
-        for (number, file) in written.iter().enumerate() {
-            let taken = read.iter().chain(&written[..number]).any(|other| deliver::same_place(other, file));
+        for (number, (file, form)) in written.iter().enumerate() {
+            let before = written[..number].iter().map(|(file, _)| file);
+            let taken = read.iter().chain(before).any(|other| deliver::same_place(other, file));
             if taken {
                 return Err(Failure::new(format!("`{}` would be written over", file.display()))
                     .hint("name another file"));
             }
             deliver::check_file(file)?;
-            deliver::check_replaces_ours(file)?;
+            deliver::check_replaces_ours(file, form)?;
         }
         match &self.baseline {
             Some(baseline) if self.update_baseline => deliver::check_file(baseline),

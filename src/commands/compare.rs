@@ -43,11 +43,6 @@ pub fn run(args: &CompareArgs, global: &Global) -> Result<()> {
     let talk = global.talk();
     let source = Source::open(&args.model)?;
     refuse_quantized(&source)?;
-    if source.path.is_dir() && source.path.canonicalize().ok() == args.output.canonicalize().ok() {
-        return Err(
-            Failure::new("the outputs would lie among the files of the model").hint("name another folder")
-        );
-    }
     let tokenizer = source.tokenizer()?;
     let computer = global.computer(&[&source.config])?;
     let scoring = args.scoring(global, &computer).read(&source, &tokenizer)?;
@@ -343,18 +338,8 @@ impl<'a> Contest<'a> {
     fn check_files(&self, entries: &[Entry<'_>]) -> Result<()> {
         let is_measured = |entry: &&Entry<'_>| entry.found.as_ref().is_none_or(|f| f.evaluation.is_none());
         for entry in entries.iter().filter(|entry| entry.contender.is_none()).filter(is_measured) {
-            let file = Source::open(&entry.path)?;
-            let tokenizer = file.tokenizer()?;
             let request = self.args.scoring(self.global, self.computer);
-            let same_ctx = ScoringRequest { ctx: Some(self.scoring.windows.ctx()), ..request };
-            if same_ctx.read(&file, &tokenizer)?.windows != self.scoring.windows {
-                return Err(Failure::new(format!(
-                    "`{}` cuts the text into other tokens than `{}`",
-                    entry.path.display(),
-                    self.source.path.display()
-                ))
-                .hint("only models with the same tokenizer can be compared token by token"));
-            }
+            request.check_other(self.scoring, self.source, &Source::open(&entry.path)?)?;
         }
         Ok(())
     }

@@ -5,8 +5,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use attar_checkpoint::atomic::{self, AtomicFile, Overwrite};
-use attar_eval::Report;
 use attar_eval::render::{self, Renderer, Subject};
+use attar_eval::{Report, report};
 
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::pipeline::write::NewFolders;
@@ -141,15 +141,12 @@ pub fn check_file(path: &Path) -> Result<()> {
     Ok(atomic::check_writable(path)?)
 }
 
-/// Finds out whether what lies at `path` may be replaced by a report.
+/// Finds out whether what lies at `path` may be replaced by a report in this rendering.
 ///
 /// # Errors
-/// A file that is none.
-pub fn check_replaces_ours(path: &Path) -> Result<()> {
-    check_place(path, &[], || {
-        let start = start_of(path)?;
-        Ok(start.is_empty() || render::RENDERERS.iter().any(|renderer| renderer.wrote(&start)))
-    })
+/// A file that is none, a rendering that is not there.
+pub fn check_replaces_ours(path: &Path, rendering: &str) -> Result<()> {
+    check_place(path, &[], || wrote(named(rendering)?, path))
 }
 
 /// A report that was written before.
@@ -157,7 +154,21 @@ pub fn check_replaces_ours(path: &Path) -> Result<()> {
 /// # Errors
 /// A file that cannot be read, or is no report of this schema.
 pub fn read_report(path: &Path) -> Result<Report> {
-    let read = || -> Result<Report> { Ok(Report::from_json(&fs::read_to_string(path)?)?) };
+    let mut reports = read_reports(path)?;
+    match (reports.pop(), reports.len()) {
+        (Some(report), 0) => Ok(report),
+        (_, others) => Err(Failure::new(format!("`{}` holds {} reports", path.display(), others + 1)).hint(
+            "name a report of one model: attar compare keeps those of its outputs in its folder `reports`",
+        )),
+    }
+}
+
+/// The report of a file, or all where it holds a list of them; never none.
+///
+/// # Errors
+/// As [`read_report`], but for several.
+pub fn read_reports(path: &Path) -> Result<Vec<Report>> {
+    let read = || -> Result<Vec<Report>> { Ok(report::read(&std::fs::read_to_string(path)?)?) };
     read().doing(|| format!("while reading the report `{}`", path.display()))
 }
 

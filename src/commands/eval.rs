@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use attar_checkpoint::tokenizer::Tokenizer;
+use attar_eval::report::TaskResult;
 use attar_eval::tasks::{Task, compare};
 use attar_eval::{Reference, Report};
 use attar_model::Device;
@@ -18,7 +19,7 @@ use crate::pipeline::tasks::{self, Exam};
 use crate::pipeline::teacher::{Beside, Keeping, Original, SaveAs};
 use crate::pipeline::{Clock, describe};
 use crate::source::Source;
-use crate::talk::say;
+use crate::talk::{Talk, say};
 
 /// Measures, and tells.
 ///
@@ -77,17 +78,9 @@ pub fn measure(
     delivery.check(&keep_at.into_iter().collect::<Vec<_>>())?;
 
     let mut clock = Clock::default();
-    if let Some(exam) = exams.first() {
-        report.tasks = clock.time("tasks", || exam.sit("tasks", talk))?;
-        for (task, file) in report.tasks.iter_mut().zip(&args.task) {
-            task.file = file.display().to_string();
-        }
-    }
-    if let Some(exam) = exams.get(1) {
-        let then = clock.time("reference tasks", || exam.sit("reference", talk))?;
-        for ((task, now), then) in tasks.iter().zip(&mut report.tasks).zip(&then) {
-            compare(task, now, then);
-        }
+    report.tasks = answers(&exams, &tasks, &mut clock, talk)?;
+    for (task, file) in report.tasks.iter_mut().zip(&args.task) {
+        task.file = file.display().to_string();
     }
     let memory = scorings.first().map(|scoring| &scoring.memory).or(exams.first().map(|exam| &exam.memory));
     let streaming = memory.map(|memory| memory.streaming.clone());
@@ -120,6 +113,19 @@ pub fn measure(
     let devices = streaming.iter().map(|streaming| &streaming.device);
     report.run = Some(clock.run(streaming.as_ref().map(|streaming| streaming.precision), devices));
     Ok(Some(Measured { report, tasks }))
+}
+
+/// What the model answers, where there are tasks, beside what the reference does, where there is one.
+fn answers(exams: &[Exam<'_>], tasks: &[Task], clock: &mut Clock, talk: Talk) -> Result<Vec<TaskResult>> {
+    let Some(exam) = exams.first() else { return Ok(Vec::new()) };
+    let mut answers = clock.time("tasks", || exam.sit("tasks", talk))?;
+    if let Some(exam) = exams.get(1) {
+        let then = clock.time("reference tasks", || exam.sit("reference", talk))?;
+        for ((task, now), then) in tasks.iter().zip(&mut answers).zip(&then) {
+            compare(task, now, then);
+        }
+    }
+    Ok(answers)
 }
 
 /// What the model is compared with.
@@ -187,11 +193,7 @@ impl EvalArgs {
             };
             let scoring = request.read(source, tokenizer)?;
             if let Some(original) = original {
-                let same_ctx = ScoringRequest { ctx: Some(scoring.windows.ctx()), ..request };
-                if same_ctx.read(original, &original.tokenizer()?)?.windows != scoring.windows {
-                    return Err(Failure::new("the two models cut the text into different tokens")
-                        .hint("only models with the same tokenizer can be compared token by token"));
-                }
+                request.check_other(&scoring, source, original)?;
             }
             Ok(scoring)
         };

@@ -21,8 +21,8 @@ use attar_model::{ModelConfig, Precision};
 
 use crate::cli::Global;
 use crate::device::Computer;
-use crate::diagnostic::Result;
-use crate::pipeline::score::{Kept, Scoring};
+use crate::diagnostic::{Failure, Result};
+use crate::pipeline::score::{Kept, SAME_TOKENIZER, Scoring};
 use crate::pipeline::{Calibration, Job};
 use crate::plan::{Plan, ScoringMemory, ScoringSize};
 use crate::source::Source;
@@ -165,7 +165,28 @@ impl ScoringRequest<'_> {
         let scoring = Scoring { text: name, windows, convention: self.convention, memory, decode };
         match self.as_in {
             Some(Kept::Cache(cache)) => scoring.check(cache, source, tokenizer).map(|()| scoring),
-            Some(Kept::LogProbs(_)) | None => Ok(scoring),
+            Some(Kept::LogProbs(file)) => {
+                scoring.check_log_probs(file, source.config.vocab_size).map(|()| scoring)
+            }
+            None => Ok(scoring),
         }
+    }
+
+    /// Refuses an `other` model that cannot be compared token by token with `source`, whose text is cut as `scoring` has it.
+    ///
+    /// # Errors
+    /// Another tokenizer or vocabulary.
+    pub fn check_other(&self, scoring: &Scoring<'_>, source: &Source, other: &Source) -> Result<()> {
+        let same_ctx = Self { ctx: Some(scoring.windows.ctx()), ..*self };
+        let [size, other_size] = [source.config.vocab_size, other.config.vocab_size];
+        let cause = if same_ctx.read(other, &other.tokenizer()?)?.windows != scoring.windows {
+            "cut the text into different tokens".to_owned()
+        } else if size != other_size {
+            format!("have {size} and {other_size} tokens in their vocabularies")
+        } else {
+            return Ok(());
+        };
+        Err(Failure::new(format!("`{}` and `{}` {cause}", source.path.display(), other.path.display()))
+            .hint(SAME_TOKENIZER))
     }
 }

@@ -1,14 +1,14 @@
 //! `attar report`: reports shown again, what changed from one to another, several side by side.
 
-use std::fs;
 use std::path::Path;
 
 use attar_eval::Report;
 use attar_eval::render::Subject;
-use attar_eval::report::{self, Difference};
+use attar_eval::report::Difference;
 
 use crate::cli::{Global, ReportArgs};
-use crate::diagnostic::{Explain, Result};
+use crate::commands::deliver;
+use crate::diagnostic::Result;
 use crate::talk::say;
 
 /// The schema as it is published.
@@ -22,7 +22,8 @@ pub fn run(args: &ReportArgs, global: &Global) -> Result<()> {
     if args.schema {
         return say(SCHEMA);
     }
-    let files = args.files.iter().map(|path| read(path)).collect::<Result<Vec<Vec<Report>>>>()?;
+    let files =
+        args.files.iter().map(|path| deliver::read_reports(path)).collect::<Result<Vec<Vec<Report>>>>()?;
     let delivery = global.delivery();
     // One file may be written again; of several none is what takes its place.
     let kept: Vec<&Path> = match &args.files[..] {
@@ -39,10 +40,4 @@ pub fn run(args: &ReportArgs, global: &Global) -> Result<()> {
         }
         reports => delivery.shown(Subject::Comparison(reports), format),
     }
-}
-
-fn read(path: &Path) -> Result<Vec<Report>> {
-    let at = || format!("while reading the report `{}`", path.display());
-    let json = fs::read_to_string(path).doing(at)?;
-    report::read(&json).doing(at)
 }

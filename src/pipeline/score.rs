@@ -15,6 +15,9 @@ use crate::plan::ScoringMemory;
 use crate::source::Source;
 use crate::talk::{Stage, Talk};
 
+/// The hint where token stands against token.
+pub const SAME_TOKENIZER: &str = "only models with the same tokenizer can be compared token by token";
+
 /// The text that models are scored on.
 pub struct Scoring<'a> {
     /// How reports name it.
@@ -91,6 +94,21 @@ impl Scoring<'_> {
             .check(&self.windows, convention.name(), positions, source.config.vocab_size)
             .and_then(|()| cache.check_vocabulary(&tokenizer.vocabulary_sha256()))
             .doing(|| format!("while comparing with the teacher cache `{}`", cache.path().display()))
+    }
+
+    /// The same of llama-perplexity's file.
+    ///
+    /// # Errors
+    /// Another text, convention or vocabulary.
+    pub fn check_log_probs(&self, file: &LogProbs, vocab_size: usize) -> Result<()> {
+        let checked = self.passage().check(file, vocab_size);
+        let hint = match &checked {
+            Err(attar_eval::Error::VocabularyDiffers { .. }) => SAME_TOKENIZER,
+            _ => {
+                "leave --text, --ctx and --chunks out to take the reference's own windows, or name the text it was made on"
+            }
+        };
+        checked.hint(|| hint).doing(|| format!("while comparing with `{}`", file.path().display()))
     }
 
     /// Writes down what a model predicted as llama-perplexity does.
@@ -191,19 +209,9 @@ impl Scoring<'_> {
         let model =
             Scored { config: &source.config, weights: source, streaming: self.memory.streaming.clone() };
         let result = work(model, &mut |progress| tell(&stage, &mut told, tokens, blocks, progress));
-        let hint = match &result {
-            Err(attar_eval::Error::OtherText { .. }) => {
-                "leave --text, --ctx and --chunks out to take the reference's own windows, or name the text it was made on"
-            }
-            Err(attar_eval::Error::VocabularyDiffers { .. }) => {
-                "only models with the same tokenizer can be compared token by token"
-            }
-            _ => {
-                "attar inspect shows what the model is; a model that was just written can be deleted and made again"
-            }
-        };
-        let result =
-            result.doing(|| format!("while evaluating `{}`", source.path.display())).hint(|| hint)?;
+        let result = result
+            .doing(|| format!("while evaluating `{}`", source.path.display()))
+            .hint(|| "attar inspect shows what the model is; a model that was just written can be deleted and made again")?;
         stage.done();
         Ok(result)
     }

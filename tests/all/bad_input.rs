@@ -1,5 +1,6 @@
 //! What cannot be done is refused: in words, in time, and with nothing left behind.
 
+mod gate;
 mod models;
 mod outputs;
 mod reports;

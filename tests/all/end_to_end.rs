@@ -1,8 +1,11 @@
 //! The main jobs from beginning to end, on the fixture model.
 
+mod check;
+mod compare;
 mod containers;
 mod cut;
 mod distill;
+mod evaluate;
 mod experts;
 mod families;
 mod foreign;

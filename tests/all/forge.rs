@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use attar_checkpoint::{Container, gguf};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::{Map, Value, json};
@@ -125,6 +126,15 @@ pub fn set_value(model: &Path, tensor: &str, index: usize, bf16: u16) {
         let start = header[tensor]["data_offsets"][0].as_u64().unwrap() as usize;
         data[start + 2 * index..][..2].copy_from_slice(&bf16.to_le_bytes());
     });
+}
+
+/// Changes the bytes of one tensor of a GGUF file.
+pub fn edit_gguf(path: &Path, tensor: &str, edit: impl FnOnce(&mut [u8])) {
+    let data = gguf::File::open(path).unwrap().bytes(tensor).unwrap().to_vec();
+    let mut file = fs::read(path).unwrap();
+    let at = file.windows(data.len()).position(|window| *window == data).unwrap();
+    edit(&mut file[at..at + data.len()]);
+    fs::write(path, file).unwrap();
 }
 
 /// Overwrites bytes of a file from `at` on.

@@ -5,6 +5,7 @@
 mod bad_input;
 mod device;
 mod device_distill;
+mod docs;
 mod end_to_end;
 mod forge;
 mod house;

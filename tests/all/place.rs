@@ -88,7 +88,7 @@ impl Place {
 
     /// Runs `attar` with the words of `line`.
     pub fn run(&self, line: &str) -> Run {
-        self.run_with(Command::new(ATTAR).args(line.split_whitespace()))
+        self.run_with(&mut attar(line))
     }
 
     /// Runs a command in this folder.
@@ -118,7 +118,7 @@ impl Place {
     /// stdout and nothing on the disk. Gives what it said on stderr.
     #[track_caller]
     pub fn fails(&self, line: &str, parts: &[&str]) -> String {
-        self.fails_with(Command::new(ATTAR).args(line.split_whitespace()), parts)
+        self.fails_with(&mut attar(line), parts)
     }
 
     /// The same of any command.
@@ -147,6 +147,13 @@ impl Place {
             assert!(*bytes == after[path], "{} has changed", path.display());
         }
     }
+}
+
+/// `attar` with the words of `line`, and nobody but the test to listen.
+pub fn attar(line: &str) -> Command {
+    let mut command = Command::new(ATTAR);
+    command.args(line.split_whitespace()).env_remove("GITHUB_ACTIONS");
+    command
 }
 
 /// Every write past `blocks` of 512 or 1024 bytes is refused, in the way a full disk refuses it.

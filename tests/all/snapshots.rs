@@ -35,6 +35,16 @@ fn help_of_eval() {
 }
 
 #[test]
+fn help_of_check() {
+    insta::assert_snapshot!(run("check --help").stdout);
+}
+
+#[test]
+fn help_of_compare() {
+    insta::assert_snapshot!(run("compare --help").stdout);
+}
+
+#[test]
 fn the_plan_of_q4_k_m() {
     insta::assert_snapshot!(run("quantize books-2m -o out.gguf --scheme q4_k_m --dry-run").stdout);
 }
@@ -63,6 +73,32 @@ fn an_error_of_a_shape_that_cannot_be() {
 #[test]
 fn an_error_of_the_command_line() {
     insta::assert_snapshot!(run("quantize books-2m -o out --scheme q4").stderr);
+}
+
+#[test]
+fn an_error_of_a_limit_without_a_reference() {
+    insta::assert_snapshot!(run("check books-2m --text heldout.txt --max-kl 0.02").stderr);
+}
+
+/// What is said of a baseline that was changed, to a check of other windows.
+fn baseline_with(from: &str, to: &str) -> String {
+    let place = Place::new();
+    place.done(
+        "check books-2m --text heldout.txt --ctx 128 --chunks 2 --baseline b.json --update-baseline --quiet",
+    );
+    let baseline = std::fs::read_to_string(place.at("b.json")).unwrap();
+    place.write("b.json", &baseline.replacen(from, to, 1));
+    place.run("check books-2m --baseline b.json --ctx 64").stderr
+}
+
+#[test]
+fn an_error_of_a_baseline_of_other_windows() {
+    insta::assert_snapshot!(baseline_with("", ""));
+}
+
+#[test]
+fn an_error_of_a_baseline_of_a_newer_attar() {
+    insta::assert_snapshot!(baseline_with("attar-report/1", "attar-report/2"));
 }
 
 /// A recipe with one mistake.

@@ -20,7 +20,7 @@ pub enum Error {
     #[error("no report: {0}")]
     Other(&'static str),
     /// A report of another version.
-    #[error("a report of schema `{0}`, and this version of attar reads `{SCHEMA}` only")]
+    #[error("a report of a newer attar: its schema is `{0}`, and this version reads `{SCHEMA}` only")]
     Version(String),
     /// A list of no reports.
     #[error("a list of no reports")]

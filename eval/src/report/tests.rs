@@ -163,7 +163,7 @@ fn files_hold_one_report_or_several_and_say_what_they_hold_otherwise() {
         (r#"{"schema":"attar-report/1"}"#, "not a report of schema `attar-report/1`"),
         (
             &newer,
-            "a report of schema `attar-report/2`, and this version of attar reads `attar-report/1` only",
+            "a report of a newer attar: its schema is `attar-report/2`, and this version reads `attar-report/1` only",
         ),
     ];
     for (json, message) in cases {

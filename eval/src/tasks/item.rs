@@ -82,7 +82,8 @@ impl Task {
         if items.is_empty() {
             return Err(Error::NoItems { task: name.to_owned() });
         }
-        let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let digits = hash.finalize().into_iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        let sha256 = digits.filter_map(|digit| char::from_digit(u32::from(digit), 16)).collect();
         Ok(Self { name: name.to_owned(), sha256, items })
     }
 }
