@@ -187,7 +187,9 @@ fn tensors(tensors: &[Tensor]) -> Section<'_> {
     let fell_back = tensors.iter().filter_map(|t| Some((t, t.fallback.as_ref()?)));
     let remarks = fell_back.map(|(tensor, why)| format!("{}: {why}", tensor.name)).collect();
     let mut table = Table { columns, rows };
-    ["relative error", "worst", "by rounding"].into_iter().for_each(|heading| table.drop_if_empty(heading));
+    for heading in ["relative error", "worst", "by rounding"] {
+        table.drop_if_empty(heading);
+    }
     Section {
         heading: "Tensors",
         table: Some(table),
