@@ -16,7 +16,7 @@ pub struct CheckArgs {
     #[arg(required_unless_present = "config")]
     pub model: Option<PathBuf>,
 
-    /// A TOML file with a [check] table: its keys are these options, its paths start from its folder; what is given here as well
+    /// A TOML file with a table `[check]`: its keys are these options, its paths start from its folder; what is given here as well
     /// counts instead
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,

@@ -25,7 +25,7 @@ fn step(action: &str, name: &str) -> String {
     let step = action.split("- name: ").find(|step| step.starts_with(name)).unwrap();
     let (_, script) = step.split_once("run: |\n").unwrap();
     let lines = script.lines().take_while(|line| line.is_empty() || line.starts_with("        "));
-    lines.map(|line| format!("{}\n", line.trim_start_matches("        "))).collect()
+    lines.flat_map(|line| [line.trim_start_matches("        "), "\n"]).collect()
 }
 
 /// Runs a script where `attar` is found and git does nothing, as GitHub does: ended by the first command that fails.
@@ -72,7 +72,7 @@ fn the_commands_of_the_page_on_ci_do_what_it_says() {
     let whole: String = tables[0]
         .lines()
         .map(|line| line.strip_prefix("# ").filter(|line| line.contains(" = ")).unwrap_or(line))
-        .map(|line| format!("{line}\n"))
+        .flat_map(|line| [line, "\n"])
         .collect();
     place.write("whole.toml", &whole);
     let (code, said) = run("attar check --config whole.toml");

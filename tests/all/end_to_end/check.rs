@@ -7,6 +7,9 @@ use serde_json::Value;
 use crate::forge;
 use crate::place::{Place, attar};
 
+/// Something done to the bytes of a tensor.
+type Damage<'a> = &'a dyn Fn(&mut [u8]);
+
 const CUT: &str = "--text heldout.txt --ctx 128 --chunks 12";
 
 /// A place with the fixture in four bits, and what that scores beside the original as `baseline.json`.
@@ -54,7 +57,7 @@ fn what_is_as_it_was_passes_and_what_was_damaged_fails() {
         }
     };
     let zero = |data: &mut [u8]| data.fill(0);
-    let damages: [(&str, &dyn Fn(&mut [u8])); 2] = [("zeroed", &zero), ("halved", &halve_scales)];
+    let damages = [("zeroed", &zero as Damage<'_>), ("halved", &halve_scales)];
     for (name, damage) in damages {
         fs::copy(place.at("q4.gguf"), place.at("bad.gguf")).unwrap();
         forge::edit_gguf(&place.at("bad.gguf"), "blk.1.ffn_down.weight", damage);
