@@ -194,13 +194,13 @@ impl CheckArgs {
             [Some(&asked.model), self.reference.as_ref(), self.baseline.as_ref(), self.config.as_ref()];
         let read: Vec<&PathBuf> = read.into_iter().flatten().chain(&self.text).chain(&self.task).collect();
         for (number, (file, form)) in written.iter().enumerate() {
+            deliver::check_file(file)?;
             let before = written[..number].iter().map(|(file, _)| file);
             let taken = read.iter().chain(before).any(|other| deliver::same_place(other, file));
             if taken {
                 return Err(Failure::new(format!("`{}` would be written over", file.display()))
                     .hint("name another file"));
             }
-            deliver::check_file(file)?;
             deliver::check_replaces_ours(file, form)?;
         }
         match &self.baseline {

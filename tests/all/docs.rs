@@ -75,6 +75,12 @@ fn the_commands_of_the_page_on_ci_do_what_it_says() {
         .flat_map(|line| [line, "\n"])
         .collect();
     place.write("whole.toml", &whole);
+    // A task that the baseline does not know yet is told of.
+    let (code, said) = run("attar check --config whole.toml");
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("no figures for the task `piqa`") && said.contains("--update-baseline"), "{said}");
+    let (code, said) = run("attar check --config whole.toml --update-baseline");
+    assert_eq!(code, Some(0), "{said}");
     let (code, said) = run("attar check --config whole.toml");
     assert_eq!(code, Some(0), "{said}");
     for limit in ["max-kl", "max-kl-p99", "min-top1", "max-accuracy-drop"] {
