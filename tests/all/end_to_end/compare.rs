@@ -107,7 +107,9 @@ fn what_was_interrupted_is_gone_on_with() {
     let made = times(&place);
     let first = fs::read(place.at(OUTPUTS[0])).unwrap();
     fs::remove_file(place.at(OUTPUTS[0])).unwrap();
+    fs::create_dir(place.at("out/.learned-0123")).unwrap();
     assert_eq!(place.done(&line()), table);
+    assert!(!place.at("out/.learned-0123").exists(), "what was learned for a comparison that was given up");
     assert_eq!(times(&place)[1..], made[1..], "the others are kept");
     assert!(fs::read(place.at(OUTPUTS[0])).unwrap() == first, "alone or beside others");
 
