@@ -12,9 +12,6 @@ use crate::report::{Evaluation, Mean, Model, Report, SCHEMA, has_other_tokens};
 /// The column that tells models apart of which some was cut away.
 const PARAMETERS: &str = "params";
 
-/// The column of what no model that was read has.
-const FILES: &str = "files";
-
 /// What several reports say, one line each.
 pub(in crate::render) fn of_comparison(reports: &[Report]) -> Page<'_> {
     let columns = vec![
@@ -23,7 +20,6 @@ pub(in crate::render) fn of_comparison(reports: &[Report]) -> Page<'_> {
         left("method"),
         right(PARAMETERS),
         right("weights"),
-        right(FILES),
         right("bits/w"),
         right("perplexity"),
         right("KL divergence"),
@@ -56,7 +52,6 @@ pub(in crate::render) fn of_comparison(reports: &[Report]) -> Page<'_> {
     if counts.collect::<HashSet<_>>().len() < 2 {
         table.drop_column(PARAMETERS); // all have as many
     }
-    table.drop_if_empty(FILES);
     section.table = Some(table);
     section.figure = (!reports.is_empty()).then_some(Figure::Pareto(reports));
     let held = reports.iter().filter_map(|report| {
@@ -128,7 +123,6 @@ fn model_row(reports: &[Report]) -> Option<Vec<String>> {
             none(),
             compact(*parameters),
             bytes(*size),
-            none(),
             format!("{bits:.2}"),
             short_perplexity(reference),
             none(),
@@ -146,7 +140,6 @@ fn output_row(report: &Report, kl: Option<String>) -> Vec<String> {
         output.and_then(|o| o.method.clone()).unwrap_or_else(none),
         compact(report.parameters()),
         bytes(report.weight_bytes()),
-        output.map_or_else(none, |o| bytes(o.bytes)),
         output.map_or_else(none, |o| format!("{:.2}", o.bits_per_weight)),
         evaluation.map_or_else(none, |e| short_perplexity(e.perplexity)),
         kl.unwrap_or_else(none),
