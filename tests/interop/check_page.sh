@@ -12,7 +12,7 @@ shots=${2:-$work/shots}
 
 chromium=$(command -v chromium || command -v chromium-browser || command -v google-chrome || true)
 if [[ -z $chromium && -n ${CI:-} && $(id -u) == 0 ]]; then
-  apt-get install -y -qq chromium >/dev/null 2>&1 || true
+  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } >/dev/null 2>&1 || true
   chromium=$(command -v chromium || true)
 fi
 if [[ -z $chromium ]]; then
