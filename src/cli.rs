@@ -393,6 +393,13 @@ pub enum Method {
     Gptq,
 }
 
+impl Method {
+    /// Whether codes of `scheme` are chosen by what a text tells: rounding needs none, and weighs by one that is given.
+    pub fn learns(self, scheme: Scheme, calib: &[PathBuf]) -> bool {
+        scheme.has_codes() && (self != Self::Rtn || !calib.is_empty())
+    }
+}
+
 /// How a safetensors folder is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Layout {
@@ -437,6 +444,15 @@ impl From<ConventionArg> for Convention {
         match arg {
             ConventionArg::LlamaCpp => Self::LlamaCpp,
             ConventionArg::Hf => Self::Hf,
+        }
+    }
+}
+
+impl From<Convention> for ConventionArg {
+    fn from(convention: Convention) -> Self {
+        match convention {
+            Convention::LlamaCpp => Self::LlamaCpp,
+            Convention::Hf => Self::Hf,
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::scheme::{IntegerScheme, Scheme};
 use crate::source::Source;
 use crate::talk::{human_bytes, thousands};
 pub use local::{LocalMemory, PART_TOKENS};
+pub(crate) use machine::in_kib;
 pub use memory::Memory;
 pub use scoring::{ScoringMemory, ScoringSize};
 pub use training::{STEP_TOKENS, Teaching, TrainingMemory, TrainingSize};

@@ -322,11 +322,8 @@ impl<'a> Order<'a> {
         Ok(Self { table, scheme, zeros: zeros.doing(at)?.solver(), rules })
     }
 
-    /// As `attar quantize` has it: rounding needs no text, and weighs by one that is given.
     fn learns(&self, calibration: &CalibrationTable) -> bool {
-        let has_codes =
-            self.scheme.has_codes() && (self.table.method != Method::Rtn || !calibration.files.is_empty());
-        has_codes || self.zeros.is_some()
+        self.table.method.learns(self.scheme, &calibration.files) || self.zeros.is_some()
     }
 }
 

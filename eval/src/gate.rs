@@ -6,13 +6,15 @@
 
 mod admit;
 
+use std::fmt;
+
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
 use crate::perplexity::mean_and_stderr;
 use crate::render::figures::{bytes, grouped, measured, percent, small};
 use crate::report::{Check, Evaluation, Limit, TaskComparison, TaskResult, Verdict};
 use crate::{Report, report};
-use admit::{A_REFERENCE, A_TASK, A_TEXT, ANSWERS_BEFORE, DIVERGENCE_BEFORE, SOMETHING_BEFORE};
+use admit::{A_REFERENCE, ANSWERS_BEFORE, DIVERGENCE_BEFORE, SOMETHING_BEFORE};
 pub use admit::{Cut, Prospect};
 
 /// A change so unlikely where there is none is taken for one.
@@ -88,7 +90,9 @@ impl Limits {
 
     /// Whether one of them wants a text to be scored.
     pub fn want_text(&self) -> bool {
-        self.on_texts().iter().any(Option::is_some)
+        let changes = [self.max_perplexity_increase, self.max_kl_increase];
+        let figures = [self.max_kl, self.max_kl_p99, self.min_top1];
+        changes.iter().chain(&figures).any(Option::is_some)
     }
 
     /// Whether there is none.
@@ -101,23 +105,12 @@ impl Limits {
     /// # Errors
     /// A baseline of another model, text or task; a limit on what was not measured.
     pub fn judge(&self, subject: &Subject<'_>) -> Result<Check, Error> {
-        if self.is_empty() {
-            return Err(Error::NoLimit);
-        }
-        if let Some((_, baseline)) = subject.baseline {
-            same_model(baseline, subject.report)?;
-        }
+        self.admit(&Prospect::of(subject))?;
         let mut limits = Vec::new();
-        let evaluations: Vec<&Evaluation> = subject.report.evaluations().collect();
-        for &evaluation in &evaluations {
+        for evaluation in subject.report.evaluations() {
             let then =
                 subject.baseline.map(|(_, baseline)| of_text(baseline, &Cut::of(evaluation))).transpose()?;
             self.text(evaluation, then, &mut limits)?;
-        }
-        for limit in self.on_texts().into_iter().flatten() {
-            if evaluations.is_empty() {
-                return Err(Error::Needs { limit, what: A_TEXT });
-            }
         }
         self.tasks(subject, &mut limits)?;
         if let Some(most) = self.max_bytes {
@@ -137,17 +130,6 @@ impl Limits {
             against: against.or(subject.reference.map(str::to_owned)).or_else(original),
             limits,
         })
-    }
-
-    /// Limits that want a text.
-    fn on_texts(&self) -> [Option<&'static str>; 5] {
-        [
-            self.max_perplexity_increase.map(|_| "max-perplexity-increase"),
-            self.max_kl_increase.map(|_| "max-kl-increase"),
-            self.max_kl.map(|_| "max-kl"),
-            self.max_kl_p99.map(|_| "max-kl-p99"),
-            self.min_top1.map(|_| "min-top1"),
-        ]
     }
 
     fn text(
@@ -202,13 +184,6 @@ impl Limits {
     }
 
     fn tasks(&self, subject: &Subject<'_>, limits: &mut Vec<Limit>) -> Result<(), Error> {
-        let wants =
-            [self.max_accuracy_drop.map(|_| "max-accuracy-drop"), self.min_accuracy.map(|_| "min-accuracy")];
-        for limit in wants.into_iter().flatten() {
-            if subject.report.tasks.is_empty() {
-                return Err(Error::Needs { limit, what: A_TASK });
-            }
-        }
         for task in &subject.report.tasks {
             if let Some(limit) = self.max_accuracy_drop {
                 let then = task
@@ -224,6 +199,25 @@ impl Limits {
             }
         }
         Ok(())
+    }
+}
+
+/// The options that set them, and with what.
+impl fmt::Display for Limits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let limits = [
+            ("max-perplexity-increase", self.max_perplexity_increase.map(percent)),
+            ("max-kl-increase", self.max_kl_increase.map(percent)),
+            ("max-kl", self.max_kl.map(small)),
+            ("max-kl-p99", self.max_kl_p99.map(small)),
+            ("min-top1", self.min_top1.map(percent)),
+            ("max-bytes", self.max_bytes.map(bytes)),
+            ("max-accuracy-drop", self.max_accuracy_drop.map(percent)),
+            ("min-accuracy", self.min_accuracy.map(percent)),
+        ];
+        let set: Vec<_> =
+            limits.into_iter().filter_map(|(name, limit)| Some(format!("{name} {}", limit?))).collect();
+        f.write_str(&set.join(", "))
     }
 }
 
@@ -289,12 +283,7 @@ impl Change {
     }
 
     fn held_to(self, name: &'static str, subject: &str, limit: f64) -> Limit {
-        let is_real = self.p_value.is_none_or(|p| p < SIGNIFICANCE);
-        let verdict = match (self.value > limit, is_real) {
-            (false, _) => Verdict::Passed,
-            (true, false) => Verdict::Noise,
-            (true, true) => Verdict::Failed,
-        };
+        let verdict = of_change(self.value > limit, self.p_value);
         let value = format!("{:+.2}", 100.0 * self.value);
         let error = self.stderr.map(|stderr| format!(" ± {:.2}", 100.0 * stderr)).unwrap_or_default();
         let said = format!(
@@ -356,11 +345,7 @@ fn accuracy_drop(task: &TaskResult, then: &TaskComparison, limit: f64) -> Limit 
     let value = then.accuracy.value - task.accuracy.value;
     // The test is two-sided; only a loss is for the worse.
     let p_value = if then.lost > then.won { then.p_value / 2.0 } else { 1.0 };
-    let verdict = match (value > limit, p_value < SIGNIFICANCE) {
-        (false, _) => Verdict::Passed,
-        (true, false) => Verdict::Noise,
-        (true, true) => Verdict::Failed,
-    };
+    let verdict = of_change(value > limit, Some(p_value));
     let said = format!(
         "accuracy {}, before {}: {} lost, {} won of {}; at most {} less is allowed{}",
         percent(task.accuracy.value),
@@ -380,6 +365,15 @@ fn accuracy_drop(task: &TaskResult, then: &TaskComparison, limit: f64) -> Limit 
         p_value: Some(p_value),
         verdict,
         said,
+    }
+}
+
+/// A change fails where it is beyond its limit and no chance, as far as that can be told.
+fn of_change(is_beyond: bool, p_value: Option<f64>) -> Verdict {
+    match (is_beyond, p_value.is_none_or(|p| p < SIGNIFICANCE)) {
+        (false, _) => Verdict::Passed,
+        (true, false) => Verdict::Noise,
+        (true, true) => Verdict::Failed,
     }
 }
 

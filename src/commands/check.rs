@@ -5,14 +5,15 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use attar_eval::Report;
 use attar_eval::gate::{self, Limits, Prospect, Subject};
-use attar_eval::render;
+use attar_eval::render::Subject as Rendered;
 use attar_eval::report::{Check, Difference, Limit, Verdict};
 use attar_eval::tasks::{Task, compare};
-use attar_eval::{Convention, Report};
+use attar_model::teacher::LogProbs;
 
 use crate::Outcome;
-use crate::cli::{CheckArgs, ConventionArg, EvalArgs, Global};
+use crate::cli::{CheckArgs, EvalArgs, Global};
 use crate::commands::deliver::{self, Delivery};
 use crate::commands::eval::{self, Measured};
 use crate::diagnostic::{Explain, Failure, Result};
@@ -67,7 +68,7 @@ fn checked(args: &CheckArgs, global: &Global) -> Result<Outcome> {
     let delivery = global.delivery();
     args.check_files(&asked)?;
     let Some(measured) = eval::measure(&asked, &texts, global, &delivery, admit)? else {
-        say(&format!("limits: {limits:?}\n"))?;
+        say(&format!("limits: {limits}\n"))?;
         return Ok(Outcome::Done);
     };
     let Measured { mut report, tasks } = measured;
@@ -152,10 +153,7 @@ impl CheckArgs {
             self.ctx = self.ctx.or(Some(then.ctx as usize));
             let most = baseline.evaluations().map(|then| then.chunks as usize).max();
             self.chunks = self.chunks.or(most);
-            self.convention = self.convention.or(Some(match then.convention {
-                Convention::LlamaCpp => ConventionArg::LlamaCpp,
-                Convention::Hf => ConventionArg::Hf,
-            }));
+            self.convention = self.convention.or(Some(then.convention.into()));
         }
         if self.reference.is_none() {
             let source = baseline.original.as_ref().map(|original| &original.source).or(kept);
@@ -173,17 +171,12 @@ impl CheckArgs {
         }
     }
 
-    /// The texts to score; `None` is the one that comes with attar.
+    /// The texts to score; `None` is the one that the reference brings or that comes with attar.
     fn texts(&self, limits: &Limits, has_baseline: bool) -> Vec<Option<PathBuf>> {
-        let brings_text = self.reference.as_deref().is_some_and(attar_model::teacher::LogProbs::is_at);
-        let unnamed = self.text.is_empty() && !brings_text;
+        let files: Vec<_> = self.text.iter().cloned().map(Some).collect();
         let wanted = limits.want_text() || self.update_baseline && self.task.is_empty() && !has_baseline;
-        match (unnamed, wanted) {
-            (true, true) => vec![None],
-            (true, false) => Vec::new(),
-            (false, _) if self.text.is_empty() => vec![None],
-            (false, _) => self.text.iter().cloned().map(Some).collect(),
-        }
+        let unnamed = wanted || self.reference.as_deref().is_some_and(LogProbs::is_at);
+        if files.is_empty() && unnamed { vec![None] } else { files }
     }
 
     /// Files for CI replace nothing but their like, and none of what is read.
@@ -241,12 +234,10 @@ impl CheckArgs {
     fn update(&self, report: &Report, before: Option<&Report>, delivery: &Delivery) -> Result<Outcome> {
         let Some(path) = &self.baseline else { return Ok(Outcome::Done) };
         let baseline = report.as_baseline();
-        let json = render::renderer("json").map(|json| json.render(&baseline));
-        deliver::put(path, &json.unwrap_or_default())?;
+        deliver::put_as("json", path, &baseline)?;
         match before {
             Some(before) => {
-                delivery
-                    .shown(render::Subject::Difference(&Difference::of(before, &baseline)), "terminal")?;
+                delivery.shown(Rendered::Difference(&Difference::of(before, &baseline)), "terminal")?;
             }
             None => delivery.briefly(report, &in_short(report))?,
         }
@@ -256,16 +247,14 @@ impl CheckArgs {
 
     /// Says what became of the limits wherever CI listens.
     fn tell(&self, short: &Report, talk: Talk) -> Result<()> {
-        let rendered =
-            |name: &str| render::renderer(name).map(|renderer| renderer.render(short)).unwrap_or_default();
         if let Some(path) = &self.junit {
-            deliver::put(path, &rendered("junit"))?;
+            deliver::put_as("junit", path, short)?;
         }
-        let markdown = rendered("markdown");
         if let Some(path) = &self.markdown {
-            deliver::put(path, &markdown)?;
+            deliver::put_as("markdown", path, short)?;
         }
         if on_github() {
+            let markdown = deliver::named("markdown")?.render(short);
             let summary = env::var_os("GITHUB_STEP_SUMMARY").filter(|path| !path.is_empty());
             // The verdict counts, whoever hears of it.
             if let Some(Err(failure)) = summary.map(|path| append(Path::new(&path), &markdown)) {

@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use attar_checkpoint::atomic::Overwrite;
 use attar_checkpoint::tokenizer::Tokenizer;
 use attar_eval::report::Evaluation;
-use attar_eval::{Reference, Report, render, report};
+use attar_eval::{Reference, Report, report};
 use attar_model::teacher::tokens_sha256;
 use attar_model::{Device, Precision};
 use sha2::{Digest, Sha256};
 
-use crate::cli::{Calibrate, CompareArgs, Contender, Global, Method};
+use crate::cli::{Calibrate, CompareArgs, Contender, Global};
 use crate::commands::deliver::{self, Delivery};
 use crate::commands::inspect::{Subject, file_type_name};
 use crate::commands::quantize::{check_weights, devices};
@@ -23,7 +23,7 @@ use crate::diagnostic::{Explain, Failure, Result};
 use crate::pipeline::learned::Learned;
 use crate::pipeline::score::Scoring;
 use crate::pipeline::verify::Facts;
-use crate::pipeline::{Calibration, Clock, Job, describe, is_gguf, refuse_quantized};
+use crate::pipeline::{Calibration, Clock, Job, describe, describe_written, refuse_quantized};
 use crate::plan::Plan;
 use crate::scheme::Scheme;
 use crate::source::Source;
@@ -94,10 +94,8 @@ impl CompareArgs {
         }
     }
 
-    /// As `attar quantize` has it: rounding needs no text, and weighs by one that is given.
     fn learns(&self, contender: &Contender) -> bool {
-        let rounds = contender.method == Some(Method::Rtn);
-        contender.scheme.has_codes() && (!rounds || !self.calib.is_empty())
+        contender.method.unwrap_or_default().learns(contender.scheme, &self.calib)
     }
 
     fn calibration(&self, source: &Source, tokenizer: &Tokenizer) -> Result<Option<Calibration>> {
@@ -152,8 +150,7 @@ impl Entry<'_> {
 
     /// Writes down what is known of it.
     fn keep(&self, report: &Report) -> Result<()> {
-        let json = render::renderer("json").map(|json| json.render(report));
-        deliver::put(&self.kept, &json.unwrap_or_default())
+        deliver::put_as("json", &self.kept, report)
     }
 }
 
@@ -226,9 +223,11 @@ impl<'a> Contest<'a> {
                     && self.as_precise(&report)
             }
         };
-        let same_file = output.sha256.as_ref() == Some(&Facts::of(path, self.talk())?.sha256);
         let same_model = same_model(report.beginning(), &describe(self.source)) && !self.changed_since(kept);
-        if !(same_making && same_file && same_model) {
+        // Last, for it reads the file from end to end.
+        let same_file =
+            || -> Result<bool> { Ok(output.sha256.as_ref() == Some(&Facts::of(path, self.talk())?.sha256)) };
+        if !(same_making && same_model && same_file()?) {
             return Ok(None);
         }
         let tokens = tokens_sha256(self.scoring.windows.tokens());
@@ -446,7 +445,6 @@ impl<'a> Contest<'a> {
 
     /// What can be told of another program's file.
     fn foreign(&self, written: &Source) -> Result<Report> {
-        let facts = Facts::of(&written.path, self.talk())?;
         let mut types = HashMap::<String, u64>::new();
         for spec in &written.specs {
             *types.entry(written.stored_type(spec)).or_default() += written.stored_bytes(spec);
@@ -454,23 +452,7 @@ impl<'a> Contest<'a> {
         let most = types.into_iter().max_by_key(|(name, bytes)| (*bytes, name.clone()));
         let file_type = Subject::open(&written.path).ok().and_then(|subject| file_type_name(&subject));
         let scheme = file_type.map(str::to_owned).or(most.map(|(name, _)| name));
-        let format = match (is_gguf(&written.path), written.is_quantized()) {
-            (true, _) => "gguf",
-            (false, true) => "compressed-tensors",
-            (false, false) => "plain",
-        };
-        let mut report = Report::new(describe(self.source));
-        report.output = Some(report::Output {
-            path: written.path.display().to_string(),
-            format: format.to_owned(),
-            scheme: scheme.unwrap_or_default(),
-            method: None,
-            parameters: Some(written.parameters()),
-            bytes: facts.bytes,
-            bits_per_weight: 8.0 * written.bytes() as f64 / written.parameters() as f64,
-            sha256: Some(facts.sha256),
-        });
-        Ok(report)
+        describe_written(written, describe(self.source), (scheme.unwrap_or_default(), None), self.talk())
     }
 }
 

@@ -232,8 +232,20 @@ fn start_of(path: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(&start).into_owned())
 }
 
-fn named(rendering: &str) -> Result<&'static dyn Renderer> {
+/// The rendering of this name.
+///
+/// # Errors
+/// There is none.
+pub fn named(rendering: &str) -> Result<&'static dyn Renderer> {
     render::renderer(rendering).ok_or_else(|| Failure::new(format!("there is no rendering `{rendering}`")))
+}
+
+/// Writes one report in this rendering.
+///
+/// # Errors
+/// As [`put`]; a rendering that is not there.
+pub fn put_as(rendering: &str, path: &Path, report: &Report) -> Result<()> {
+    put(path, &named(rendering)?.render(report))
 }
 
 /// Writes a report; reports are ours to replace.

@@ -27,11 +27,7 @@ use crate::talk::{Talk, say};
 /// As [`measure`]; a report that cannot be written.
 pub fn run(args: &EvalArgs, global: &Global) -> Result<()> {
     let delivery = global.delivery();
-    args.has_something_to_do()?;
-    let texts: Vec<_> = args.text.iter().cloned().map(Some).collect();
-    let brings_text = args.reference.as_deref().is_some_and(LogProbs::is_at) && texts.is_empty();
-    let texts = if brings_text { vec![None] } else { texts };
-    let measured = measure(args, &texts, global, &delivery, |_, _| Ok(()))?;
+    let measured = measure(args, &args.texts()?, global, &delivery, |_, _| Ok(()))?;
     measured.map_or(Ok(()), |measured| delivery.one(&measured.report))
 }
 
@@ -43,8 +39,9 @@ pub struct Measured {
     pub tasks: Vec<Task>,
 }
 
-/// Cuts the `texts`, tokenizes the tasks, runs the models, keeps what is to be kept; a text that is not named is the reference's own or the one that comes with attar. `None` where only the plan was asked for, which is then
-/// said. Before the work begins `admit` has its say, which is shown the models and how the texts are cut.
+/// Cuts the `texts`, tokenizes the tasks, runs the models, keeps what is to be kept; a text that is not named is the reference's
+/// own or the one that comes with attar. Before the work begins `admit` has its say, which is shown the models and how the texts
+/// are cut. `None` where only the plan was asked for, which is then said.
 ///
 /// # Errors
 /// A model, cache, text or task that cannot be read, models with different tokenizers; what `admit` refuses.
@@ -147,15 +144,21 @@ impl Other<'_> {
 }
 
 impl EvalArgs {
-    /// Refuses to do nothing.
-    fn has_something_to_do(&self) -> Result<()> {
-        let brings_text = self.reference.as_deref().is_some_and(LogProbs::is_at);
-        if self.text.is_empty() && self.task.is_empty() && !brings_text {
+    /// The texts to score; `None` is the one that the reference brings.
+    ///
+    /// # Errors
+    /// There is nothing to score, and no task.
+    fn texts(&self) -> Result<Vec<Option<PathBuf>>> {
+        let files: Vec<_> = self.text.iter().cloned().map(Some).collect();
+        if files.is_empty() && self.reference.as_deref().is_some_and(LogProbs::is_at) {
+            return Ok(vec![None]);
+        }
+        if files.is_empty() && self.task.is_empty() {
             return Err(
                 Failure::new("there is nothing to score").hint("name a text with --text, or a --task")
             );
         }
-        Ok(())
+        Ok(files)
     }
 
     /// Refuses what cannot go together.

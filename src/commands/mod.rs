@@ -136,7 +136,8 @@ pub struct ScoringRequest<'a> {
 }
 
 impl ScoringRequest<'_> {
-    /// Reads and cuts it, or takes it from the run it is to be compared with where no file is named and that run has it, and holds it to the run it is to be compared with.
+    /// Reads and cuts it, or takes it from the run it is to be compared with where no file is named and that run has it; holds it
+    /// to that run.
     ///
     /// # Errors
     /// A file that cannot be read, a text too short, another text or vocabulary than in that run, too little memory.

@@ -5,7 +5,7 @@ use attar_eval::Reference;
 use attar_model::Device;
 use attar_quant::Solver;
 
-use crate::cli::{Global, Method, QuantizeArgs};
+use crate::cli::{Global, QuantizeArgs};
 use crate::commands::{CalibrationRequest, ScoringRequest, prepare};
 use crate::device::Computer;
 use crate::diagnostic::Result;
@@ -29,8 +29,7 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
     let rules = args.tensor.iter().map(|rule| rule.parse()).collect::<Result<Vec<TensorRule>>>()?;
 
     let zeros = args.zeros.solver();
-    let has_codes = args.scheme.has_codes() && (args.method != Method::Rtn || !args.calib.is_empty());
-    let learns = has_codes || zeros.is_some();
+    let learns = args.method.learns(args.scheme, &args.calib) || zeros.is_some();
     let needs_tokens = learns || !args.no_eval || is_gguf(&args.output);
     let tokenizer = if needs_tokens { Some(source.tokenizer()?) } else { source.tokenizer().ok() };
     let calibration = match &tokenizer {

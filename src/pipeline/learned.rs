@@ -10,7 +10,7 @@ use attar_checkpoint::atomic::{self, AtomicFolder, Overwrite};
 use attar_checkpoint::safetensors::Writer;
 use attar_checkpoint::{Container, Dtype, TensorInfo, decode_floats};
 use attar_model::{
-    Block, HiddenStates, ModelConfig, Precision, Role, Tap, embed, final_norm, while_reading_ahead,
+    Block, ModelConfig, Precision, Role, Streaming, Tap, final_norm, streamed_embeddings, while_reading_ahead,
 };
 use attar_quant::{Detail, Factor, Settings, Statistics, Sums};
 use ndarray::Array2;
@@ -23,9 +23,6 @@ use crate::diagnostic::{Explain, Failure, Result};
 use crate::plan::{Plan, Treatment};
 use crate::source::{Source, rows_and_cols};
 use crate::talk::{Talk, human_bytes};
-
-/// Tokens that are embedded together.
-const ROWS: usize = 4096;
 
 /// The Gram matrices of all taps, on the disk.
 pub struct Learned {
@@ -112,10 +109,8 @@ impl Learned {
         let tokens = windows.tokens();
         let layers = config.num_hidden_layers;
         let stage = talk.stage("calibrating", (tokens.len() * layers) as u64, "tokens x blocks");
-        let mut hidden = HiddenStates::zeros([tokens.len(), config.hidden_size], &plan.memory.keeping)?;
-        for (part, tokens) in tokens.chunks(ROWS).enumerate() {
-            hidden.write(part * ROWS, embed(config, source, tokens)?.view())?;
-        }
+        let streaming = Streaming { keeping: plan.memory.keeping.clone(), ..Streaming::default() };
+        let hidden = streamed_embeddings(config, source, windows, &streaming)?;
         let mut passage = Passage::new(plan, source, hidden, windows.ctx(), precision)?;
         for layer in 0..layers {
             let mut block = Block::load(config, layer, source)?;

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use crate::plan::in_kib;
+
 /// The processor's name; of several kinds of core the first one's.
 pub(super) fn cpu() -> Option<String> {
     processor(&fs::read_to_string("/proc/cpuinfo").ok()?)
@@ -10,6 +12,11 @@ pub(super) fn cpu() -> Option<String> {
 /// Memory of the machine, whatever of it is free.
 pub(super) fn memory_bytes() -> Option<u64> {
     total(&fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+/// The largest resident set of this process so far.
+pub(super) fn peak_rss_bytes() -> Option<u64> {
+    in_kib(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
 }
 
 /// The name the system gives itself, and the kernel's version.
@@ -32,9 +39,7 @@ fn processor(cpuinfo: &str) -> Option<String> {
 }
 
 fn total(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
+    in_kib(meminfo, "MemTotal:")
 }
 
 fn pretty_name(release: &str) -> Option<String> {

@@ -40,6 +40,7 @@ use crate::source::Source;
 use crate::talk::Talk;
 use compress::{Outcome, Pass};
 use learned::Learned;
+use verify::Facts;
 use write::Target;
 
 /// Text that statistics are collected on.
@@ -231,6 +232,37 @@ pub fn describe(source: &Source) -> report::Model {
     }
 }
 
+/// What a report says of a file or folder that was written before, whoever wrote it, for a model of which `model` is known.
+///
+/// # Errors
+/// Files that cannot be read.
+pub fn describe_written(
+    written: &Source,
+    model: report::Model,
+    (scheme, method): (String, Option<String>),
+    talk: Talk,
+) -> Result<Report> {
+    let path = &written.path;
+    let facts = Facts::of(path, talk)?;
+    let format = match (is_gguf(path), written.is_quantized()) {
+        (true, _) => "gguf",
+        (false, true) => "compressed-tensors",
+        (false, false) => "plain",
+    };
+    let mut report = Report::new(model);
+    report.output = Some(report::Output {
+        path: path.display().to_string(),
+        format: format.to_owned(),
+        scheme,
+        method,
+        parameters: Some(written.parameters()),
+        bytes: facts.bytes,
+        bits_per_weight: 8.0 * written.bytes() as f64 / written.parameters() as f64,
+        sha256: Some(facts.sha256),
+    });
+    Ok(report)
+}
+
 /// Refuses to quantize what has been quantized: its errors would add up unseen.
 ///
 /// # Errors
@@ -322,7 +354,7 @@ impl Clock {
             os: Some(machine::os()),
             precision: precision.map(|precision| precision.name().to_owned()),
             seconds: self.started.elapsed().as_secs_f64(),
-            peak_rss_bytes: peak_rss_bytes(),
+            peak_rss_bytes: machine::peak_rss_bytes(),
             stages: self.stages.clone(),
         }
     }
@@ -336,14 +368,6 @@ fn quoted(word: &str) -> String {
     } else {
         format!("'{}'", word.replace('\'', r"'\''"))
     }
-}
-
-/// The largest resident set of this process so far, where the system tells.
-fn peak_rss_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
 }
 
 #[cfg(test)]

@@ -12,11 +12,11 @@ pub fn available_bytes() -> Option<u64> {
     Some(group_limit(&groups, Path::new("/sys/fs/cgroup")).map_or(free, |limit| limit.min(free)))
 }
 
-/// The value of one line of `/proc/meminfo`, in bytes.
-fn in_kib(meminfo: &str, key: &str) -> Option<u64> {
+/// The value of one line of `/proc/meminfo` or `/proc/self/status`, in bytes.
+pub fn in_kib(meminfo: &str, key: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix(key))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
+    kib.checked_mul(1024)
 }
 
 /// The least memory limit of the groups that `/proc/self/cgroup` names and of those they are in, below `root`.

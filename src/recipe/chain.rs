@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use attar_checkpoint::tokenizer::Tokenizer;
-use attar_eval::{Reference, Report, report};
+use attar_eval::{Reference, Report};
 use attar_model::Precision;
 
 use super::pruning::{Asked, Pruning};
@@ -23,8 +23,7 @@ use crate::diagnostic::{Explain, Failure, Result};
 use crate::pipeline::prune::shape::Shape;
 use crate::pipeline::score::{Kept, Scoring};
 use crate::pipeline::teacher::{Original, open_cache_of};
-use crate::pipeline::verify::Facts;
-use crate::pipeline::{Calibration, Clock, Job, describe, is_gguf, refuse_quantized};
+use crate::pipeline::{Calibration, Clock, Job, describe, describe_written, refuse_quantized};
 use crate::source::Source;
 use crate::talk::say;
 
@@ -222,30 +221,8 @@ impl<'a> Chain<'a> {
     }
 
     /// What is known of an output that was made before, which is opened again.
-    fn found(
-        &self,
-        written: &Source,
-        model: &Source,
-        (scheme, method): (String, Option<String>),
-    ) -> Result<Report> {
-        let path = &written.path;
-        let facts = Facts::of(path, self.global.talk())?;
-        let format = match (is_gguf(path), written.is_quantized()) {
-            (true, _) => "gguf",
-            (false, true) => "compressed-tensors",
-            (false, false) => "plain",
-        };
-        let mut report = Report::new(describe(model));
-        report.output = Some(report::Output {
-            path: path.display().to_string(),
-            format: format.to_owned(),
-            scheme,
-            method,
-            parameters: Some(written.parameters()),
-            bytes: facts.bytes,
-            bits_per_weight: 8.0 * written.bytes() as f64 / written.parameters() as f64,
-            sha256: Some(facts.sha256),
-        });
+    fn found(&self, written: &Source, model: &Source, names: (String, Option<String>)) -> Result<Report> {
+        let report = describe_written(written, describe(model), names, self.global.talk())?;
         self.global.talk().note("kept as it is");
         Ok(report)
     }

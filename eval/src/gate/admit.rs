@@ -1,6 +1,6 @@
 //! What can be said before anything is measured: whether there will be all that the limits compare.
 
-use super::{Error, Limits, of_text, same_model};
+use super::{Error, Limits, Subject, of_text, same_model};
 use crate::report::Evaluation;
 use crate::{Convention, Report};
 
@@ -45,10 +45,10 @@ impl Cut {
     }
 }
 
-/// What is going to be measured.
+/// What is going to be measured, or has been.
 #[derive(Debug)]
 pub struct Prospect<'a> {
-    /// The model; of it, nothing is measured yet.
+    /// The model; perhaps nothing of it is measured yet.
     pub report: &'a Report,
     /// Its texts.
     pub cuts: Vec<Cut>,
@@ -58,6 +58,21 @@ pub struct Prospect<'a> {
     pub reference: bool,
     /// What it scored before.
     pub baseline: Option<&'a Report>,
+}
+
+impl<'a> Prospect<'a> {
+    /// Of what has been measured.
+    pub(super) fn of(subject: &Subject<'a>) -> Self {
+        let report = subject.report;
+        let diverged = report.evaluations().any(|evaluation| evaluation.kl_divergence.is_some());
+        Self {
+            report,
+            cuts: report.evaluations().map(Cut::of).collect(),
+            tasks: !report.tasks.is_empty(),
+            reference: diverged || report.tasks.iter().any(|task| task.reference.is_some()),
+            baseline: subject.baseline.map(|(_, baseline)| baseline),
+        }
+    }
 }
 
 impl Limits {

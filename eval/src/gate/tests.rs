@@ -235,3 +235,11 @@ fn of_two_texts_that_begin_alike_the_one_of_the_name_is_compared_with() {
     let check = judge(Limits::unasked(&before), &now, Some(&before)).unwrap();
     assert!(check.limits.iter().all(|limit| limit.value.abs() < 1e-12), "{check:?}");
 }
+
+#[test]
+fn limits_read_as_the_options_that_set_them() {
+    let limits =
+        Limits { max_kl: Some(0.02), max_bytes: Some(5_000_000), ..Limits::unasked(&worse_by(0.0, 0.0)) };
+    let words = "max-perplexity-increase 1.00 %, max-kl-increase 25.00 %, max-kl 0.0200, max-bytes 5.00 MB";
+    assert_eq!(limits.to_string(), words);
+}

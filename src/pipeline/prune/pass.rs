@@ -4,8 +4,7 @@
 use attar_checkpoint::{Dtype, decode_floats, encode_floats};
 use attar_eval::report;
 use attar_model::{
-    Block, Gated, HiddenStates, LayerSizes, ModelConfig, Role, Share, Tap, Weights, Windows, check_tokens,
-    embed,
+    Block, Gated, LayerSizes, ModelConfig, Role, Share, Streaming, Tap, Weights, Windows, streamed_embeddings,
 };
 use attar_prune::criterion::{Evidence, FirstOrder, Reap, Width};
 use attar_prune::repair::{Repaired, drop_columns, repair};
@@ -174,12 +173,8 @@ impl Pass<'_> {
         let memory = &self.plan.memory;
         // Only layers and features are cut so far, so that this is a whole model.
         let pruned = Pruned::new(&self.source.config, cuts, self.source)?;
-        check_tokens(pruned.config(), windows.tokens())?;
-        let shape = [windows.tokens().len(), pruned.config().hidden_size];
-        let mut hidden = HiddenStates::zeros(shape, &memory.keeping)?;
-        for (index, tokens) in windows.tokens().chunks(CHUNK_TOKENS).enumerate() {
-            hidden.write(index * CHUNK_TOKENS, embed(pruned.config(), &pruned, tokens)?.view())?;
-        }
+        let streaming = Streaming { keeping: memory.keeping.clone(), ..Streaming::default() };
+        let hidden = streamed_embeddings(pruned.config(), &pruned, windows, &streaming)?;
         Ok(Stream::new(hidden, windows.ctx(), memory.keeping.clone(), memory.carry))
     }
 
