@@ -101,6 +101,11 @@ pub trait GridEncoding: Encoding {
     /// Whether 0 is among the values of every grid, so that weights set to 0 stay 0.
     fn has_zero(&self) -> bool;
 
+    /// What codes of neighbouring weights may stand together; `None` where each is free.
+    fn codebook(&self) -> Option<&'static dyn Codebook> {
+        None
+    }
+
     /// The same for a `[rows, cols]` matrix on a device, by way of the host unless the format has a search there.
     ///
     /// # Errors
@@ -131,6 +136,21 @@ pub trait GridEncoding: Encoding {
     /// # Errors
     /// As [`Encoding::unpack`].
     fn unpack_codes(&self, bytes: &[u8], rows: usize, cols: usize) -> Result<Fit, Error>;
+}
+
+/// Formats whose weights are stored several at a time: only some runs of codes have bytes.
+pub trait Codebook: Send + Sync + fmt::Debug {
+    /// Weights in a run: 4 or 8. Blocks are whole runs.
+    fn run(&self) -> usize;
+
+    /// For each run of `x`, in units of its scale, the codes that cost least: `d' M d` for the distance `d` of their levels from
+    /// the run, `metric` being M, `[run, run]`, symmetric and positive definite.
+    ///
+    /// `x` and `codes` are run after run.
+    ///
+    /// # Panics
+    /// Where the lengths are not whole runs.
+    fn nearest(&self, metric: &[f32], x: &[f32], codes: &mut [u8]);
 }
 
 /// A grid and a code on it for every weight.

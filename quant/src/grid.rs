@@ -3,8 +3,8 @@ use ndarray::{Array2, ArrayView1, ArrayView2, Zip};
 
 use crate::lanes::nearest;
 
-/// The values each weight of one matrix may take: `scale * (code - zero) - min`, in f32 and in that
-/// order of operations, one triple per row and group of columns.
+/// The values each weight of one matrix may take: `scale * (level - zero) - min`, in f32 and in that
+/// order of operations, one triple per row and group of columns. The level is the code itself, or what a table holds for it.
 ///
 /// Scales are already rounded to what the file stores, so the error a solver minimises is the error
 /// the reader of the file gets, to the last bit.
@@ -20,6 +20,8 @@ pub struct Grid {
     pub group_size: usize,
     /// The largest code.
     pub max_code: u8,
+    /// What the codes stand for, rising, `max_code + 1` of them; `None` where each is its own level.
+    pub levels: Option<&'static [f32]>,
     /// The scales as the encoding stores them, block after block; only the encoding reads it.
     pub header: Vec<u8>,
 }
@@ -29,14 +31,18 @@ impl Grid {
     #[must_use]
     pub fn decode(&self, row: usize, col: usize, code: u8) -> f32 {
         let at = [row, col / self.group_size];
-        decode_one(code, self.scale[at], self.zero[at], self.min[at])
+        decode_one(self.level(code), self.scale[at], self.zero[at], self.min[at])
     }
 
     /// The code whose value is nearest to `x`.
     #[must_use]
     pub fn encode(&self, row: usize, col: usize, x: f32) -> u8 {
         let at = [row, col / self.group_size];
-        encode_one(x, self.scale[at], self.zero[at], self.min[at], f32::from(self.max_code))
+        let (scale, zero, min) = (self.scale[at], self.zero[at], self.min[at]);
+        match self.levels {
+            None => encode_one(x, scale, zero, min, f32::from(self.max_code)),
+            Some(levels) => encode_level(x, scale, zero, min, levels),
+        }
     }
 
     /// The nearest code of every weight: `w` is `[rows, cols]`, and so are the codes.
@@ -48,7 +54,14 @@ impl Grid {
         self.assert_fits(w.dim());
         let max_code = f32::from(self.max_code);
         let mut codes = Array2::zeros(w.dim());
-        self.each_row(w, &mut codes, |x, scale, zero, min| encode_one(x, scale, zero, min, max_code));
+        match self.levels {
+            None => {
+                self.each_row(w, &mut codes, |x, scale, zero, min| encode_one(x, scale, zero, min, max_code));
+            }
+            Some(levels) => {
+                self.each_row(w, &mut codes, |x, scale, zero, min| encode_level(x, scale, zero, min, levels));
+            }
+        }
         codes
     }
 
@@ -60,15 +73,29 @@ impl Grid {
     pub fn decode_all(&self, codes: ArrayView2<'_, u8>) -> Array2<f32> {
         self.assert_fits(codes.dim());
         let mut decoded = Array2::zeros(codes.dim());
-        self.each_row(codes, &mut decoded, decode_one);
+        let by = |code, scale, zero, min| decode_one(f32::from(code), scale, zero, min);
+        match self.levels {
+            None => self.each_row(codes, &mut decoded, by),
+            Some(levels) => self.each_row(codes, &mut decoded, |code: u8, scale, zero, min| {
+                decode_one(levels[usize::from(code)], scale, zero, min)
+            }),
+        }
         decoded
+    }
+
+    fn level(&self, code: u8) -> f32 {
+        self.levels.map_or(f32::from(code), |levels| levels[usize::from(code)])
     }
 
     /// A copy on a device.
     ///
     /// # Errors
     /// If its memory is short.
+    ///
+    /// # Panics
+    /// Where codes are not their own levels: devices know no others.
     pub fn upload(&self, cuda: &Cuda) -> Result<cuda::Grid, CudaError> {
+        assert!(self.levels.is_none(), "no device kernel reads a table of levels");
         Ok(cuda::Grid {
             scale: cuda.upload(self.scale.view())?,
             zero: cuda.upload(self.zero.view())?,
@@ -102,10 +129,10 @@ impl Grid {
     }
 }
 
-/// The value of `code`; no fused operation, as the files' readers compute it.
+/// The value of a level; no fused operation, as the files' readers compute it.
 #[inline]
-pub(crate) fn decode_one(code: u8, scale: f32, zero: f32, min: f32) -> f32 {
-    scale * (f32::from(code) - zero) - min
+pub(crate) fn decode_one(level: f32, scale: f32, zero: f32, min: f32) -> f32 {
+    scale * (level - zero) - min
 }
 
 /// The nearest code; a grid of one value (scale 0) takes the code that decodes to `-min`.
@@ -114,4 +141,11 @@ pub(crate) fn encode_one(x: f32, scale: f32, zero: f32, min: f32, max_code: f32)
     let steps = if scale == 0.0 { 0.0 } else { (x + min) / scale };
     // Bounded before it becomes an integer: the bounds are integers, so the nearest code is the same.
     (nearest(steps.max(-zero).min(max_code - zero)) + nearest(zero)) as u8
+}
+
+/// The code of the nearest of `levels`, the upper one where two are as near.
+#[inline]
+pub(crate) fn encode_level(x: f32, scale: f32, zero: f32, min: f32, levels: &[f32]) -> u8 {
+    let at = if scale == 0.0 { 0.0 } else { (x + min) / scale } + zero;
+    levels.array_windows().map(|[lower, upper]| u8::from(at >= 0.5 * (lower + upper))).sum()
 }

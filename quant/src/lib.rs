@@ -46,8 +46,8 @@ mod sparsity;
 mod statistics;
 
 pub use encoding::{
-    DeviceFit, ENCODINGS, Encoding, Fit, GridEncoding, IntEncoding, IntParts, Named, ScaleDtype, encoding,
-    encoding_of,
+    Codebook, DeviceFit, ENCODINGS, Encoding, Fit, GridEncoding, IntEncoding, IntParts, Named, ScaleDtype,
+    encoding, encoding_of,
 };
 pub use error::Error;
 pub use factor::{Factor, Feedback, Refusal, Settings, shrinkage_for};

@@ -28,6 +28,8 @@ pub(super) trait BlockFormat: Send + Sync + fmt::Debug + 'static {
     /// Bytes per block.
     const BYTES: usize;
     const MAX_CODE: u8;
+    /// What the codes stand for where they are not their own levels, rising.
+    const LEVELS: Option<&'static [f32]> = None;
     /// Whether each group has a minimum besides its scale, so that 0 need not be among its values.
     const HAS_MIN: bool = false;
 
@@ -117,6 +119,7 @@ fn grid<F: BlockFormat>(header: Vec<u8>, rows: usize, cols: usize) -> Grid {
         min: array(min),
         group_size: F::GROUP,
         max_code: F::MAX_CODE,
+        levels: F::LEVELS,
         header,
     }
 }

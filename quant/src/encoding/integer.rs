@@ -155,7 +155,8 @@ impl IntEncoding {
 
     fn grid(&self, scale: Array2<f32>, zero: Array2<f32>, header: Vec<u8>) -> Grid {
         let min = Array2::zeros(scale.dim());
-        Grid { scale, zero, min, group_size: self.group_size, max_code: self.max_code(), header }
+        let (group_size, max_code) = (self.group_size, self.max_code());
+        Grid { scale, zero, min, group_size, max_code, levels: None, header }
     }
 
     /// The grid of scales and zeros that a search has found.

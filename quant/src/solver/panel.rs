@@ -3,7 +3,7 @@
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 
 use crate::Grid;
-use crate::grid::{decode_one, encode_one};
+use crate::grid::{decode_one, encode_level, encode_one};
 
 /// Rows worked on together, a fixed number so that results never depend on the number of threads.
 pub(super) const ROWS: usize = 64;
@@ -53,6 +53,7 @@ pub(super) struct ByGroup {
     min: Array2<f32>,   // [groups, rows]
     group_size: usize,
     max_code: f32,
+    levels: Option<&'static [f32]>,
 }
 
 impl ByGroup {
@@ -64,6 +65,7 @@ impl ByGroup {
             min: turned(&grid.min),
             group_size: grid.group_size,
             max_code: f32::from(grid.max_code),
+            levels: grid.levels,
         }
     }
 
@@ -77,6 +79,7 @@ impl ByGroup {
             zero: load(&self.zero),
             min: load(&self.min),
             max_code: self.max_code,
+            levels: self.levels,
         }
     }
 }
@@ -87,6 +90,7 @@ pub(super) struct GroupRows {
     zero: [f32; ROWS],
     min: [f32; ROWS],
     max_code: f32,
+    levels: Option<&'static [f32]>,
 }
 
 impl GroupRows {
@@ -94,8 +98,17 @@ impl GroupRows {
     #[inline(always)]
     pub fn encode(&self, x: &[f32; ROWS]) -> [u8; ROWS] {
         let mut codes = [0; ROWS];
-        for r in 0..ROWS {
-            codes[r] = encode_one(x[r], self.scale[r], self.zero[r], self.min[r], self.max_code);
+        match self.levels {
+            None => {
+                for r in 0..ROWS {
+                    codes[r] = encode_one(x[r], self.scale[r], self.zero[r], self.min[r], self.max_code);
+                }
+            }
+            Some(levels) => {
+                for r in 0..ROWS {
+                    codes[r] = encode_level(x[r], self.scale[r], self.zero[r], self.min[r], levels);
+                }
+            }
         }
         codes
     }
@@ -105,7 +118,8 @@ impl GroupRows {
     pub fn decode(&self, codes: &[u8; ROWS]) -> [f32; ROWS] {
         let mut values = [0.0; ROWS];
         for r in 0..ROWS {
-            values[r] = decode_one(codes[r], self.scale[r], self.zero[r], self.min[r]);
+            let level = self.levels.map_or(f32::from(codes[r]), |levels| levels[usize::from(codes[r])]);
+            values[r] = decode_one(level, self.scale[r], self.zero[r], self.min[r]);
         }
         values
     }
