@@ -113,6 +113,8 @@ pub struct Plan {
     pub device: Device,
     /// Whether codes are chosen on a device too.
     pub solves_there: bool,
+    /// Whether the model as it was runs beside, so that each matrix makes up for what those before it have lost.
+    pub corrects: bool,
     /// The experts some layers' MLPs are made of.
     pub experts: Option<ExpertNumbers>,
 }
@@ -283,8 +285,13 @@ impl Plan {
             None => Device::Cpu,
         };
         let experts = request.source.config.experts.clone();
+        let corrects = calibration.is_some()
+            && matches!(device, Device::Cpu)
+            && request.zeros.is_none()
+            && experts.is_none()
+            && std::env::var("ATTAR_CORRECT").is_ok();
         let solves_there = aim == Aim::Quantize && matches!(device, Device::Cuda(_));
-        Ok(Self { output, tensors, calibration, memory, device, solves_there, experts })
+        Ok(Self { output, tensors, calibration, memory, device, solves_there, corrects, experts })
     }
 
     /// The tensors of one layer.

@@ -19,7 +19,7 @@ use crate::mlp::Gated;
 use crate::norm::Norm;
 use crate::weight::Input;
 use crate::weights::{matrix, vector};
-use crate::{Error, ModelConfig, Role, TensorSpec, Weight, Weights};
+use crate::{Error, ModelConfig, Role, Tap, TensorSpec, Weight, Weights};
 use attar_tensor::op::{Rope, attention};
 use attar_tensor::{Precision, bf16_attention};
 use ndarray::parallel::prelude::*;
@@ -387,6 +387,20 @@ impl Block {
     /// `hidden += o(attn_out)`, what is added normed and scaled as the family has it.
     pub fn add_attn(&self, hidden: ArrayViewMut2<'_, f32>, attn_out: ArrayView2<'_, f32>) {
         self.add(&self.o, self.post_attn_norm.as_ref(), hidden, attn_out);
+    }
+
+    /// Whether what o (at its tap) or down (at its) makes is added to the stream without a norm.
+    pub fn adds_as_it_is(&self, tap: Tap) -> bool {
+        match tap {
+            Tap::AttnOut => self.post_attn_norm.is_none(),
+            Tap::MlpMid => self.post_mlp_norm.is_none(),
+            _ => false,
+        }
+    }
+
+    /// The numbers of the model it is of.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
     }
 
     /// What gate and up read: the stream, normed if the family norms it here.

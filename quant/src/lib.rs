@@ -35,6 +35,7 @@
 #![expect(clippy::needless_pass_by_value, reason = "a view is a reference already")]
 #![expect(clippy::needless_range_loop, reason = "loops over lanes index several arrays alike")]
 
+mod drift;
 pub mod encoding;
 mod error;
 mod factor;
@@ -45,6 +46,7 @@ pub mod solver;
 mod sparsity;
 mod statistics;
 
+pub use drift::{Correction, Drift, ridge_for};
 pub use encoding::{
     Codebook, DeviceFit, ENCODINGS, Encoding, Fit, GridEncoding, IntEncoding, IntParts, Named, ScaleDtype,
     encoding, encoding_of,

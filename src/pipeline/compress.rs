@@ -12,12 +12,13 @@ use attar_model::{
     Block, Error as ModelError, HiddenStates, Precision, Role, Tap, TensorSpec, Weights, Windows,
     check_tokens, final_norm, scale_embeddings, while_reading_ahead,
 };
-use attar_quant::{DeviceGptq, Factor, Facts, Named, Rtn, Settings, Solver, Statistics};
+use attar_quant::{Correction, DeviceGptq, Factor, Facts, Named, Rtn, Settings, Solver, Statistics};
 use ndarray::{Array2, ArrayViewMut2, s};
 
 use super::learned::Learned;
 use super::outlet::{Outlet, writing_behind};
 use super::passage::Passage;
+use super::twin::Twin;
 use super::write::Sink;
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::plan::{Plan, PlannedTensor, Treatment};
@@ -100,14 +101,19 @@ impl Pass<'_> {
         let config = &self.source.config;
         let embedded = self.embed(windows, done)?;
         let mut stream = Passage::new(self.plan, self.source, embedded, windows.ctx(), self.precision)?;
+        let twin = || Twin::new(self.plan, self.source, windows, self.precision);
+        let mut twin = self.plan.corrects.then(|| done.calibrating(twin)).transpose()?;
         for layer in 0..config.num_hidden_layers {
-            self.block(layer, &mut stream, done).doing(|| format!("while quantizing layer {layer}"))?;
+            self.block(layer, (&mut stream, twin.as_mut()), done)
+                .doing(|| format!("while quantizing layer {layer}"))?;
         }
         let reads_head_input =
             |t: &&PlannedTensor| t.spec.role != Role::Embedding || config.tie_word_embeddings;
         for tensor in self.plan.outside_blocks().filter(reads_head_input) {
             match tensor.treatment {
-                Treatment::Codes(encoding) => self.head(tensor, encoding, &mut stream, done)?,
+                Treatment::Codes(encoding) => {
+                    self.head(tensor, encoding, (&mut stream, twin.as_ref()), done)?;
+                }
                 Treatment::Float(_) => self.without_data(tensor, done, |_, _| Ok(()))?,
             }
         }
@@ -157,7 +163,12 @@ impl Pass<'_> {
     }
 
     /// Stage by stage through one block.
-    fn block(&self, layer: usize, stream: &mut Passage, done: &mut Done) -> Result<()> {
+    fn block(
+        &self,
+        layer: usize,
+        (stream, mut twin): (&mut Passage, Option<&mut Twin>),
+        done: &mut Done,
+    ) -> Result<()> {
         let config = &self.source.config;
         let is_kept = |t: &&PlannedTensor| t.spec.tap.is_none() || t.spec.role == Role::Router;
         for tensor in self.plan.of_layer(layer).filter(is_kept) {
@@ -169,6 +180,9 @@ impl Pass<'_> {
             _ => {}
         }
         let mut block = Block::load_without_experts(config, layer, self.source)?;
+        if let Some(twin) = &mut twin {
+            twin.enter(Block::load(config, layer, self.source)?);
+        }
         for tap in STAGES {
             if tap == Tap::MlpIn && block.experts().is_some() {
                 return self.experts(layer, &block, stream.here()?, done);
@@ -178,15 +192,23 @@ impl Pass<'_> {
             let solved = tensors.iter().any(|t| t.sparse || matches!(t.treatment, Treatment::Codes(_)));
             let wanted =
                 solved.then(|| Statistics::with(solver.reads(), config.of_layer(layer).tap_features(tap)));
-            let statistics = done.calibrating(|| stream.observe(&block, tap, wanted))?;
+            let (statistics, correction) = done.calibrating(|| match (&mut twin, wanted) {
+                (Some(twin), Some(wanted)) => {
+                    let (statistics, correction) = twin.observe((stream.here()?, &block), tap, wanted)?;
+                    Ok((Some(statistics), correction))
+                }
+                (Some(twin), None) => twin.pass((stream.here()?, &block), tap).map(|()| (None, None)),
+                (None, wanted) => Ok((stream.observe(&block, tap, wanted)?, None)),
+            })?;
+            let correction = correction.as_ref();
             let factor = statistics.as_ref().map(|statistics| Factor::new(statistics, solver.settings()));
             for tensor in tensors {
                 let (role, factor) = (tensor.spec.role, factor.as_ref());
                 if role.parts().len() == 1 {
-                    self.matrix(tensor, block.weight_mut(role), factor, done)
+                    self.matrix(tensor, block.weight_mut(role), (factor, correction), done)
                 } else {
                     let mut weight = block.stored(role);
-                    let made = self.matrix(tensor, weight.view_mut(), factor, done);
+                    let made = self.matrix(tensor, weight.view_mut(), (factor, correction), done);
                     block.set_stored(role, weight.view());
                     made
                 }
@@ -196,7 +218,7 @@ impl Pass<'_> {
         }
         let next = self.first_of(layer + 1);
         done.calibrating(|| while_reading_ahead(next, self.source, || stream.finish(&block)))?;
-        Ok(())
+        twin.map_or(Ok(()), |twin| done.calibrating(|| twin.finish()))
     }
 
     /// What decides on matrices that are to have zeros, or on others.
@@ -220,7 +242,7 @@ impl Pass<'_> {
         &self,
         tensor: &PlannedTensor,
         encoding: Named,
-        stream: &mut Passage,
+        (stream, twin): (&mut Passage, Option<&Twin>),
         done: &mut Done,
     ) -> Result<()> {
         let config = &self.source.config;
@@ -235,8 +257,12 @@ impl Pass<'_> {
             _ => {}
         }
         let wanted = Statistics::with(self.solver.reads(), config.tap_features(Tap::HeadIn));
-        let statistics = done.calibrating(|| stream.head(&norm, wanted))?;
-        self.solve_rows(tensor, encoding, &Factor::new(&statistics, Settings::default()), done)
+        let (statistics, correction) = done.calibrating(|| match twin {
+            Some(twin) => twin.head(stream.here()?, &norm, wanted),
+            None => Ok((stream.head(&norm, wanted)?, None)),
+        })?;
+        let factor = Factor::new(&statistics, Settings::default());
+        self.solve_rows(tensor, encoding, (&factor, correction.as_ref()), done)
     }
 
     /// Quantizes a matrix outside the blocks, some rows at a time.
@@ -244,11 +270,15 @@ impl Pass<'_> {
         &self,
         tensor: &PlannedTensor,
         encoding: Named,
-        factor: &Factor<'_>,
+        (factor, correction): (&Factor<'_>, Option<&Correction>),
         done: &mut Done,
     ) -> Result<()> {
         let mut facts = Merged::default();
-        self.each_rows(tensor, done, |_, w, done| {
+        self.each_rows(tensor, done, |first, w, done| {
+            let w = match correction {
+                Some(correction) => correction.corrected(w.view(), first),
+                None => w,
+            };
             let solution = self.solver.solve(w.view(), Some(factor), grid_of(&encoding)?)?;
             done.sink.codes(tensor, &encoding, &solution)?;
             facts.add(solution.facts);
@@ -263,7 +293,7 @@ impl Pass<'_> {
         &self,
         tensor: &PlannedTensor,
         mut weight: ArrayViewMut2<'_, f32>,
-        factor: Option<&Factor<'_>>,
+        (factor, correction): (Option<&Factor<'_>>, Option<&Correction>),
         done: &mut Done,
     ) -> Result<()> {
         let (count, step) = (weight.nrows(), done.sink.row_step(tensor, CHUNK_WEIGHTS));
@@ -285,6 +315,10 @@ impl Pass<'_> {
                     done.sink.floats(tensor, *dtype, rows.iter().copied().collect())?;
                 }
                 Treatment::Codes(encoding) => {
+                    if let Some(correction) = correction {
+                        let corrected = correction.corrected(rows.view(), start);
+                        rows.assign(&corrected);
+                    }
                     let solution = solver.solve(rows.view(), factor, grid_of(encoding)?)?;
                     done.sink.codes(tensor, encoding, &solution)?;
                     rows.assign(&solution.decoded);

@@ -151,7 +151,7 @@ impl Running<'_> {
             }
             let weight = self.expert.weight_mut(tensor.spec.role);
             self.pass
-                .matrix(&tensor, weight, factor.as_ref(), done)
+                .matrix(&tensor, weight, (factor.as_ref(), None), done)
                 .doing(|| format!("while quantizing `{}`", tensor.spec.name))?;
             // From here on it is only multiplied by.
             self.expert.pack_role(tensor.spec.role, self.pass.precision);

@@ -158,7 +158,7 @@ impl Pass<'_> {
                 Treatment::Codes(encoding) if reads_head_input(tensor.spec.role) => {
                     let statistics = learned.read(&head(), self.solver.reads())?;
                     let factor = Factor::new(&statistics, Settings::default());
-                    self.solve_rows(tensor, encoding, &factor, done)?;
+                    self.solve_rows(tensor, encoding, (&factor, None), done)?;
                 }
                 _ => self.without_data(tensor, done, |_, _| Ok(()))?,
             }
@@ -184,7 +184,7 @@ impl Pass<'_> {
         for tensor in tensors {
             let [rows, cols] = rows_and_cols(&tensor.spec);
             let mut weight = self.load(&tensor.spec)?.into_shape_with_order((rows, cols))?;
-            self.matrix(tensor, weight.view_mut(), factor.as_ref(), done)
+            self.matrix(tensor, weight.view_mut(), (factor.as_ref(), None), done)
                 .doing(|| format!("while quantizing `{}`", tensor.spec.name))?;
         }
         Ok(())

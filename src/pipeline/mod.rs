@@ -16,6 +16,7 @@ pub mod stream;
 pub mod tasks;
 pub mod teacher;
 pub mod training;
+pub mod twin;
 pub mod verify;
 pub mod write;
 

@@ -62,6 +62,35 @@ impl Carried {
     }
 }
 
+/// Where a stream is while it is on its way to a tap.
+struct Visit {
+    tap: Tap,
+    keep: bool,
+    carried: Carried,
+    room: Array2<f32>, // [tokens of a chunk, features], where nothing is kept
+}
+
+/// The same tokens in two streams, see [`Stream::advance_beside`].
+pub struct Beside<'a> {
+    /// Activations in the other stream, `[rows.len(), features]`.
+    pub was: ArrayView2<'a, f32>,
+    /// Activations in this one.
+    pub now: ArrayView2<'a, f32>,
+    hidden: [&'a HiddenStates; 2],
+    rows: Range<usize>,
+}
+
+impl Beside<'_> {
+    /// What this stream's hidden states have lost of the other's, `[rows.len(), hidden_size]`: the other's less its own.
+    ///
+    /// # Errors
+    /// Hidden states on a disk that fails.
+    pub fn lost(&self) -> Result<Array2<f32>, FileError> {
+        let [was, now] = self.hidden;
+        Ok(&was.read(self.rows.clone())? - &now.read(self.rows.clone())?)
+    }
+}
+
 impl Stream {
     /// Starts with the embedded tokens, `[tokens, hidden_size]`, in whole windows of `ctx` tokens, kept as `keeping` says.
     ///
@@ -84,6 +113,39 @@ impl Stream {
         tap: Tap,
         mut observe: impl FnMut(ArrayView2<'_, f32>),
     ) -> Result<(), FileError> {
+        let mut visit = self.enter(block, tap)?;
+        for rows in self.chunks() {
+            observe(self.visit(&mut visit, block, &rows)?);
+        }
+        self.leave(block, visit);
+        Ok(())
+    }
+
+    /// [`advance`](Self::advance) beside another stream of the same windows through another block of the same shape: `observe` is shown
+    /// the activations here, those there, and which tokens they are of.
+    ///
+    /// # Errors
+    /// Hidden states on a disk that fails, and what `observe` says.
+    pub fn advance_beside(
+        &mut self,
+        block: &Block,
+        tap: Tap,
+        (other, other_block): (&mut Self, &Block),
+        mut observe: impl FnMut(Beside<'_>) -> Result<(), FileError>,
+    ) -> Result<(), FileError> {
+        let mut visit = self.enter(block, tap)?;
+        let mut other_visit = other.enter(other_block, tap)?;
+        for rows in self.chunks() {
+            let was = other.visit(&mut other_visit, other_block, &rows)?;
+            let now = self.visit(&mut visit, block, &rows)?;
+            observe(Beside { was, now, hidden: [&other.hidden, &self.hidden], rows })?;
+        }
+        self.leave(block, visit);
+        other.leave(other_block, other_visit);
+        Ok(())
+    }
+
+    fn enter(&mut self, block: &Block, tap: Tap) -> Result<Visit, FileError> {
         let keep = match tap {
             Tap::AttnOut => self.carry.attn_out,
             Tap::MlpMid => self.carry.mlp_mid,
@@ -99,26 +161,35 @@ impl Stream {
             carried.hold(tokens, features);
         }
         let room = if keep { 0 } else { self.chunks().map(|rows| rows.len()).max().unwrap_or(0) };
-        let mut room = Array2::zeros((room, features));
-        for rows in self.chunks() {
-            if tap == Tap::MlpIn {
-                let attn_out = carried.rows(&rows);
-                let into = room.slice_mut(s![..rows.len(), ..]);
-                self.hidden
-                    .update(rows.clone(), |hidden| to_mlp_in(block, self.ctx, attn_out, hidden, into))?;
-            } else {
-                let hidden = self.hidden.read(rows.clone())?;
-                let into = if keep { carried.rows_mut(&rows) } else { None };
-                let into = into.unwrap_or_else(|| room.slice_mut(s![..rows.len(), ..]));
-                to_tap(block, tap, self.ctx, &hidden.view(), into);
-            }
-            let seen = if keep { carried.rows(&rows) } else { None };
-            let seen = seen.unwrap_or_else(|| room.slice(s![..rows.len(), ..]));
-            observe(seen);
-            if let Some(experts_in) = &mut self.experts_in {
-                experts_in.write(rows.start, seen)?;
-            }
+        Ok(Visit { tap, keep, carried, room: Array2::zeros((room, features)) })
+    }
+
+    fn visit<'a>(
+        &mut self,
+        visit: &'a mut Visit,
+        block: &Block,
+        rows: &Range<usize>,
+    ) -> Result<ArrayView2<'a, f32>, FileError> {
+        let Visit { tap, keep, carried, room } = visit;
+        if *tap == Tap::MlpIn {
+            let attn_out = carried.rows(rows);
+            let into = room.slice_mut(s![..rows.len(), ..]);
+            self.hidden.update(rows.clone(), |hidden| to_mlp_in(block, self.ctx, attn_out, hidden, into))?;
+        } else {
+            let hidden = self.hidden.read(rows.clone())?;
+            let into = if *keep { carried.rows_mut(rows) } else { None };
+            let into = into.unwrap_or_else(|| room.slice_mut(s![..rows.len(), ..]));
+            to_tap(block, *tap, self.ctx, &hidden.view(), into);
         }
+        let seen = if *keep { carried.rows(rows) } else { None };
+        let seen = seen.unwrap_or_else(|| room.slice(s![..rows.len(), ..]));
+        if let Some(experts_in) = &mut self.experts_in {
+            experts_in.write(rows.start, seen)?;
+        }
+        Ok(seen)
+    }
+
+    fn leave(&mut self, block: &Block, Visit { tap, mut carried, .. }: Visit) {
         if tap == Tap::MlpIn {
             carried.held = None;
             if !self.carry.mlp_mid || block.experts().is_some() {
@@ -126,7 +197,6 @@ impl Stream {
             }
         }
         self.carried = carried;
-        Ok(())
     }
 
     /// Features of the activations at a tap of a block.
@@ -209,6 +279,21 @@ impl Stream {
     pub fn each_chunk(&self, mut observe: impl FnMut(ArrayView2<'_, f32>)) -> Result<(), FileError> {
         self.chunks().try_for_each(|rows| {
             observe(self.hidden.read(rows)?.view());
+            Ok(())
+        })
+    }
+
+    /// [`each_chunk`](Self::each_chunk) beside another stream of the same windows: the hidden states here and those there.
+    ///
+    /// # Errors
+    /// Hidden states on a disk that fails.
+    pub fn each_chunk_beside(
+        &self,
+        other: &Self,
+        mut observe: impl FnMut(ArrayView2<'_, f32>, ArrayView2<'_, f32>),
+    ) -> Result<(), FileError> {
+        self.chunks().try_for_each(|rows| {
+            observe(self.hidden.read(rows.clone())?.view(), other.hidden.read(rows)?.view());
             Ok(())
         })
     }

@@ -47,6 +47,7 @@ impl Plan {
             memory,
             device: Device::Cpu,
             solves_there: false,
+            corrects: false,
             experts: config.experts.clone(),
         })
     }
