@@ -6,6 +6,9 @@ mod block;
 mod block32;
 mod float;
 mod integer;
+mod iq4;
+mod iq4_nl;
+mod iq4_xs;
 mod q4_0;
 mod q4_1;
 mod q4_k;
@@ -194,6 +197,8 @@ pub const ENCODINGS: &[&dyn Encoding] = &[
     &q4_k::Q4K,
     &q5_k::Q5K,
     &q6_k::Q6K,
+    &iq4_nl::Iq4Nl,
+    &iq4_xs::Iq4Xs,
 ];
 
 /// An encoding found by name.
