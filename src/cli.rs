@@ -10,6 +10,7 @@ mod prune;
 
 use std::path::PathBuf;
 
+use attar_checkpoint::GgmlType;
 use attar_eval::Convention;
 use attar_model::Precision;
 use attar_model::teacher::Signal;
@@ -20,7 +21,9 @@ use serde::Deserialize;
 
 use crate::device::DeviceArg;
 use crate::diagnostic::Failure;
+use crate::mix::Fallback;
 use crate::pipeline::teacher::SaveAs;
+use crate::plan::written_type;
 use crate::scheme::Scheme;
 pub use check::{CheckArgs, LimitArgs};
 pub use compare::{Calibrate, CompareArgs, Contender};
@@ -264,6 +267,10 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "REGEX=TYPE")]
     pub tensor: Vec<String>,
 
+    /// What else is said of tensor types.
+    #[command(flatten)]
+    pub types: TypesArgs,
+
     /// Layout of a safetensors folder [default: compressed-tensors for integers, plain for floats]
     #[arg(long, value_enum)]
     pub format: Option<Layout>,
@@ -271,6 +278,31 @@ pub struct QuantizeArgs {
     /// Name for `tokenizer.ggml.pre`, where attar does not recognise the tokenizer's splitting rule
     #[arg(long, value_name = "NAME")]
     pub pre_tokenizer: Option<String>,
+}
+
+/// Which type each tensor of a GGUF file gets.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Types of tensors in a GGUF file")]
+pub struct TypesArgs {
+    /// Every matrix in the scheme's main type, without llama-quantize's exceptions
+    #[arg(long)]
+    pub pure: bool,
+
+    /// The type of the output head, also where the embedding serves as the head
+    #[arg(long, value_name = "TYPE", value_parser = parse_type)]
+    pub output_type: Option<GgmlType>,
+
+    /// The type of the embedding
+    #[arg(long, value_name = "TYPE", value_parser = parse_type)]
+    pub embedding_type: Option<GgmlType>,
+
+    /// Which type rows get that are no whole number of blocks: llama-quantize's, or the best that takes no more bits
+    #[arg(long, value_enum, default_value_t)]
+    pub mix: Fallback,
+
+    /// Refuse rows that are no whole number of blocks instead
+    #[arg(long)]
+    pub no_fallback: bool,
 }
 
 /// Zeros in the matrices of the blocks.
@@ -465,6 +497,10 @@ impl Layout {
             Self::CompressedTensors => "compressed-tensors",
         }
     }
+}
+
+fn parse_type(name: &str) -> Result<GgmlType, String> {
+    written_type(name).map_err(|failure| failure.in_one_line())
 }
 
 fn parse_scheme(name: &str) -> Result<Scheme, String> {

@@ -18,7 +18,7 @@ use regex::Regex;
 
 use crate::device::{self, Computer};
 use crate::diagnostic::{Explain, Failure, Result, nearest};
-use crate::mix::{MixContext, shape_fallback};
+use crate::mix::{Fallback, FileType, Matrix, MixContext, shape_fallback};
 use crate::scheme::{IntegerScheme, Scheme};
 use crate::source::Source;
 use crate::talk::{human_bytes, thousands};
@@ -146,6 +146,80 @@ impl std::str::FromStr for TensorRule {
     }
 }
 
+/// What the user says of tensor types besides the scheme.
+#[derive(Clone, Debug, Default)]
+pub struct TypeRules {
+    /// Rules for single tensors, first match wins.
+    pub tensors: Vec<TensorRule>,
+    /// Every matrix gets the file type's main type.
+    pub pure: bool,
+    /// The type of the head.
+    pub output: Option<GgmlType>,
+    /// The type of the embedding.
+    pub embedding: Option<GgmlType>,
+    /// What becomes of rows that do not fit.
+    pub fallback: Fallback,
+    /// Whether such rows are refused instead.
+    pub no_fallback: bool,
+}
+
+/// Nothing but the scheme.
+pub static NO_RULES: TypeRules = TypeRules {
+    tensors: Vec::new(),
+    pure: false,
+    output: None,
+    embedding: None,
+    fallback: Fallback::LlamaCpp,
+    no_fallback: false,
+};
+
+impl TypeRules {
+    /// The type that was asked for a matrix, where one was.
+    fn wanted(&self, spec: &TensorSpec, file_type: FileType, context: MixContext) -> Result<GgmlType> {
+        let is_head = spec.role == Role::Head || (spec.role == Role::Embedding && context.tied);
+        if let Some(wanted) = self.output.filter(|_| is_head) {
+            return Ok(wanted);
+        }
+        if let Some(wanted) = self.embedding.filter(|_| spec.role == Role::Embedding) {
+            return Ok(wanted);
+        }
+        if let Some(rule) = self.tensors.iter().find(|rule| rule.matches(spec)) {
+            return ggml_type(&rule.wanted);
+        }
+        if self.pure {
+            return Ok(file_type.default_type);
+        }
+        let matrix = Matrix {
+            role: spec.role,
+            layer: spec.layer.unwrap_or(0),
+            row_length: spec.shape[1],
+            is_expert: spec.expert.is_some(),
+        };
+        Ok(file_type.tensor_type(matrix, context))
+    }
+
+    /// Whether anything is said that only GGUF files have.
+    fn is_for_gguf(&self) -> bool {
+        self.pure
+            || self.no_fallback
+            || self.output.is_some()
+            || self.embedding.is_some()
+            || self.fallback != Fallback::LlamaCpp
+    }
+}
+
+/// The tensor type of a name that attar writes.
+///
+/// # Errors
+/// With the nearest name.
+pub fn written_type(name: &str) -> Result<GgmlType> {
+    let name = name.to_ascii_lowercase();
+    ggml_type(&name).map_err(|failure| {
+        let types = GgmlType::all().map(GgmlType::name).filter(|name| encoding(name).is_some());
+        failure.did_you_mean(nearest(&name, types))
+    })
+}
+
 impl TensorRule {
     fn matches(&self, spec: &TensorSpec) -> bool {
         self.pattern.is_match(&spec.name) || self.pattern.is_match(&spec.gguf_name)
@@ -160,8 +234,8 @@ pub struct Request<'a> {
     pub scheme: Option<Scheme>,
     /// Whether the output is one GGUF file.
     pub gguf: bool,
-    /// Rules for single tensors, first match wins.
-    pub rules: &'a [TensorRule],
+    /// What is said of tensor types besides.
+    pub rules: &'a TypeRules,
     /// Text the method learns from, if it does.
     pub calibration: Option<CalibrationSize>,
     /// Memory the pass may use, if bounded.
@@ -283,7 +357,13 @@ fn gguf_float(source: &Source, spec: &TensorSpec) -> Dtype {
 }
 
 fn check_rules(request: &Request) -> Result<()> {
-    for rule in request.rules {
+    if request.rules.is_for_gguf()
+        && !matches!(request.scheme, Some(Scheme::Gguf(t)) if request.gguf && t.has_codes())
+    {
+        return Err(Failure::new("--pure, --output-type, --embedding-type, --mix and --no-fallback are about tensor types of GGUF files")
+            .hint("name an output that ends in .gguf and a scheme such as q4_k_m, or leave them out"));
+    }
+    for rule in &request.rules.tensors {
         if !request.source.specs.iter().any(|spec| spec.is_matrix() && rule.matches(spec)) {
             return Err(Failure::new(format!("no matrix of the model matches --tensor '{}'", rule.pattern))
                 .hint("attar inspect -v lists the names, Hugging Face's and GGUF's; both are searched"));
@@ -310,10 +390,10 @@ fn check_stacks(tensors: &[PlannedTensor]) -> Result<()> {
 }
 
 fn plan_tensor(spec: &TensorSpec, request: &Request, output: &Output) -> Result<PlannedTensor> {
-    let rule = request.rules.iter().find(|rule| rule.matches(spec));
+    let rule = request.rules.tensors.iter().find(|rule| rule.matches(spec));
     let (treatment, fallback) = match (output, &spec.shape[..]) {
         (Output::Gguf { .. }, _) if spec.role == Role::Router => (Treatment::Float(Dtype::F32), None),
-        (Output::Gguf { .. }, [_, row_length]) => gguf_matrix(spec, *row_length, request, rule)?,
+        (Output::Gguf { .. }, [_, row_length]) => gguf_matrix(spec, *row_length, request)?,
         (Output::Gguf { .. }, _) => (Treatment::Float(Dtype::F32), None),
         (Output::Plain, _) => (Treatment::Float(plain_dtype(spec, request, rule)?), None),
         (Output::CompressedTensors(scheme), _) => (folder_matrix(spec, request, *scheme, rule)?, None),
@@ -363,7 +443,6 @@ fn gguf_matrix(
     spec: &TensorSpec,
     row_length: usize,
     request: &Request,
-    rule: Option<&TensorRule>,
 ) -> Result<(Treatment, Option<String>)> {
     let Some(Scheme::Gguf(file_type)) = request.scheme else {
         return Ok((Treatment::Float(request.source.float_dtype(spec)), None));
@@ -379,20 +458,27 @@ fn gguf_matrix(
             && config.num_hidden_layers == 80
             && experts != 8
             && config.num_attention_heads != config.num_key_value_heads,
+        queries_per_key: config.num_attention_heads / config.num_key_value_heads.max(1),
     };
-    let wanted = match rule {
-        Some(rule) => ggml_type(&rule.wanted)?,
-        None => file_type.tensor_type(spec.role, spec.layer.unwrap_or(0), row_length, context),
-    };
-    let chosen = shape_fallback(wanted, row_length);
-    let fallback = (chosen != wanted).then(|| {
-        format!(
-            "rows of {row_length} do not fit {} (blocks of {}): {}",
-            wanted.name(),
-            wanted.block_len(),
+    let wanted = request.rules.wanted(spec, file_type, context)?;
+    let chosen = shape_fallback(wanted, row_length, request.rules.fallback);
+    let unfit =
+        || format!("rows of {row_length} do not fit {} (blocks of {})", wanted.name(), wanted.block_len());
+    if chosen != wanted && request.rules.no_fallback {
+        return Err(Failure::new(unfit()).hint(format!(
+            "leave --no-fallback out to have it as {}, or say what it is to be: --tensor '{}=q8_0'",
+            chosen.name(),
+            spec.role.as_str()
+        )));
+    }
+    if !context.with_data && file_type.needs_data(spec.role, chosen) {
+        return Err(Failure::new(format!(
+            "{} is no use without knowing what its inputs are like",
             chosen.name()
-        )
-    });
+        ))
+        .hint("calibrate (leave --method out), give an importance matrix, or choose q2_k or a larger type"));
+    }
+    let fallback = (chosen != wanted).then(|| format!("{}: {}", unfit(), chosen.name()));
     let treatment = match float_dtype(chosen) {
         Some(dtype) => Treatment::Float(dtype),
         None => Treatment::Codes(encoding(chosen.name()).ok_or_else(|| not_written(chosen.name()))?),
@@ -483,7 +569,14 @@ fn ggml_type(name: &str) -> Result<GgmlType> {
 
 fn not_written(name: &str) -> Failure {
     Failure::new(format!("attar does not write the tensor type `{name}`"))
-        .hint("types: f32 f16 bf16 q8_0 q6_k q5_k q5_1 q5_0 q4_k q4_1 q4_0")
+        .hint(format!("types: {}", written_types().join(" ")))
+}
+
+/// The names of the types attar writes, the one of most bits first.
+fn written_types() -> Vec<&'static str> {
+    let mut types: Vec<_> = GgmlType::all().filter(|t| encoding(t.name()).is_some()).collect();
+    types.sort_by_key(|t| std::cmp::Reverse(t.block_bytes() * 1024 / t.block_len()));
+    types.into_iter().map(GgmlType::name).collect()
 }
 
 fn float_dtype(ggml_type: GgmlType) -> Option<Dtype> {

@@ -27,8 +27,9 @@ use crate::cli::{
 use crate::commands;
 use crate::commands::distill::state_of;
 use crate::diagnostic::{Explain, Failure, Result};
+use crate::mix::Fallback;
 use crate::pipeline::training::Kept;
-use crate::plan::TensorRule;
+use crate::plan::{TypeRules, written_type};
 use crate::scheme::Scheme;
 pub use chain::run;
 use document::{Document, Step};
@@ -113,6 +114,14 @@ struct QuantizeTable {
     sparsity_criterion: Option<ZerosBy>,
     #[serde(default)]
     tensor: Vec<String>,
+    #[serde(default)]
+    pure: bool,
+    output_type: Option<String>,
+    embedding_type: Option<String>,
+    #[serde(default)]
+    mix: Fallback,
+    #[serde(default)]
+    no_fallback: bool,
     pre_tokenizer: Option<String>,
 }
 
@@ -295,7 +304,7 @@ struct Order<'a> {
     table: &'a QuantizeTable,
     scheme: Scheme,
     zeros: Option<Box<dyn Solver>>,
-    rules: Vec<TensorRule>,
+    rules: TypeRules,
 }
 
 impl<'a> Order<'a> {
@@ -317,7 +326,19 @@ impl<'a> Order<'a> {
             rule.parse().map_err(|failure| value(&[Step::Key("tensor"), Step::Item(at)], failure))
         };
         let scheme = scheme.doing(at)?;
-        let rules = table.tensor.iter().enumerate().map(rule).collect::<Result<_>>().doing(at)?;
+        let tensors = table.tensor.iter().enumerate().map(rule).collect::<Result<_>>().doing(at)?;
+        let typed = |key: &'static str, name: &Option<String>| {
+            let found = name.as_deref().map(written_type).transpose();
+            found.map_err(|failure| value(&[Step::Key(key)], failure)).doing(at)
+        };
+        let rules = TypeRules {
+            tensors,
+            pure: table.pure,
+            output: typed("output_type", &table.output_type)?,
+            embedding: typed("embedding_type", &table.embedding_type)?,
+            fallback: table.mix,
+            no_fallback: table.no_fallback,
+        };
         let zeros = table.zeros().map_err(|(key, failure)| value(&[Step::Key(key)], failure));
         Ok(Self { table, scheme, zeros: zeros.doing(at)?.solver(), rules })
     }

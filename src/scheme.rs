@@ -50,8 +50,8 @@ impl FromStr for Scheme {
 
     fn from_str(text: &str) -> Result<Self, Failure> {
         let name = text.to_ascii_lowercase();
-        if let Some(file_type) = FILE_TYPES.iter().find(|t| t.name == name) {
-            return Ok(Self::Gguf(*file_type));
+        if let Some(file_type) = FileType::named(&name) {
+            return Ok(Self::Gguf(file_type));
         }
         integer_scheme(&name).map(Self::Integer).ok_or_else(|| {
             let known: Vec<_> = FILE_TYPES.iter().map(|t| t.name).collect();

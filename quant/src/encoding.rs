@@ -9,6 +9,8 @@ mod integer;
 mod iq4;
 mod iq4_nl;
 mod iq4_xs;
+mod q2_k;
+mod q3_k;
 mod q4_0;
 mod q4_1;
 mod q4_k;
@@ -194,6 +196,8 @@ pub const ENCODINGS: &[&dyn Encoding] = &[
     &q4_1::Q4_1,
     &q5_0::Q5_0,
     &q5_1::Q5_1,
+    &q2_k::Q2K,
+    &q3_k::Q3K,
     &q4_k::Q4K,
     &q5_k::Q5K,
     &q6_k::Q6K,

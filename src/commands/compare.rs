@@ -24,7 +24,7 @@ use crate::pipeline::learned::Learned;
 use crate::pipeline::score::Scoring;
 use crate::pipeline::verify::Facts;
 use crate::pipeline::{Calibration, Clock, Job, describe, describe_written, refuse_quantized};
-use crate::plan::Plan;
+use crate::plan::{NO_RULES, Plan};
 use crate::scheme::Scheme;
 use crate::source::Source;
 use crate::talk::{Talk, human_bytes, say};
@@ -271,7 +271,7 @@ impl<'a> Contest<'a> {
             scheme: Some(contender.scheme),
             method: contender.method.unwrap_or_default(),
             zeros: None,
-            rules: &[],
+            rules: &NO_RULES,
             calibration: self.calibration.filter(|_| self.args.learns(contender)),
             learned,
             output: path,

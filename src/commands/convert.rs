@@ -8,6 +8,7 @@ use crate::commands::quantize::check_weights;
 use crate::device::Computer;
 use crate::diagnostic::{Failure, Result};
 use crate::pipeline::{Clock, Job, is_gguf};
+use crate::plan::NO_RULES;
 use crate::source::Source;
 
 /// Plans, checks, writes, reopens, reports.
@@ -38,7 +39,7 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<()> {
         scheme: None,
         method: Method::Rtn,
         zeros: None,
-        rules: &[],
+        rules: &NO_RULES,
         calibration: None,
         learned: None,
         output: &args.output,

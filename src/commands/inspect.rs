@@ -20,7 +20,7 @@ use crate::device::Computer;
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::mix::FILE_TYPES;
 use crate::pipeline::describe;
-use crate::plan::{CalibrationSize, Plan, Request};
+use crate::plan::{CalibrationSize, NO_RULES, Plan, Request};
 use crate::scheme::Scheme;
 use crate::source::Source;
 use crate::talk::{human_bytes, say, terminal, thousands};
@@ -324,7 +324,7 @@ fn schemes(source: &Source) -> Section<'static> {
             source,
             scheme: Some(scheme),
             gguf,
-            rules: &[],
+            rules: &NO_RULES,
             calibration,
             max_memory: None,
             precision: Precision::F32,

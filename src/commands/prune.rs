@@ -4,7 +4,7 @@ use attar_checkpoint::tokenizer::Tokenizer;
 use attar_model::{Device, Precision};
 use attar_prune::criterion::{CRITERIA, Depth, Kind, Width, criterion};
 
-use crate::cli::{Global, Method, PrecisionArg, PruneArgs, QuantizeArgs, ShapeArgs};
+use crate::cli::{Global, Method, PrecisionArg, PruneArgs, QuantizeArgs, ShapeArgs, TypesArgs};
 use crate::commands::quantize::{self, check_weights};
 use crate::commands::{CalibrationRequest, ScoringRequest};
 use crate::device::{Computer, DeviceArg};
@@ -181,6 +181,7 @@ impl PruneArgs {
             precision: PrecisionArg::F32,
             no_eval: self.no_eval,
             tensor: Vec::new(),
+            types: TypesArgs::default(),
             format: None,
             pre_tokenizer: self.pre_tokenizer.clone(),
         })

@@ -12,7 +12,7 @@ use crate::diagnostic::Result;
 use crate::pipeline::score::{Kept, Scoring};
 use crate::pipeline::teacher::open_cache_of;
 use crate::pipeline::{Calibration, Clock, Job, is_gguf, refuse_quantized};
-use crate::plan::{Plan, TensorRule};
+use crate::plan::{Plan, TypeRules};
 use crate::scheme::Scheme;
 use crate::source::Source;
 
@@ -26,7 +26,7 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
     let source = Source::open(&args.model)?;
     refuse_quantized(&source)?;
     args.layout_fits()?;
-    let rules = args.tensor.iter().map(|rule| rule.parse()).collect::<Result<Vec<TensorRule>>>()?;
+    let rules = args.rules()?;
 
     let zeros = args.zeros.solver();
     let learns = args.method.learns(args.scheme, &args.calib) || zeros.is_some();
@@ -104,7 +104,7 @@ impl QuantizeArgs {
     pub fn job<'a>(
         &'a self,
         (source, tokenizer): (&'a Source, Option<&'a Tokenizer>),
-        (zeros, rules): (Option<&'a dyn Solver>, &'a [TensorRule]),
+        (zeros, rules): (Option<&'a dyn Solver>, &'a TypeRules),
         calibration: Option<&'a Calibration>,
         computer: &'a Computer,
         global: &Global,
@@ -126,6 +126,18 @@ impl QuantizeArgs {
             computer,
             talk: global.talk(),
         }
+    }
+
+    /// What is said of tensor types besides the scheme.
+    pub fn rules(&self) -> Result<TypeRules> {
+        Ok(TypeRules {
+            tensors: self.tensor.iter().map(|rule| rule.parse()).collect::<Result<_>>()?,
+            pure: self.types.pure,
+            output: self.types.output_type,
+            embedding: self.types.embedding_type,
+            fallback: self.types.mix,
+            no_fallback: self.types.no_fallback,
+        })
     }
 
     /// Whether `--format` names the layout the scheme has.

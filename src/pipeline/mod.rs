@@ -34,7 +34,7 @@ use attar_quant::{Gptq, Rtn, Solver};
 use crate::cli::Method;
 use crate::device::{self, Computer};
 use crate::diagnostic::{Explain, Failure, Result};
-use crate::plan::{CalibrationSize, Output, Plan, Request, TensorRule, Treatment};
+use crate::plan::{CalibrationSize, Output, Plan, Request, Treatment, TypeRules};
 use crate::scheme::Scheme;
 use crate::source::Source;
 use crate::talk::Talk;
@@ -64,8 +64,8 @@ pub struct Job<'a> {
     pub method: Method,
     /// What sets weights of the blocks' matrices to 0, where that is asked for.
     pub zeros: Option<&'a dyn Solver>,
-    /// Rules for single tensors.
-    pub rules: &'a [TensorRule],
+    /// What is said of tensor types besides the scheme.
+    pub rules: &'a TypeRules,
     /// Text to learn from, if there is any.
     pub calibration: Option<&'a Calibration>,
     /// What was learned of it before, for several outputs.

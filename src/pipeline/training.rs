@@ -21,7 +21,7 @@ use super::pupil::{HeldOut, Pupil};
 use super::write::Target;
 use crate::device::Computer;
 use crate::diagnostic::{Explain, Failure, Result};
-use crate::plan::{Plan, Request, Treatment};
+use crate::plan::{NO_RULES, Plan, Request, Treatment};
 use crate::source::Source;
 use crate::talk::{Stage, Talk, human_bytes, thousands};
 
@@ -353,7 +353,7 @@ impl Run<'_> {
             source: self.source,
             scheme: Some("f32".parse()?),
             gguf: false,
-            rules: &[],
+            rules: &NO_RULES,
             calibration: None,
             max_memory: None,
             precision: Precision::F32,

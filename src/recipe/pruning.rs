@@ -14,7 +14,7 @@ use crate::diagnostic::Result;
 use crate::pipeline::prune::shape::Shape;
 use crate::pipeline::prune::{PruneJob, PrunePlan};
 use crate::pipeline::{Calibration, Clock, Job};
-use crate::plan::Plan;
+use crate::plan::{NO_RULES, Plan};
 use crate::source::Source;
 
 /// What is asked for, its words made sense of.
@@ -69,7 +69,7 @@ impl<'a> Asked<'a> {
             }
             Self::Zeros { args, solver } => {
                 let models = (source, Some(tokenizer));
-                let job = args.job(models, (Some(&**solver), &[]), calibration, computer, global);
+                let job = args.job(models, (Some(&**solver), &NO_RULES), calibration, computer, global);
                 let plan = job.plan()?;
                 Ok(Pruning::Zeros(Box::new(job), Box::new(plan)))
             }

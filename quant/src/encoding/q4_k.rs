@@ -17,7 +17,7 @@ impl BlockFormat for Q4K {
     const HAS_MIN: bool = true;
 
     fn search(rows: &Rows<'_>, headers: &mut [u8], codes: &mut [u8]) {
-        let plain = Candidates { first: -1.0, step: 0.1, steps: 20 };
+        let plain = Candidates { first: -1.0, step: 0.1, steps: 20, by_magnitude: false };
         super_block::search(rows, Self::MAX_CODE, plain, headers, codes);
     }
 

@@ -1,6 +1,8 @@
 use super::block::{BlockFormat, Group, Rows};
 use super::search::Candidates;
-use super::super_block::{self, BLOCK, HEADER, SUPER, read_nibbles, write_nibbles};
+use super::super_block::{
+    self, BLOCK, HEADER, SUPER, read_high_bits, read_nibbles, write_high_bits, write_nibbles,
+};
 
 /// Bytes of fifth bits: bit `b` of byte `j` is that of weight `32 b + j`.
 const FIFTH: usize = SUPER / 8;
@@ -20,7 +22,7 @@ impl BlockFormat for Q5K {
     const HAS_MIN: bool = true;
 
     fn search(rows: &Rows<'_>, headers: &mut [u8], codes: &mut [u8]) {
-        let plain = Candidates { first: -0.5, step: 0.1, steps: 15 };
+        let plain = Candidates { first: -0.5, step: 0.1, steps: 15, by_magnitude: false };
         super_block::search(rows, Self::MAX_CODE, plain, headers, codes);
     }
 
@@ -31,9 +33,7 @@ impl BlockFormat for Q5K {
     fn write(header: &[u8], codes: &[u8], block: &mut [u8]) {
         block[..HEADER].copy_from_slice(header);
         let (fifth, nibbles) = block[HEADER..].split_at_mut(FIFTH);
-        for (i, code) in codes.iter().enumerate() {
-            fifth[i % BLOCK] |= (code >> 4 & 1) << (i / BLOCK);
-        }
+        write_high_bits(codes, 4, fifth);
         write_nibbles(codes, nibbles);
     }
 
@@ -41,8 +41,6 @@ impl BlockFormat for Q5K {
         header.copy_from_slice(&block[..HEADER]);
         let (fifth, nibbles) = block[HEADER..].split_at(FIFTH);
         read_nibbles(nibbles, codes);
-        for (i, code) in codes.iter_mut().enumerate() {
-            *code |= (fifth[i % BLOCK] >> (i / BLOCK) & 1) << 4;
-        }
+        read_high_bits(fifth, 4, codes);
     }
 }

@@ -92,11 +92,13 @@ pub(super) struct Candidates {
     pub step: f32,
     /// Candidates after the first.
     pub steps: u8,
+    /// Whether candidates are compared by the magnitudes of their errors, not the squares.
+    pub by_magnitude: bool,
 }
 
 impl Candidates {
     /// What the searches with an importance use.
-    pub const WEIGHTED: Self = Self { first: -0.9, step: 0.05, steps: 36 };
+    pub const WEIGHTED: Self = Self { first: -0.9, step: 0.05, steps: 36, by_magnitude: false };
 }
 
 /// What [`affine`] found: values `scale * code - min`.
@@ -133,8 +135,7 @@ impl Affine {
 /// form to the codes it gives. A better candidate's minimum is also where the next ones start.
 ///
 /// # Source
-/// `make_qkx2_quants` and `make_qkx3_quants` of llama.cpp's ggml-quants.c, which are the same on their
-/// weighted squared-error branch.
+/// `make_qkx2_quants` and `make_qkx3_quants` of llama.cpp's ggml-quants.c, which are the same where both have weights.
 #[inline(always)]
 pub(super) fn affine<const N: usize>(
     x: &[Lanes; N],
@@ -150,13 +151,14 @@ pub(super) fn affine<const N: usize>(
     let mut scale = lanes(|k| 1.0 / inverse[k]);
     let mut codes = [[0.0; LANES]; N];
     least_squares(x, w, Line { inverse: &inverse, low: &low, max_code }, (&weight, &weighted), &mut codes);
-    let mut best = squared_error(x, w, &codes, &scale, &low);
+    let cost = if candidates.by_magnitude { magnitude_of_error } else { squared_error };
+    let mut best = cost(x, w, &codes, &scale, &low);
     for i in 0..=candidates.steps {
         let reach = candidates.first + candidates.step * f32::from(i) + top;
         let candidate = lanes(|k| reach / (max[k] - low[k]));
         let line = Line { inverse: &candidate, low: &low, max_code };
         let (determinant, fit_scale, fit_min) = least_squares(x, w, line, (&weight, &weighted), &mut codes);
-        let error = squared_error(x, w, &codes, &fit_scale, &fit_min);
+        let error = cost(x, w, &codes, &fit_scale, &fit_min);
         for k in 0..LANES {
             let better = (determinant[k] > 0.0) & (error[k] < best[k]);
             best[k] = if better { error[k] } else { best[k] };
@@ -190,6 +192,24 @@ fn ranges<const N: usize>(x: &[Lanes; N], w: &[Lanes; N]) -> Ranges {
         }
     }
     Ranges { max, min: min.map(|m| if m > 0.0 { 0.0 } else { m }), weight, weighted }
+}
+
+#[inline(always)]
+fn magnitude_of_error<const N: usize>(
+    x: &[Lanes; N],
+    w: &[Lanes; N],
+    codes: &[Lanes; N],
+    scale: &Lanes,
+    min: &Lanes,
+) -> Lanes {
+    let mut error = [0.0f32; LANES];
+    for i in 0..N {
+        for k in 0..LANES {
+            let off = scale[k] * codes[i][k] + min[k] - x[i][k];
+            error[k] += w[i][k] * off.abs();
+        }
+    }
+    error
 }
 
 #[inline(always)]

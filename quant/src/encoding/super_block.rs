@@ -1,5 +1,5 @@
-//! Super-blocks of 8 blocks of 32 weights, each with a 6-bit scale and a 6-bit minimum in units of two
-//! half-precision numbers: `q4_k` and `q5_k`, which differ in the bits of a code only.
+//! Super-blocks of 256 weights: what `q2_k` to `q5_k` share, and the 8 blocks of 32 weights, each with a 6-bit scale and a 6-bit
+//! minimum in units of two half-precision numbers, of `q4_k` and `q5_k`, which differ in the bits of a code only.
 
 use super::block::{Group, Rows, half_at, half_bytes};
 use super::search::{Candidates, affine, positive};
@@ -19,9 +19,7 @@ pub(super) const HEADER: usize = 16;
 /// # Source
 /// `quantize_row_q4_K_ref`, `quantize_row_q4_K_impl` and their `q5_K` twins in llama.cpp.
 pub(super) fn search(rows: &Rows<'_>, max_code: u8, plain: Candidates, headers: &mut [u8], codes: &mut [u8]) {
-    let blocks = rows.x.len() / BLOCK;
-    let mut found = Found { scale: vec![0.0; blocks], min: vec![0.0; blocks], weight: vec![0.0; blocks] };
-    widest(BlockSearch { rows, max_code, plain, found: &mut found, codes });
+    let found = search_blocks::<BLOCK>(rows, &Search { max_code, spread: 2.0, plain, plain_costs }, codes);
     let weighted = rows.importance.is_some();
     for (i, (header, codes)) in
         headers.chunks_exact_mut(HEADER).zip(codes.chunks_exact_mut(SUPER)).enumerate()
@@ -31,51 +29,70 @@ pub(super) fn search(rows: &Rows<'_>, max_code: u8, plain: Candidates, headers: 
         let ((scale_unit, scales), (min_unit, mins)) = if weighted {
             (positive(&scale, &weight, 63), positive(&min, &weight, 63))
         } else {
-            (proportional(&scale), proportional(&min))
+            (proportional(&scale, 63), proportional(&min, 63))
         };
         header[..2].copy_from_slice(&half_bytes(scale_unit));
         header[2..4].copy_from_slice(&half_bytes(min_unit));
         write_levels(scales, mins, &mut header[4..]);
-        widest(Recode { x: &rows.x[i * SUPER..][..SUPER], header, max_code, codes });
+        let groups: [Group; BLOCKS] = std::array::from_fn(|i| group(header, i));
+        widest(Recode { x: &rows.x[i * SUPER..][..SUPER], groups: &groups, max_code, codes });
     }
 }
 
+/// How the scales and minima of blocks are searched for.
+pub(super) struct Search {
+    pub max_code: u8,
+    /// Mean squares of the super-block that [`Rows::costs`] adds.
+    pub spread: f32,
+    /// Candidates where there is no importance.
+    pub plain: Candidates,
+    /// What errors cost there.
+    pub plain_costs: fn(&Rows<'_>) -> Vec<f32>,
+}
+
 /// What the search of each block gave.
-struct Found {
-    scale: Vec<f32>,
-    min: Vec<f32>,
-    weight: Vec<f32>, // sum of the weights of the block's errors
+pub(super) struct Found {
+    pub scale: Vec<f32>,
+    pub min: Vec<f32>,
+    pub weight: Vec<f32>, // sum of the weights of the block's errors
 }
 
-/// 6-bit levels in proportion, the largest becoming 63.
-fn proportional(x: &[f32; BLOCKS]) -> (f32, [u8; BLOCKS]) {
+/// Scale and minimum of every block of `N` weights, and the codes of the candidates that won.
+pub(super) fn search_blocks<const N: usize>(rows: &Rows<'_>, search: &Search, codes: &mut [u8]) -> Found {
+    let blocks = rows.x.len() / N;
+    let mut found = Found { scale: vec![0.0; blocks], min: vec![0.0; blocks], weight: vec![0.0; blocks] };
+    widest(BlockSearch::<N> { rows, search, found: &mut found, codes });
+    found
+}
+
+/// Levels in proportion, the largest becoming `top`.
+pub(super) fn proportional<const N: usize>(x: &[f32; N], top: u8) -> (f32, [u8; N]) {
     let max = x.iter().fold(0.0f32, |max, &x| if x > max { x } else { max });
-    let inverse = if max > 0.0 { 63.0 / max } else { 0.0 };
-    (max / 63.0, x.map(|x| (nearest(inverse * x) as u8).min(63)))
+    let inverse = if max > 0.0 { f32::from(top) / max } else { 0.0 };
+    (max / f32::from(top), x.map(|x| (nearest(inverse * x) as u8).min(top)))
 }
 
-struct BlockSearch<'a> {
+struct BlockSearch<'a, const N: usize> {
     rows: &'a Rows<'a>,
-    max_code: u8,
-    plain: Candidates,
+    search: &'a Search,
     found: &'a mut Found,
     codes: &'a mut [u8],
 }
 
-impl Kernel for BlockSearch<'_> {
+impl<const N: usize> Kernel for BlockSearch<'_, N> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let Self { rows, max_code, plain, found, codes } = self;
+        let Self { rows, search, found, codes } = self;
         let (costs, candidates) = match rows.importance {
-            Some(importance) => (rows.costs(importance, SUPER, 2.0), Candidates::WEIGHTED),
-            None => (plain_costs(rows), plain),
+            Some(importance) => (rows.costs(importance, SUPER, search.spread), Candidates::WEIGHTED),
+            None => ((search.plain_costs)(rows), search.plain),
         };
-        for first in rows.batches(BLOCK) {
-            let (x, w) = (&gather::<BLOCK>(rows.x, first), &gather::<BLOCK>(&costs, first));
-            let fit = affine(x, w, i32::from(max_code), candidates);
-            fit.write_codes(&rows.x[first * BLOCK..], &mut codes[first * BLOCK..], BLOCK);
+        for first in rows.batches(N) {
+            let (x, w) = (&gather::<N>(rows.x, first), &gather::<N>(&costs, first));
+            let fit = affine(x, w, i32::from(search.max_code), candidates);
+            fit.write_codes(&rows.x[first * N..], &mut codes[first * N..], N);
             let here = first..(first + LANES).min(found.scale.len());
             found.scale[here.clone()].copy_from_slice(&fit.scale[..here.len()]);
             found.min[here.clone()].copy_from_slice(&fit.min[..here.len()]);
@@ -85,7 +102,6 @@ impl Kernel for BlockSearch<'_> {
 }
 
 /// What an error on each weight costs where nothing is known of the inputs: its magnitude and the block's mean one.
-#[inline(always)]
 fn plain_costs(rows: &Rows<'_>) -> Vec<f32> {
     let mut costs = vec![0.0; rows.x.len()];
     let blocks = costs.chunks_exact_mut(BLOCK).zip(rows.x.chunks_exact(BLOCK));
@@ -97,11 +113,11 @@ fn plain_costs(rows: &Rows<'_>) -> Vec<f32> {
 }
 
 /// Rounds again to the scales as stored; blocks whose scale came out 0 keep the codes of the search.
-struct Recode<'a> {
-    x: &'a [f32],
-    header: &'a [u8],
-    max_code: u8,
-    codes: &'a mut [u8],
+pub(super) struct Recode<'a> {
+    pub x: &'a [f32],
+    pub groups: &'a [Group],
+    pub max_code: u8,
+    pub codes: &'a mut [u8],
 }
 
 impl Kernel for Recode<'_> {
@@ -109,14 +125,16 @@ impl Kernel for Recode<'_> {
 
     #[inline(always)]
     fn run(self) {
-        let blocks = self.x.as_chunks::<BLOCK>().0.iter().zip(self.codes.as_chunks_mut::<BLOCK>().0);
-        for (i, (x, codes)) in blocks.enumerate() {
-            let Group { scale, min, .. } = group(self.header, i);
+        let len = self.x.len() / self.groups.len();
+        let blocks = self.x.chunks_exact(len).zip(self.codes.chunks_exact_mut(len));
+        for ((x, codes), &Group { scale, min, zero }) in blocks.zip(self.groups) {
             if scale == 0.0 {
                 continue;
             }
+            let low = nearest(zero);
             for (code, x) in codes.iter_mut().zip(x) {
-                *code = nearest((x + min) / scale).clamp(0, i32::from(self.max_code)) as u8;
+                let level = nearest((x + min) / scale).clamp(-low, i32::from(self.max_code) - low);
+                *code = (level + low) as u8;
             }
         }
     }
@@ -165,6 +183,38 @@ pub(super) fn read_nibbles(bytes: &[u8], codes: &mut [u8]) {
         for (j, byte) in bytes.iter().enumerate() {
             (pair[j], pair[j + BLOCK]) = (byte & 15, byte >> 4);
         }
+    }
+}
+
+/// The two low bits of the codes: each 32 bytes hold four runs of 32 weights, the first one lowest.
+pub(super) fn write_pairs(codes: &[u8], bytes: &mut [u8]) {
+    for (runs, bytes) in codes.chunks_exact(4 * 32).zip(bytes.chunks_exact_mut(32)) {
+        for (j, byte) in bytes.iter_mut().enumerate() {
+            *byte = (0..4).fold(0, |byte, run| byte | (runs[32 * run + j] & 3) << (2 * run));
+        }
+    }
+}
+
+/// The reverse of [`write_pairs`].
+pub(super) fn read_pairs(bytes: &[u8], codes: &mut [u8]) {
+    for (runs, bytes) in codes.chunks_exact_mut(4 * 32).zip(bytes.chunks_exact(32)) {
+        for (j, byte) in bytes.iter().enumerate() {
+            (0..4).for_each(|run| runs[32 * run + j] = byte >> (2 * run) & 3);
+        }
+    }
+}
+
+/// Bit `bit` of the codes: bit `b` of byte `j` is that of weight `32 b + j`.
+pub(super) fn write_high_bits(codes: &[u8], bit: u8, bytes: &mut [u8]) {
+    for (i, code) in codes.iter().enumerate() {
+        bytes[i % 32] |= (code >> bit & 1) << (i / 32);
+    }
+}
+
+/// The reverse of [`write_high_bits`]: the bits are added to the codes.
+pub(super) fn read_high_bits(bytes: &[u8], bit: u8, codes: &mut [u8]) {
+    for (i, code) in codes.iter_mut().enumerate() {
+        *code |= (bytes[i % 32] >> (i / 32) & 1) << bit;
     }
 }
 

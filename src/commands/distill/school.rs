@@ -24,7 +24,7 @@ use crate::pipeline::score::Scoring;
 use crate::pipeline::teacher::Original;
 use crate::pipeline::training::{self, Data, Kept, Record, Run};
 use crate::pipeline::{Clock, Job, describe};
-use crate::plan::{Plan, Treatment};
+use crate::plan::{NO_RULES, Plan, Treatment};
 use crate::scheme::Scheme;
 use crate::source::Source;
 use crate::talk::{Talk, thousands};
@@ -108,7 +108,7 @@ impl<'a> School<'a> {
             scheme: Some(self.scheme),
             method: Method::Rtn,
             zeros: None,
-            rules: &[],
+            rules: &NO_RULES,
             calibration: None,
             learned: None,
             output: &self.args.output,

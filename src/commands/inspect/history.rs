@@ -7,53 +7,11 @@ use serde_json::Value;
 
 use super::contents::{Contents, ranges};
 use super::subject::{Subject, find};
+use crate::mix::FILE_TYPES;
 use crate::talk::thousands;
 
 /// A label and what is to be said of it.
 pub type Fact = (&'static str, String);
-
-/// File types of llama.cpp: the number in `general.file_type` and the name.
-///
-/// # Source
-/// `enum llama_ftype` of llama.cpp at commit 0c1e57098.
-const FILE_TYPES: &[(u64, &str)] = &[
-    (0, "f32"),
-    (1, "f16"),
-    (2, "q4_0"),
-    (3, "q4_1"),
-    (7, "q8_0"),
-    (8, "q5_0"),
-    (9, "q5_1"),
-    (10, "q2_k"),
-    (11, "q3_k_s"),
-    (12, "q3_k_m"),
-    (13, "q3_k_l"),
-    (14, "q4_k_s"),
-    (15, "q4_k_m"),
-    (16, "q5_k_s"),
-    (17, "q5_k_m"),
-    (18, "q6_k"),
-    (19, "iq2_xxs"),
-    (20, "iq2_xs"),
-    (21, "q2_k_s"),
-    (22, "iq3_xs"),
-    (23, "iq3_xxs"),
-    (24, "iq1_s"),
-    (25, "iq4_nl"),
-    (26, "iq3_s"),
-    (27, "iq3_m"),
-    (28, "iq2_s"),
-    (29, "iq2_m"),
-    (30, "iq4_xs"),
-    (31, "iq1_m"),
-    (32, "bf16"),
-    (36, "tq1_0"),
-    (37, "tq2_0"),
-    (38, "mxfp4_moe"),
-    (39, "nvfp4"),
-    (40, "q1_0"),
-    (41, "q2_0"),
-];
 
 /// Longest text of somebody else's that is shown.
 const LONGEST: usize = 160;
@@ -148,7 +106,7 @@ fn layers(subject: &Subject) -> Option<String> {
 /// What llama.cpp calls the mix of types, where attar has a name for it.
 pub fn file_type_name(subject: &Subject) -> Option<&'static str> {
     let id = subject.number("general.file_type")?;
-    FILE_TYPES.iter().find(|(known, _)| *known == id).map(|(_, name)| *name)
+    FILE_TYPES.iter().find(|known| u64::from(known.id) == id).map(|known| known.name)
 }
 
 /// The same in full.
