@@ -7,7 +7,8 @@ use safetensors::SafeTensors;
 
 const IMPORTANCES: [&str; 3] = ["none", "wide", "holes"];
 
-/// The formats for which llama.cpp does not look at an importance; ours do, so only their bytes without one are compared.
+/// The formats for which llama.cpp does not look at an importance; ours do, so only their bytes without one are compared. Where
+/// numbers are below the normal ones its casts to integers are undefined: for these formats they are 0 instead.
 const PLAIN_THERE: [&str; 6] = ["tq1_0", "tq2_0", "mxfp4", "nvfp4", "q1_0", "q2_0"];
 
 fn golden(name: &str) -> Vec<u8> {
@@ -60,6 +61,7 @@ fn blocks_are_those_of_llama_quantize_to_the_byte_with_and_without_importance() 
     let bytes = golden("ggml");
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let x = matrix(&file, "x");
+    let normal = x.mapv(|x| if x.is_subnormal() { 0.0 } else { x });
     for encoding in ENCODINGS {
         let name = encoding.name();
         for importance in IMPORTANCES {
@@ -73,6 +75,7 @@ fn blocks_are_those_of_llama_quantize_to_the_byte_with_and_without_importance() 
                 .tensor(&format!("importance.{importance}"))
                 .is_ok()
                 .then(|| floats(&file, &format!("importance.{importance}")));
+            let x = if PLAIN_THERE.contains(&&*name) { &normal } else { &x };
             let got = encoding.quantize(x.view(), weights.as_deref());
             assert_same(
                 &got,

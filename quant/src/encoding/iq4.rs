@@ -83,7 +83,7 @@ fn level_sums(x: &[Lanes; BLOCK], w: &[Lanes; BLOCK], inverse: &Lanes) -> (Lanes
     for i in 0..BLOCK {
         let at = lanes(|k| inverse[k] * x[i][k]);
         let mut level = [LEVELS[0]; LANES];
-        for [lower, upper] in LEVELS.array_windows() {
+        for (lower, upper) in LEVELS.iter().zip(&LEVELS[1..]) {
             for k in 0..LANES {
                 // Whole numbers, so the sum of the steps up to a level is the level.
                 level[k] += if at[k] >= 0.5 * (lower + upper) { upper - lower } else { 0.0 };
@@ -119,7 +119,7 @@ impl Kernel for Encode<'_> {
             let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
             let at = x.map(|x| inverse * x);
             let mut code = [0u32; BLOCK];
-            for [lower, upper] in LEVELS.array_windows() {
+            for (lower, upper) in LEVELS.iter().zip(&LEVELS[1..]) {
                 for (code, at) in code.iter_mut().zip(at) {
                     *code += u32::from(at >= 0.5 * (lower + upper));
                 }
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn codes_are_those_of_the_nearest_levels_down_to_the_last_bit_beside_a_tie() {
         let mut x = vec![f32::MIN, -127.0, -0.0, 0.0, 113.0, f32::MAX];
-        for [lower, upper] in LEVELS.array_windows() {
+        for (lower, upper) in LEVELS.iter().zip(&LEVELS[1..]) {
             let tie = 0.5 * (lower + upper);
             x.extend([tie.next_down(), tie, tie.next_up(), *lower, lower.next_down(), lower.next_up()]);
         }

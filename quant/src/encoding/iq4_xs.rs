@@ -84,7 +84,7 @@ mod tests {
             let mut header = [0; 8];
             round_scales(&mut levels.map(|level| level as f32), &mut header);
             for (i, level) in levels.iter().enumerate() {
-                assert_eq!(Iq4Xs::group(&header, i).scale, *level as f32);
+                assert_eq!(Iq4Xs::group(&header, i).scale.to_bits(), (*level as f32).to_bits());
             }
         }
     }
