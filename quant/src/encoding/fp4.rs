@@ -4,7 +4,7 @@
 use std::ops::RangeInclusive;
 
 use super::block::Rows;
-use crate::lanes::{Kernel, LANES, Lanes, gather, lanes, widest};
+use crate::lanes::{Kernel, LANES, Lanes, gather, lanes, of_largest_magnitude, widest};
 
 /// Twice the four-bit floats, which are whole numbers. There are two zeros; the reference writes the second.
 pub(super) const LEVELS: [f32; 16] =
@@ -33,7 +33,7 @@ impl Scales {
     /// squared error.
     pub fn search<const N: usize>(&self, rows: &Rows<'_>, bytes: &mut [u8], codes: &mut [u8]) {
         for (byte, x) in bytes.iter_mut().zip(rows.x.chunks_exact(N)) {
-            *byte = (self.plain)(x.iter().fold(0.0f32, |magnitude, x| magnitude.max(x.abs())));
+            *byte = (self.plain)(of_largest_magnitude(x).abs());
         }
         if let Some(importance) = rows.importance {
             widest(Search::<N> { scales: self, rows, importance, bytes });

@@ -53,11 +53,8 @@ impl Kernel for Search<'_> {
 fn best_scale(x: &[Lanes; BLOCK], w: &[Lanes; BLOCK]) -> Lanes {
     let (mut largest, mut magnitude) = ([0.0f32; LANES], [0.0f32; LANES]);
     for x in x {
-        for k in 0..LANES {
-            let larger = x[k].abs() > magnitude[k];
-            magnitude[k] = if larger { x[k].abs() } else { magnitude[k] };
-            largest[k] = if larger { x[k] } else { largest[k] };
-        }
+        largest = lanes(|k| if x[k].abs() > magnitude[k] { x[k] } else { largest[k] });
+        magnitude = largest.map(f32::abs);
     }
     let inverse = lanes(|k| 1.0 / (-largest[k] / LEVELS[0]));
     let (xl, ll) = level_sums(x, w, &inverse);

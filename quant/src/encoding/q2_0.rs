@@ -1,5 +1,6 @@
 use super::block::{BlockFormat, Group, Rows, half_at, half_bytes};
-use super::sweep::best_scale;
+use super::sweep::{best_scale, encode};
+use crate::lanes::of_largest_magnitude;
 
 const BLOCK: usize = 64;
 
@@ -25,7 +26,7 @@ impl BlockFormat for Q2_0 {
         let mut events = Vec::new();
         let blocks = rows.x.as_chunks::<BLOCK>().0.iter().zip(headers.as_chunks_mut::<2>().0);
         for (i, ((x, header), codes)) in blocks.zip(codes.as_chunks_mut::<BLOCK>().0).enumerate() {
-            let magnitude = x.iter().fold(0.0f32, |magnitude, x| magnitude.max(x.abs()));
+            let magnitude = of_largest_magnitude(x).abs();
             let searched = rows.importance.map_or(0.0, |importance| {
                 let importance = &importance[i * BLOCK % rows.cols..][..BLOCK];
                 let mut best = |levels| best_scale(x, |i| importance[i], levels, &mut events);
@@ -35,10 +36,7 @@ impl BlockFormat for Q2_0 {
             *header = half_bytes(if searched == 0.0 { magnitude } else { searched });
             // The reference rounds on the scale before that is rounded to half precision.
             let scale = if searched == 0.0 { magnitude } else { half_at(header, 0) };
-            let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-            for (code, x) in codes.iter_mut().zip(x) {
-                *code = ((x * inverse).round().clamp(-1.0, 2.0) + 1.0) as u8;
-            }
+            encode(x, scale, (-1, 2), codes);
         }
     }
 

@@ -1,5 +1,7 @@
 //! The best scale of all, for formats of few levels.
 
+use crate::lanes::{Kernel, between, widest};
+
 /// The positive scale of least `sum w (x - scale * level)^2` for levels `lowest..=highest`, whole numbers around 0, and by how
 /// much that sum is less than with a scale of 0; both 0 where nothing has weight.
 ///
@@ -45,6 +47,31 @@ pub(super) struct Event {
     at: f32,
     xl: f32,
     ll: f32,
+}
+
+/// The nearest codes, counted from the lowest level, halves away from 0.
+pub(super) fn encode(x: &[f32], scale: f32, levels: (i8, i8), codes: &mut [u8]) {
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    widest(Encode { x, inverse, levels, codes });
+}
+
+struct Encode<'a> {
+    x: &'a [f32],
+    inverse: f32,
+    levels: (i8, i8),
+    codes: &'a mut [u8],
+}
+
+impl Kernel for Encode<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let (lowest, highest) = (f32::from(self.levels.0), f32::from(self.levels.1));
+        for (code, x) in self.codes.iter_mut().zip(self.x) {
+            *code = (between((x * self.inverse).round(), lowest, highest) - lowest) as i32 as u8;
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Super-blocks of 256 weights that are -1, 0 or 1 times one half-precision scale: `tq1_0` and `tq2_0`.
 
 use super::block::{Rows, half_at, half_bytes};
-use super::sweep::best_scale;
+use super::sweep::{best_scale, encode};
+use crate::lanes::of_largest_magnitude;
 
 /// Weights per super-block.
 pub(super) const SUPER: usize = 256;
@@ -17,7 +18,7 @@ pub(super) fn search(rows: &Rows<'_>, headers: &mut [u8], codes: &mut [u8]) {
     let mut events = Vec::new();
     let blocks = rows.x.as_chunks::<SUPER>().0.iter().zip(headers.as_chunks_mut::<2>().0);
     for (i, ((x, header), codes)) in blocks.zip(codes.as_chunks_mut::<SUPER>().0).enumerate() {
-        let magnitude = x.iter().fold(0.0f32, |magnitude, x| magnitude.max(x.abs()));
+        let magnitude = of_largest_magnitude(x).abs();
         let searched = rows.importance.map_or(0.0, |importance| {
             let importance = &importance[i * SUPER % rows.cols..][..SUPER];
             best_scale(x, |i| importance[i], (-1, 1), &mut events).0
@@ -25,9 +26,6 @@ pub(super) fn search(rows: &Rows<'_>, headers: &mut [u8], codes: &mut [u8]) {
         *header = half_bytes(if searched > 0.0 { searched } else { magnitude });
         // The reference rounds on the scale before that is rounded to half precision.
         let scale = if searched > 0.0 { half_at(header, 0) } else { magnitude };
-        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-        for (code, x) in codes.iter_mut().zip(x) {
-            *code = ((x * inverse).round().clamp(-1.0, 1.0) + 1.0) as u8;
-        }
+        encode(x, scale, (-1, 1), codes);
     }
 }
