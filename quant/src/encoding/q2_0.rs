@@ -1,5 +1,5 @@
 use super::block::{BlockFormat, Group, Rows, half_at, half_bytes};
-use super::sweep::{best_scale, encode};
+use super::sweep::{best_scale, by_magnitude, encode};
 use crate::lanes::of_largest_magnitude;
 
 const BLOCK: usize = 64;
@@ -23,13 +23,13 @@ impl BlockFormat for Q2_0 {
     /// # Source
     /// `quantize_row_q2_0_ref` of llama.cpp where there is no importance.
     fn search(rows: &Rows<'_>, headers: &mut [u8], codes: &mut [u8]) {
-        let mut events = Vec::new();
         let blocks = rows.x.as_chunks::<BLOCK>().0.iter().zip(headers.as_chunks_mut::<2>().0);
         for (i, ((x, header), codes)) in blocks.zip(codes.as_chunks_mut::<BLOCK>().0).enumerate() {
             let magnitude = of_largest_magnitude(x).abs();
             let searched = rows.importance.map_or(0.0, |importance| {
                 let importance = &importance[i * BLOCK % rows.cols..][..BLOCK];
-                let mut best = |levels| best_scale(x, |i| importance[i], levels, &mut events);
+                let order = by_magnitude(x);
+                let best = |levels| best_scale(x, importance, &order, levels);
                 let ((up, gain_up), (down, gain_down)) = (best((-1, 2)), best((-2, 1)));
                 if gain_up >= gain_down { up } else { -down }
             });
