@@ -5,7 +5,15 @@
 mod block;
 mod block32;
 mod float;
+mod fp4;
 mod integer;
+mod iq4;
+mod iq4_nl;
+mod iq4_xs;
+mod mxfp4;
+mod nvfp4;
+mod q1_0;
+mod q2_0;
 mod q2_k;
 mod q3_k;
 mod q4_0;
@@ -18,6 +26,10 @@ mod q6_k;
 mod q8_0;
 mod search;
 mod super_block;
+mod sweep;
+mod ternary;
+mod tq1_0;
+mod tq2_0;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -198,6 +210,14 @@ pub const ENCODINGS: &[&dyn Encoding] = &[
     &q4_k::Q4K,
     &q5_k::Q5K,
     &q6_k::Q6K,
+    &iq4_nl::Iq4Nl,
+    &iq4_xs::Iq4Xs,
+    &tq1_0::Tq1_0,
+    &tq2_0::Tq2_0,
+    &q1_0::Q1_0,
+    &q2_0::Q2_0,
+    &mxfp4::Mxfp4,
+    &nvfp4::Nvfp4,
 ];
 
 /// An encoding found by name.

@@ -147,5 +147,5 @@ pub(crate) fn encode_one(x: f32, scale: f32, zero: f32, min: f32, max_code: f32)
 #[inline]
 pub(crate) fn encode_level(x: f32, scale: f32, zero: f32, min: f32, levels: &[f32]) -> u8 {
     let at = if scale == 0.0 { 0.0 } else { (x + min) / scale } + zero;
-    levels.array_windows().map(|[lower, upper]| u8::from(at >= 0.5 * (lower + upper))).sum()
+    levels.iter().zip(&levels[1..]).map(|(lower, upper)| u8::from(at >= 0.5 * (lower + upper))).sum()
 }

@@ -18,6 +18,51 @@ pub(crate) fn nearest(x: f32) -> i32 {
     (shifted.to_bits() & 0x007f_ffff) as i32 - 0x0040_0000
 }
 
+/// The same as a float, in fewer instructions.
+#[inline(always)]
+pub(crate) fn nearest_whole(x: f32) -> f32 {
+    (x + 12_582_912.0) - 12_582_912.0
+}
+
+/// `x` or the bound it passes: one instruction each, where `clamp` looks for NaN.
+#[inline(always)]
+pub(crate) fn between(x: f32, lowest: f32, highest: f32) -> f32 {
+    let x = if x > lowest { x } else { lowest };
+    if x < highest { x } else { highest }
+}
+
+/// The first value of largest magnitude, 0 where all are 0.
+#[inline(always)]
+pub(crate) fn of_largest_magnitude(x: &[f32]) -> f32 {
+    let (low, high) = range(x);
+    if high > -low {
+        high
+    } else if -low > high {
+        low
+    } else {
+        let as_large = |x: &f32| high > 0.0 && x.abs().to_bits() == high.to_bits();
+        x.iter().copied().find(as_large).unwrap_or(0.0)
+    }
+}
+
+/// The least and the largest value, of zeros the first.
+#[inline(always)]
+pub(crate) fn range(x: &[f32]) -> (f32, f32) {
+    let (mut low, mut high) = ([f32::MAX; LANES], [f32::MIN; LANES]);
+    for x in x.chunks_exact(LANES) {
+        low = lanes(|k| if x[k] < low[k] { x[k] } else { low[k] });
+        high = lanes(|k| if x[k] > high[k] { x[k] } else { high[k] });
+    }
+    let rest = x.chunks_exact(LANES).remainder();
+    let low = low.iter().chain(rest).fold(f32::MAX, |low, &x| if x < low { x } else { low });
+    let high = high.iter().chain(rest).fold(f32::MIN, |high, &x| if x > high { x } else { high });
+    // The lanes may have met a zero of the other sign first.
+    let first = |bound: f32| {
+        if bound == 0.0 { x.iter().copied().find(|x| *x == 0.0).unwrap_or(bound) } else { bound }
+    };
+    (first(low), first(high))
+}
+
 /// Truncation as x86 does it: out of range and NaN give the smallest integer.
 #[inline(always)]
 pub(crate) fn truncate(x: f32) -> i32 {
@@ -101,6 +146,7 @@ pub(crate) fn gather_into(values: &[f32], first: usize, out: &mut [Lanes]) {
 }
 
 /// The sum of squares of each run of `len` values, each summed first to last.
+#[inline(always)]
 pub(crate) fn sums_of_squares(values: &[f32], len: usize) -> Vec<f32> {
     let mut sums = Vec::with_capacity(values.len() / len);
     for batch in values.chunks(LANES * len) {
@@ -126,6 +172,19 @@ mod tests {
         for (x, want) in [(0.5, 0), (1.5, 2), (-0.5, 0), (-1.5, -2), (2.499_999_8, 2), (-31.7, -32)] {
             assert_eq!(nearest(x), want, "{x}");
         }
+    }
+
+    #[test]
+    fn the_range_and_the_largest_magnitude_are_those_met_first() {
+        let mut x: Vec<f32> = (0..37).map(|i| ((i * 7) % 11) as f32 - 5.0).collect();
+        assert_eq!(range(&x), (-5.0, 5.0));
+        assert_eq!(of_largest_magnitude(&x).to_bits(), x[0].to_bits());
+        (x[20], x[36]) = (9.0, -8.0);
+        assert_eq!((range(&x), of_largest_magnitude(&x).to_bits()), ((-8.0, 9.0), 9.0f32.to_bits()));
+        let zeros: Vec<f32> = (0..37).map(|i| if i % 3 == 0 { -0.0 } else { 0.0 }).collect();
+        let (low, high) = range(&zeros);
+        let bits = [low, high, of_largest_magnitude(&zeros)].map(f32::to_bits);
+        assert_eq!(bits, [-0.0f32, -0.0, 0.0].map(f32::to_bits));
     }
 
     #[test]

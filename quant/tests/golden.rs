@@ -7,6 +7,10 @@ use safetensors::SafeTensors;
 
 const IMPORTANCES: [&str; 3] = ["none", "wide", "holes"];
 
+/// The formats for which llama.cpp does not look at an importance; ours do, so only their bytes without one are compared. Where
+/// numbers are below the normal ones its casts to integers are undefined: for these formats they are 0 instead.
+const PLAIN_THERE: [&str; 6] = ["tq1_0", "tq2_0", "mxfp4", "nvfp4", "q1_0", "q2_0"];
+
 fn golden(name: &str) -> Vec<u8> {
     std::fs::read(format!("{}/../fixtures/golden/quant/{name}.safetensors", env!("CARGO_MANIFEST_DIR")))
         .unwrap()
@@ -57,17 +61,21 @@ fn blocks_are_those_of_llama_quantize_to_the_byte_with_and_without_importance() 
     let bytes = golden("ggml");
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let x = matrix(&file, "x");
+    let normal = x.mapv(|x| if x.is_subnormal() { 0.0 } else { x });
     for encoding in ENCODINGS {
         let name = encoding.name();
         for importance in IMPORTANCES {
             let Ok(want) = file.tensor(&format!("{name}.{importance}")) else {
-                assert!(encoding.grid().is_none(), "no golden bytes for {name}.{importance}");
+                let weighted = importance != "none";
+                let plain = encoding.grid().is_none() || weighted && PLAIN_THERE.contains(&&*name);
+                assert!(plain, "no golden bytes for {name}.{importance}");
                 continue;
             };
             let weights = file
                 .tensor(&format!("importance.{importance}"))
                 .is_ok()
                 .then(|| floats(&file, &format!("importance.{importance}")));
+            let x = if PLAIN_THERE.contains(&&*name) { &normal } else { &x };
             let got = encoding.quantize(x.view(), weights.as_deref());
             assert_same(
                 &got,
@@ -81,7 +89,7 @@ fn blocks_are_those_of_llama_quantize_to_the_byte_with_and_without_importance() 
 }
 
 #[test]
-fn any_bytes_decode_to_the_bits_that_the_gguf_package_computes() {
+fn any_bytes_decode_to_the_bits_that_the_reference_computes() {
     let bytes = golden("ggml");
     let file = SafeTensors::deserialize(&bytes).unwrap();
     for encoding in ENCODINGS.iter().filter(|encoding| encoding.grid().is_some()) {

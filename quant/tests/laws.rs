@@ -107,7 +107,8 @@ proptest! {
         }
     }
 
-    /// Formats use every bit they take, so any bytes are some matrix and come back as they were.
+    /// Formats use every bit they take, so any bytes are some matrix and come back as they were. Of `tq1_0`, whose bytes have more
+    /// cases than the weights in them, the matrix comes back.
     #[test]
     fn unpacking_any_bytes_and_packing_them_is_identity(seed: u64) {
         for encoding in grid_encodings() {
@@ -115,7 +116,13 @@ proptest! {
             let bytes: Vec<u8> = normal((1, encoding.bytes_for(32, 512)), seed).iter().map(|x| x.to_bits() as u8).collect();
             let grid_encoding = encoding.grid().unwrap();
             let fit = grid_encoding.unpack_codes(&bytes, 32, 512).unwrap();
-            prop_assert!(grid_encoding.pack(&fit.grid, fit.codes.view()) == bytes, "{}", encoding.name());
+            let packed = grid_encoding.pack(&fit.grid, fit.codes.view());
+            if encoding.name() == "tq1_0" {
+                let again = grid_encoding.unpack_codes(&packed, 32, 512).unwrap();
+                prop_assert!(again.codes == fit.codes && again.grid.header == fit.grid.header);
+            } else {
+                prop_assert!(packed == bytes, "{}", encoding.name());
+            }
         }
     }
 
@@ -301,6 +308,21 @@ fn searched_integer_scales_are_as_good_as_trying_them_all() {
             let ratio = searched / least_loss(&w, &importance, integer);
             assert!(ratio < 1.02, "{}: {ratio}", encoding.name());
         }
+    }
+}
+
+/// That is what the importance is for, also in formats whose reference does not look at it.
+#[test]
+fn a_search_with_the_importance_of_columns_loses_less_of_what_matters_than_one_without() {
+    let w = normal((16, 512), 14).mapv(|x| x * (1.0 + x * x));
+    let importance = normal((1, 512), 15).mapv(|x| (2.0 * x).exp()).into_raw_vec_and_offset().0;
+    for encoding in grid_encodings() {
+        let [with, without] = [Some(&*importance), None].map(|known| {
+            let off = encoding.grid().unwrap().search(w.view(), known).decoded() - &w;
+            off.columns().into_iter().zip(&importance).map(|(e, i)| i * e.dot(&e)).sum::<f32>()
+        });
+        // `q8_0` takes the largest magnitude either way.
+        assert!(with < without || encoding.name() == "q8_0", "{}: {with} {without}", encoding.name());
     }
 }
 

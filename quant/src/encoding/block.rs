@@ -180,7 +180,7 @@ impl<F: BlockFormat> GridEncoding for F {
     }
 
     fn has_zero(&self) -> bool {
-        !F::HAS_MIN
+        !F::HAS_MIN && F::LEVELS.is_none_or(|levels| levels.contains(&0.0))
     }
 
     fn pack(&self, grid: &Grid, codes: ArrayView2<'_, u8>) -> Vec<u8> {

@@ -2,7 +2,7 @@
 
 use super::block::{Rows, half_bytes};
 use super::search::{Candidates, affine, symmetric};
-use crate::lanes::{Kernel, LANES, gather, truncate, widest};
+use crate::lanes::{Kernel, LANES, gather, of_largest_magnitude, range, truncate, widest};
 
 /// Weights per block.
 pub(super) const BLOCK: usize = 32;
@@ -11,14 +11,7 @@ pub(super) const BLOCK: usize = 32;
 pub(super) fn search_symmetric(rows: &Rows<'_>, half: u8, headers: &mut [u8], codes: &mut [u8]) {
     match rows.importance {
         Some(importance) => widest(SymmetricSearch { rows, importance, half, headers, codes }),
-        None => {
-            for ((x, header), codes) in
-                rows.x.chunks_exact(BLOCK).zip(headers.chunks_exact_mut(2)).zip(codes.chunks_exact_mut(BLOCK))
-            {
-                let scale = round_symmetric(x, half, codes);
-                header.copy_from_slice(&half_bytes(scale));
-            }
-        }
+        None => widest(SymmetricRound { x: rows.x, half, headers, codes }),
     }
 }
 
@@ -26,15 +19,7 @@ pub(super) fn search_symmetric(rows: &Rows<'_>, half: u8, headers: &mut [u8], co
 pub(super) fn search_affine(rows: &Rows<'_>, max_code: u8, headers: &mut [u8], codes: &mut [u8]) {
     match rows.importance {
         Some(importance) => widest(AffineSearch { rows, importance, max_code, headers, codes }),
-        None => {
-            for ((x, header), codes) in
-                rows.x.chunks_exact(BLOCK).zip(headers.chunks_exact_mut(4)).zip(codes.chunks_exact_mut(BLOCK))
-            {
-                let (scale, low) = round_affine(x, max_code, codes);
-                header[..2].copy_from_slice(&half_bytes(scale));
-                header[2..].copy_from_slice(&half_bytes(low));
-            }
-        }
+        None => widest(AffineRound { x: rows.x, max_code, headers, codes }),
     }
 }
 
@@ -43,28 +28,58 @@ pub(super) fn search_affine(rows: &Rows<'_>, max_code: u8, headers: &mut [u8], c
 ///
 /// # Source
 /// `quantize_row_q4_0_ref` and `quantize_row_q5_0_ref` of llama.cpp.
-fn round_symmetric(x: &[f32], half: u8, codes: &mut [u8]) -> f32 {
-    let largest = x.iter().fold(0.0f32, |largest, &x| if largest.abs() < x.abs() { x } else { largest });
-    let scale = largest / -f32::from(half);
-    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    let (shift, top) = (f32::from(half) + 0.5, (2 * half - 1) as i8);
-    for (code, &x) in codes.iter_mut().zip(x) {
-        *code = (truncate(x * inverse + shift) as i8).min(top) as u8;
+struct SymmetricRound<'a> {
+    x: &'a [f32],
+    half: u8,
+    headers: &'a mut [u8],
+    codes: &'a mut [u8],
+}
+
+impl Kernel for SymmetricRound<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let (shift, top) = (f32::from(self.half) + 0.5, i32::from(2 * self.half - 1));
+        let blocks = self.x.as_chunks::<BLOCK>().0.iter().zip(self.codes.as_chunks_mut::<BLOCK>().0);
+        for ((x, codes), header) in blocks.zip(self.headers.as_chunks_mut::<2>().0) {
+            let scale = of_largest_magnitude(x) / -f32::from(self.half);
+            let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+            *header = half_bytes(scale);
+            for (code, x) in codes.iter_mut().zip(x) {
+                *code = i32::from(truncate(x * inverse + shift) as i8).min(top) as u8;
+            }
+        }
     }
-    scale
 }
 
 /// # Source
 /// `quantize_row_q4_1_ref` and `quantize_row_q5_1_ref` of llama.cpp.
-fn round_affine(x: &[f32], max_code: u8, codes: &mut [u8]) -> (f32, f32) {
-    let low = x.iter().fold(f32::MAX, |low, &x| if x < low { x } else { low });
-    let high = x.iter().fold(f32::MIN, |high, &x| if x > high { x } else { high });
-    let scale = (high - low) / f32::from(max_code);
-    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    for (code, &x) in codes.iter_mut().zip(x) {
-        *code = (truncate((x - low) * inverse + 0.5) as i8).min(max_code as i8) as u8 & max_code;
+struct AffineRound<'a> {
+    x: &'a [f32],
+    max_code: u8,
+    headers: &'a mut [u8],
+    codes: &'a mut [u8],
+}
+
+impl Kernel for AffineRound<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let blocks = self.x.as_chunks::<BLOCK>().0.iter().zip(self.codes.as_chunks_mut::<BLOCK>().0);
+        for ((x, codes), header) in blocks.zip(self.headers.as_chunks_mut::<4>().0) {
+            let (low, high) = range(x);
+            let scale = (high - low) / f32::from(self.max_code);
+            let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+            header[..2].copy_from_slice(&half_bytes(scale));
+            header[2..].copy_from_slice(&half_bytes(low));
+            for (code, x) in codes.iter_mut().zip(x) {
+                let code_there = truncate((x - low) * inverse + 0.5) as i8;
+                *code = code_there.min(self.max_code as i8) as u8 & self.max_code;
+            }
+        }
     }
-    (scale, low)
 }
 
 struct SymmetricSearch<'a> {

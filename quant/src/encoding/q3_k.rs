@@ -1,7 +1,7 @@
 use super::block::{BlockFormat, Group, Rows, half_at, half_bytes};
 use super::search::{NOTHING, symmetric};
 use super::super_block::{Recode, SUPER, read_high_bits, read_pairs, write_high_bits, write_pairs};
-use crate::lanes::{Kernel, LANES, gather, nearest, widest};
+use crate::lanes::{Kernel, LANES, gather, lanes, nearest, widest};
 
 const BLOCK: usize = 16;
 const BLOCKS: usize = SUPER / BLOCK;
@@ -100,7 +100,9 @@ impl Kernel for Weighted<'_> {
             // Sixteen blocks are exactly one super-block.
             scales[first..][..BLOCKS].copy_from_slice(&found.scale);
             let mut weight = [0.0; LANES];
-            w.iter().for_each(|w| weight.iter_mut().zip(w).for_each(|(sum, w)| *sum += w));
+            for w in w {
+                weight = lanes(|k| weight[k] + w[k]);
+            }
             weights[first..][..BLOCKS].copy_from_slice(&weight);
         }
         for first in (0..units.len()).step_by(LANES) {
@@ -160,7 +162,7 @@ fn refined(x: &[f32; BLOCK], codes: &mut [u8; BLOCK]) -> f32 {
             }
             let mut rest_ll = ll - w * *level * *level;
             let new = nearest(x * rest_ll / rest_xl).clamp(-4, 3) as f32;
-            if new == *level {
+            if new.to_bits() == level.to_bits() {
                 continue;
             }
             rest_xl += w * x * new;

@@ -1,6 +1,6 @@
 use super::block::{BlockFormat, Group, Rows, half_at, half_bytes};
 use super::search::{NOTHING, symmetric};
-use crate::lanes::{Kernel, Lanes, gather, nearest, widest};
+use crate::lanes::{Kernel, Lanes, between, gather, lanes, nearest, nearest_whole, widest};
 
 const SUPER: usize = 256;
 const BLOCK: usize = 16;
@@ -33,22 +33,33 @@ impl BlockFormat for Q6K {
     /// Each half of the super-block: 64 bytes of low four bits, later 32 bytes of high two bits. Quarter `q` of the half has
     /// its low bits in nibble `q / 2` of bytes `32 (q % 2)..`, its high bits at `2 q`.
     fn write(header: &[u8], codes: &[u8], block: &mut [u8]) {
-        for (i, &code) in codes.iter().enumerate() {
-            let (half, quarter, j) = (i / 128, i / 32 % 4, i % 32);
-            block[64 * half + 32 * (quarter % 2) + j] |= (code & 15) << (4 * (quarter / 2));
-            block[LOW + 32 * half + j] |= (code >> 4 & 3) << (2 * quarter);
+        let (bits, front) = block.split_at_mut(LOW + HIGH);
+        let (low, high) = bits.split_at_mut(LOW);
+        for (half, codes) in codes.as_chunks::<128>().0.iter().enumerate() {
+            let (low, high) = (&mut low[64 * half..][..64], &mut high[32 * half..][..32]);
+            for j in 0..32 {
+                let quarters = [0, 1, 2, 3].map(|quarter| codes[32 * quarter + j]);
+                low[j] = quarters[0] & 15 | quarters[2] << 4;
+                low[32 + j] = quarters[1] & 15 | quarters[3] << 4;
+                high[j] = quarters.iter().rev().fold(0, |byte, code| byte << 2 | (code >> 4 & 3));
+            }
         }
-        block[LOW + HIGH..].copy_from_slice(header);
+        front.copy_from_slice(header);
     }
 
     fn read(block: &[u8], header: &mut [u8], codes: &mut [u8]) {
-        for (i, code) in codes.iter_mut().enumerate() {
-            let (half, quarter, j) = (i / 128, i / 32 % 4, i % 32);
-            let low = block[64 * half + 32 * (quarter % 2) + j] >> (4 * (quarter / 2)) & 15;
-            let high = block[LOW + 32 * half + j] >> (2 * quarter) & 3;
-            *code = low | high << 4;
+        let (bits, front) = block.split_at(LOW + HIGH);
+        let (low, high) = bits.split_at(LOW);
+        for (half, codes) in codes.as_chunks_mut::<128>().0.iter_mut().enumerate() {
+            let (low, high) = (&low[64 * half..][..64], &high[32 * half..][..32]);
+            for j in 0..32 {
+                codes[j] = low[j] & 15 | (high[j] & 3) << 4;
+                codes[32 + j] = low[32 + j] & 15 | (high[j] >> 2 & 3) << 4;
+                codes[64 + j] = low[j] >> 4 | (high[j] >> 4 & 3) << 4;
+                codes[96 + j] = low[32 + j] >> 4 | (high[j] >> 6) << 4;
+            }
         }
-        header.copy_from_slice(&block[LOW + HIGH..]);
+        header.copy_from_slice(front);
     }
 }
 
@@ -104,8 +115,7 @@ fn finish(x: &[f32], scales: &Lanes, header: &mut [u8], codes: &mut [u8]) {
         if scale == 0.0 {
             continue;
         }
-        for (code, x) in codes.iter_mut().zip(x) {
-            *code = (nearest(x / scale).clamp(-32, 31) + 32) as u8;
-        }
+        let levels = lanes(|k| between(nearest_whole(x[k] / scale), -32.0, 31.0) + 32.0);
+        *codes = levels.map(|level| level as i32 as u8);
     }
 }

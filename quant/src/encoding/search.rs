@@ -3,7 +3,7 @@
 //! Each does what the function of llama.cpp it is named after does, to the last bit: same candidates, same
 //! order of sums, same strict comparisons, no fused operations.
 
-use crate::lanes::{LANES, Lanes, lanes, nearest};
+use crate::lanes::{LANES, Lanes, between, lanes, nearest, nearest_whole};
 
 /// Blocks whose largest magnitude is below this are stored as zeros.
 pub(super) const NOTHING: f32 = 1e-15;
@@ -21,9 +21,10 @@ impl Symmetric {
     /// The codes of the candidates that won (not of the scales refitted to them), run after run as `x` and `codes` lie.
     #[inline(always)]
     pub fn write_codes(&self, x: &[f32], codes: &mut [u8], len: usize) {
+        let half = self.half as f32;
         for (k, (x, codes)) in x.chunks_exact(len).zip(codes.chunks_exact_mut(len)).take(LANES).enumerate() {
             for (code, x) in codes.iter_mut().zip(x) {
-                *code = (nearest(self.inverse[k] * x).clamp(-self.half, self.half - 1) + self.half) as u8;
+                *code = (between(nearest_whole(self.inverse[k] * x), -half, half - 1.0) + half) as i32 as u8;
             }
             if self.empty[k] {
                 codes.fill(0);
@@ -42,43 +43,48 @@ pub(super) fn symmetric<const N: usize>(x: &[Lanes; N], w: &[Lanes; N], half: i3
     let mut largest = [0.0f32; LANES];
     let mut magnitude = [0.0f32; LANES];
     for x in x {
-        for k in 0..LANES {
-            let larger = x[k].abs() > magnitude[k];
-            magnitude[k] = if larger { x[k].abs() } else { magnitude[k] };
-            largest[k] = if larger { x[k] } else { largest[k] };
-        }
+        largest = lanes(|k| if x[k].abs() > magnitude[k] { x[k] } else { largest[k] });
+        magnitude = largest.map(f32::abs);
     }
     let mut inverse = lanes(|k| -(half as f32) / largest[k]);
-    let (xl, ll) = level_sums(x, w, &inverse, half);
+    let mut wx = *w;
+    for (wx, x) in wx.iter_mut().zip(x) {
+        *wx = lanes(|k| wx[k] * x[k]);
+    }
+    let (xl, ll) = level_sums(x, (w, &wx), &inverse, half);
     let mut scale = lanes(|k| if ll[k] == 0.0 { 0.0 } else { xl[k] / ll[k] });
     let mut best = lanes(|k| scale[k] * xl[k]);
     for step in (-9i8..=9).filter(|&step| step != 0) {
         let reach = half as f32 + 0.1 * f32::from(step);
         let candidate = lanes(|k| -reach / largest[k]);
-        let (xl, ll) = level_sums(x, w, &candidate, half);
-        for k in 0..LANES {
-            let better = (ll[k] > 0.0) & (xl[k] * xl[k] > best[k] * ll[k]);
-            let fitted = xl[k] / ll[k];
-            scale[k] = if better { fitted } else { scale[k] };
-            best[k] = if better { fitted * xl[k] } else { best[k] };
-            inverse[k] = if better { candidate[k] } else { inverse[k] };
-        }
+        let (xl, ll) = level_sums(x, (w, &wx), &candidate, half);
+        let of_better = |new: &Lanes, old: &Lanes| {
+            lanes(|k| if (ll[k] > 0.0) & (xl[k] * xl[k] > best[k] * ll[k]) { new[k] } else { old[k] })
+        };
+        let fitted = lanes(|k| xl[k] / ll[k]);
+        scale = of_better(&fitted, &scale);
+        inverse = of_better(&candidate, &inverse);
+        best = of_better(&lanes(|k| fitted[k] * xl[k]), &best);
     }
     let empty = magnitude.map(|m| m < NOTHING);
     Symmetric { scale: lanes(|k| if empty[k] { 0.0 } else { scale[k] }), inverse, empty, half }
 }
 
-/// `sum w x level` and `sum w level^2` for the levels that `inverse` rounds to.
+/// `sum w x level` and `sum w level^2` for the levels that `inverse` rounds to; `wx` is `w x`.
 #[inline(always)]
-fn level_sums<const N: usize>(x: &[Lanes; N], w: &[Lanes; N], inverse: &Lanes, half: i32) -> (Lanes, Lanes) {
+fn level_sums<const N: usize>(
+    x: &[Lanes; N],
+    (w, wx): (&[Lanes; N], &[Lanes; N]),
+    inverse: &Lanes,
+    half: i32,
+) -> (Lanes, Lanes) {
+    let (lowest, highest) = (-half as f32, (half - 1) as f32);
     let mut xl = [0.0f32; LANES];
     let mut ll = [0.0f32; LANES];
     for i in 0..N {
-        for k in 0..LANES {
-            let level = nearest(inverse[k] * x[i][k]).clamp(-half, half - 1) as f32;
-            xl[k] += w[i][k] * x[i][k] * level;
-            ll[k] += w[i][k] * level * level;
-        }
+        let level = lanes(|k| between(nearest_whole(inverse[k] * x[i][k]), lowest, highest));
+        xl = lanes(|k| xl[k] + wx[i][k] * level[k]);
+        ll = lanes(|k| ll[k] + w[i][k] * level[k] * level[k]);
     }
     (xl, ll)
 }
@@ -151,22 +157,21 @@ pub(super) fn affine<const N: usize>(
     let mut scale = lanes(|k| 1.0 / inverse[k]);
     let mut codes = [[0.0; LANES]; N];
     least_squares(x, w, Line { inverse: &inverse, low: &low, max_code }, (&weight, &weighted), &mut codes);
-    let cost = if candidates.by_magnitude { magnitude_of_error } else { squared_error };
-    let mut best = cost(x, w, &codes, &scale, &low);
+    let mut best = error((x, w), &codes, (&scale, &low), candidates);
     for i in 0..=candidates.steps {
         let reach = candidates.first + candidates.step * f32::from(i) + top;
         let candidate = lanes(|k| reach / (max[k] - low[k]));
         let line = Line { inverse: &candidate, low: &low, max_code };
         let (determinant, fit_scale, fit_min) = least_squares(x, w, line, (&weight, &weighted), &mut codes);
-        let error = cost(x, w, &codes, &fit_scale, &fit_min);
-        for k in 0..LANES {
-            let better = (determinant[k] > 0.0) & (error[k] < best[k]);
-            best[k] = if better { error[k] } else { best[k] };
-            scale[k] = if better { fit_scale[k] } else { scale[k] };
-            inverse[k] = if better { candidate[k] } else { inverse[k] };
-            offset[k] = if better { low[k] } else { offset[k] };
-            low[k] = if better { fit_min[k] } else { low[k] };
-        }
+        let error = error((x, w), &codes, (&fit_scale, &fit_min), candidates);
+        let of_better = |new: &Lanes, old: &Lanes| {
+            lanes(|k| if (determinant[k] > 0.0) & (error[k] < best[k]) { new[k] } else { old[k] })
+        };
+        scale = of_better(&fit_scale, &scale);
+        inverse = of_better(&candidate, &inverse);
+        offset = of_better(&low, &offset);
+        low = of_better(&fit_min, &low);
+        best = of_better(&error, &best);
     }
     let scale = lanes(|k| if flat[k] { 0.0 } else { scale[k] });
     Affine { scale, min: low.map(|m| -m), weight, inverse, offset, flat, max_code }
@@ -184,48 +189,28 @@ fn ranges<const N: usize>(x: &[Lanes; N], w: &[Lanes; N]) -> Ranges {
     let (mut min, mut max, mut weight) = (x[0], x[0], w[0]);
     let mut weighted = lanes(|k| w[0][k] * x[0][k]);
     for i in 1..N {
-        for k in 0..LANES {
-            min[k] = if x[i][k] < min[k] { x[i][k] } else { min[k] };
-            max[k] = if x[i][k] > max[k] { x[i][k] } else { max[k] };
-            weight[k] += w[i][k];
-            weighted[k] += w[i][k] * x[i][k];
-        }
+        let (x, w) = (&x[i], &w[i]);
+        min = lanes(|k| if x[k] < min[k] { x[k] } else { min[k] });
+        max = lanes(|k| if x[k] > max[k] { x[k] } else { max[k] });
+        weight = lanes(|k| weight[k] + w[k]);
+        weighted = lanes(|k| weighted[k] + w[k] * x[k]);
     }
     Ranges { max, min: min.map(|m| if m > 0.0 { 0.0 } else { m }), weight, weighted }
 }
 
+/// `sum w (scale * code + min - x)^2`, or with the magnitudes of the errors in place of their squares.
 #[inline(always)]
-fn magnitude_of_error<const N: usize>(
-    x: &[Lanes; N],
-    w: &[Lanes; N],
+fn error<const N: usize>(
+    (x, w): (&[Lanes; N], &[Lanes; N]),
     codes: &[Lanes; N],
-    scale: &Lanes,
-    min: &Lanes,
+    (scale, min): (&Lanes, &Lanes),
+    candidates: Candidates,
 ) -> Lanes {
     let mut error = [0.0f32; LANES];
     for i in 0..N {
-        for k in 0..LANES {
-            let off = scale[k] * codes[i][k] + min[k] - x[i][k];
-            error[k] += w[i][k] * off.abs();
-        }
-    }
-    error
-}
-
-#[inline(always)]
-fn squared_error<const N: usize>(
-    x: &[Lanes; N],
-    w: &[Lanes; N],
-    codes: &[Lanes; N],
-    scale: &Lanes,
-    min: &Lanes,
-) -> Lanes {
-    let mut error = [0.0f32; LANES];
-    for i in 0..N {
-        for k in 0..LANES {
-            let off = scale[k] * codes[i][k] + min[k] - x[i][k];
-            error[k] += w[i][k] * (off * off);
-        }
+        let off = lanes(|k| scale[k] * codes[i][k] + min[k] - x[i][k]);
+        let cost = if candidates.by_magnitude { off.map(f32::abs) } else { off.map(|off| off * off) };
+        error = lanes(|k| error[k] + w[i][k] * cost[k]);
     }
     error
 }
