@@ -4,8 +4,17 @@
 
 mod block;
 mod block32;
+mod codebook;
 mod float;
 mod integer;
+mod iq1_m;
+mod iq1_s;
+mod iq2_s;
+mod iq2_xs;
+mod iq2_xxs;
+mod iq3_s;
+mod iq3_xxs;
+mod nearest;
 mod q4_0;
 mod q4_1;
 mod q4_k;
@@ -15,7 +24,11 @@ mod q5_k;
 mod q6_k;
 mod q8_0;
 mod search;
+mod signed_search;
 mod super_block;
+mod ternary_search;
+mod word_search;
+mod words;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -194,6 +207,13 @@ pub const ENCODINGS: &[&dyn Encoding] = &[
     &q4_k::Q4K,
     &q5_k::Q5K,
     &q6_k::Q6K,
+    &iq1_s::Iq1S,
+    &iq1_m::Iq1M,
+    &iq2_xxs::Iq2Xxs,
+    &iq2_xs::Iq2Xs,
+    &iq2_s::Iq2S,
+    &iq3_xxs::Iq3Xxs,
+    &iq3_s::Iq3S,
 ];
 
 /// An encoding found by name.
