@@ -44,6 +44,7 @@ mod loss;
 pub mod solver;
 mod sparsity;
 mod statistics;
+mod vectors;
 
 pub use encoding::{
     Codebook, DeviceFit, ENCODINGS, Encoding, Fit, GridEncoding, IntEncoding, IntParts, Named, ScaleDtype,

@@ -7,7 +7,7 @@ use super::block::{BlockFormat, Group, Rows};
 use super::codebook::{RUN, RUNS, Tables};
 use super::iq1_s::SCALES;
 use super::ternary_search::{Format, Found, SHIFT};
-use super::word_search::{Costs, SUPER};
+use super::word_search::SUPER;
 
 const BLOCK: usize = 16;
 /// The levels of both shifts: even codes are shifted down, odd ones up.
@@ -40,7 +40,7 @@ impl BlockFormat for Iq1M {
             pairs: &TABLES.pairs,
             together: false,
             scales: SCALES,
-            costs: Costs { spread: 2.0, plain: 0.0 },
+            spread: 2.0,
         };
         format.search(rows, headers, codes, write_header);
     }

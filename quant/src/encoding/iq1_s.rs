@@ -4,7 +4,7 @@ use super::Codebook;
 use super::block::{BlockFormat, Group, Rows, half_at};
 use super::codebook::{RUN, RUNS, Tables, nibble, set_nibble};
 use super::ternary_search::{Format, Found, SHIFT};
-use super::word_search::{Costs, SUPER, Scales, Trials};
+use super::word_search::{SUPER, Scales};
 
 const BLOCK: usize = 32;
 const LEVELS: [f32; 3] = [-1.0, 0.0, 1.0];
@@ -12,7 +12,7 @@ const HIGH: usize = 2 + RUNS;
 
 /// How the searches of both ternary formats go.
 pub(super) const SCALES: Scales =
-    Scales { max_level: 7, per_unit: 1.0, trials: Trials { first: 1.0, step: 0.25, count: 6 }, top: 1.0 };
+    Scales { max_level: 7, per_unit: 1.0, trials: &[0.45, 0.52, 0.6, 0.7, 0.8, 0.95], top: 1.0 };
 
 static TABLES: LazyLock<Tables<4>> = LazyLock::new(|| Tables::ternary("iq1_s", &LEVELS, 1, &[0]));
 
@@ -40,7 +40,7 @@ impl BlockFormat for Iq1S {
             pairs: &TABLES.pairs,
             together: true,
             scales: SCALES,
-            costs: Costs { spread: 2.0, plain: 0.0 },
+            spread: 2.0,
         };
         format.search(rows, headers, codes, write_header);
     }

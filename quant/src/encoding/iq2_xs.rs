@@ -5,7 +5,7 @@ use super::block::{BlockFormat, Group, Rows};
 use super::codebook::{RUN, RUNS, Tables, half_steps};
 use super::iq2_xxs::{LEVELS, MAGNITUDES, SCALES};
 use super::signed_search::Format;
-use super::word_search::{Costs, SUPER};
+use super::word_search::SUPER;
 use super::words::{Signs, even_signs, find_signed, read_signed, sign_bits};
 
 const MAGNITUDE_COUNT: u8 = MAGNITUDES.len() as u8;
@@ -40,7 +40,7 @@ impl BlockFormat for Iq2Xs {
             magnitudes: &MAGNITUDES,
             signs: Signs::Even,
             scales: SCALES,
-            costs: Costs { spread: 1.0, plain: 0.5 },
+            spread: 1.0,
         };
         format.search(rows, headers, codes);
     }

@@ -4,7 +4,7 @@ use super::Codebook;
 use super::block::{BlockFormat, Group, Rows};
 use super::codebook::{RUN, Tables, half_steps, mirrored, nibble, set_nibble};
 use super::signed_search::Format;
-use super::word_search::{Costs, SUPER, Scales, Trials};
+use super::word_search::{SUPER, Scales};
 use super::words::{Signs, even_signs, find_signed, read_signed, sign_bits};
 
 /// The magnitudes of all formats of about two bits.
@@ -15,7 +15,7 @@ pub(super) const LEVELS: [f32; 6] = mirrored(&MAGNITUDES);
 pub(super) const SCALES: Scales = Scales {
     max_level: 15,
     per_unit: 0.125,
-    trials: Trials { first: 0.85, step: 0.1, count: 7 },
+    trials: &[0.65, 0.72, 0.8, 0.88, 0.97, 1.07, 1.18],
     top: MAGNITUDES[2],
 };
 
@@ -50,7 +50,7 @@ impl BlockFormat for Iq2Xxs {
             magnitudes: &MAGNITUDES,
             signs: Signs::Even,
             scales: SCALES,
-            costs: Costs { spread: 1.0, plain: 0.5 },
+            spread: 1.0,
         };
         format.search(rows, headers, codes);
     }

@@ -4,7 +4,7 @@ use super::Codebook;
 use super::block::{BlockFormat, Group, Rows, half_at};
 use super::codebook::{RUN, RUNS, Tables, mirrored, nibble};
 use super::signed_search::Format;
-use super::word_search::{Costs, SUPER, Scales, Trials};
+use super::word_search::{SUPER, Scales};
 use super::words::{Signs, find_signed, read_signed, sign_bits};
 
 const MAGNITUDES: [f32; 8] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0];
@@ -49,10 +49,10 @@ impl BlockFormat for Iq3S {
             scales: Scales {
                 max_level: 15,
                 per_unit: 1.0,
-                trials: Trials { first: 0.8, step: 0.08, count: 6 },
+                trials: &[0.8, 0.87, 0.94, 1.01, 1.08, 1.2],
                 top: MAGNITUDES[7],
             },
-            costs: Costs { spread: 2.0, plain: 0.0 },
+            spread: 2.0,
         };
         format.search(rows, headers, codes);
     }

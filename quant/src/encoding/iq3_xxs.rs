@@ -4,7 +4,7 @@ use super::Codebook;
 use super::block::{BlockFormat, Group, Rows};
 use super::codebook::{RUN, Tables, half_steps, mirrored, nibble, set_nibble};
 use super::signed_search::Format;
-use super::word_search::{Costs, SUPER, Scales, Trials};
+use super::word_search::{SUPER, Scales};
 use super::words::{Signs, even_signs, find_signed, read_signed, sign_bits};
 
 const MAGNITUDES: [f32; 8] = [4.0, 12.0, 20.0, 28.0, 36.0, 44.0, 52.0, 62.0];
@@ -44,10 +44,10 @@ impl BlockFormat for Iq3Xxs {
             scales: Scales {
                 max_level: 15,
                 per_unit: 0.25,
-                trials: Trials { first: 0.8, step: 0.1, count: 7 },
+                trials: &[0.7, 0.78, 0.86, 0.94, 1.02, 1.1, 1.2],
                 top: MAGNITUDES[7],
             },
-            costs: Costs { spread: 2.0, plain: 0.0 },
+            spread: 2.0,
         };
         format.search(rows, headers, codes);
     }

@@ -8,7 +8,8 @@ use std::fmt;
 
 use super::Codebook;
 use super::words::{Signs, Words, signed_code};
-use crate::lanes::{Kernel, LANES, Lanes, lanes, widest};
+use crate::lanes::{LANES, Lanes, lanes};
+use crate::vectors::{self, Wide, WideKernel};
 
 /// Halves of codewords that may stand together: each of the first with each of the second.
 struct Class<const H: usize> {
@@ -46,17 +47,18 @@ impl<const H: usize> Patterns<H> {
 
     /// `g' m g` of each.
     #[inline(always)]
-    fn norms(&self, m: &[[f32; H]; H]) -> Vec<Lanes> {
-        let mut norms = self.missing.clone();
-        for (norm, g) in norms.iter_mut().zip(&self.levels) {
+    fn norms<V: Wide>(&self, m: &[[f32; H]; H]) -> Vec<V> {
+        let mut norms = Vec::with_capacity(self.levels.len());
+        for (missing, g) in self.missing.iter().zip(&self.levels) {
+            let mut norm = V::of(missing);
             for i in 0..H {
-                let mut inner = lanes(|k| m[i][i] * g[i][k]);
+                let mut inner = V::splat(m[i][i]) * V::of(&g[i]);
                 for j in i + 1..H {
-                    let twice = 2.0 * m[i][j];
-                    inner = lanes(|k| inner[k] + twice * g[j][k]);
+                    inner = inner + V::splat(2.0 * m[i][j]) * V::of(&g[j]);
                 }
-                *norm = lanes(|k| norm[k] + inner[k] * g[i][k]);
+                norm = norm + inner * V::of(&g[i]);
             }
+            norms.push(norm);
         }
         norms
     }
@@ -175,7 +177,7 @@ impl<const H: usize> Codebook for Halves<H> {
             "{} weights are not whole runs",
             x.len()
         );
-        widest(Nearest { halves: self, metric: Metric::new(metric), x, codes });
+        vectors::run(Nearest { halves: self, metric: Metric::new(metric), x, codes });
     }
 }
 
@@ -220,30 +222,29 @@ struct Nearest<'a, const H: usize> {
     codes: &'a mut [u8],
 }
 
-impl<const H: usize> Kernel for Nearest<'_, H> {
+impl<const H: usize> WideKernel for Nearest<'_, H> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run<V: Wide>(self) {
         let Self { halves, metric, x, codes } = self;
-        let norms = halves.first.norms(&metric.first);
-        let tails = Tails { halves, metric: &metric, norms: halves.second.norms(&metric.second) };
+        let norms = halves.first.norms::<V>(&metric.first);
+        let tails = Tails { halves, metric: &metric, norms: halves.second.norms::<V>(&metric.second) };
         let mut bounds = vec![[0.0; LANES]; norms.len()];
         let mut open = Vec::new();
-        for (x, codes) in
-            x.as_chunks::<H>().0.chunks_exact(2).zip(codes.as_chunks_mut::<H>().0.chunks_exact_mut(2))
-        {
+        let runs = x.as_chunks::<H>().0.chunks_exact(2).zip(codes.as_chunks_mut::<H>().0.chunks_exact_mut(2));
+        for (x, codes) in runs {
             let least = bound(&halves.first, &norms, &metric.first, &x[0], &mut bounds);
-            let mut best = Best { cost: f32::INFINITY, first: 0, second: halves.ranges[0].start * LANES };
-            tails.visit(least, bounds[least / LANES][least % LANES], x, &mut best);
-            open.clear();
-            for (i, sixteen) in bounds.iter().enumerate() {
-                if sixteen.iter().fold(f32::INFINITY, |least, &bound| least.min(bound)) < best.cost {
-                    let below = (0..LANES).filter(|&k| sixteen[k] < best.cost && i * LANES + k != least);
-                    open.extend(below.map(|k| (sixteen[k], i * LANES + k)));
+            let mut best = Best { cost: f32::INFINITY, first: 0, second: 0 };
+            // The least of each lane first: they make the cost small before the others are looked at.
+            for (bound, first) in least {
+                if bound >= best.cost {
+                    break;
                 }
+                tails.visit(first, bound, x, &mut best);
+                bounds[first / LANES][first % LANES] = f32::INFINITY;
             }
-            open.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+            still_open(&bounds, V::splat(best.cost), &mut open);
             for &(bound, first) in &open {
                 if bound >= best.cost {
                     break;
@@ -256,32 +257,92 @@ impl<const H: usize> Kernel for Nearest<'_, H> {
     }
 }
 
-/// The least cost of each first half, and the half whose is least.
+/// The first halves whose bound is below `cost`, in the order of their bounds.
 #[inline(always)]
-fn bound<const H: usize>(
+fn still_open<V: Wide>(bounds: &[Lanes], cost: V, open: &mut Vec<(f32, usize)>) {
+    open.clear();
+    let (no, yes) = (V::splat(0.0), V::splat(1.0));
+    for (i, sixteen) in bounds.iter().enumerate() {
+        let below = V::where_less(V::of(sixteen), cost, yes, no).lanes();
+        if below != [0.0; LANES] {
+            let below = (0..LANES).filter(|&k| below[k] > 0.0);
+            open.extend(below.map(|k| (sixteen[k], i * LANES + k)));
+        }
+    }
+    sort(open);
+}
+
+/// The least cost of each first half; and the least of each lane, in order.
+#[inline(always)]
+fn bound<V: Wide, const H: usize>(
     patterns: &Patterns<H>,
-    norms: &[Lanes],
+    norms: &[V],
     m: &[[f32; H]; H],
     x: &[f32; H],
     bounds: &mut [Lanes],
-) -> usize {
+) -> [(f32, usize); LANES] {
     let (twice, own) = expand(m, x);
-    let mut least = [f32::INFINITY; LANES];
-    let mut at = [0u32; LANES];
+    let twice = splats::<V, H>(&twice);
+    let own = V::splat(own);
+    let mut least = Least::new();
     for (i, ((bound, norm), g)) in bounds.iter_mut().zip(norms).zip(&patterns.levels).enumerate() {
-        let mut sum = lanes(|k| norm[k] + own);
+        let mut sum = *norm + own;
         for j in 0..H {
-            sum = lanes(|k| sum[k] - twice[j] * g[j][k]);
+            sum = sum - twice[j] * V::of(&g[j]);
         }
-        *bound = sum;
-        for k in 0..LANES {
-            let less = sum[k] < least[k];
-            least[k] = if less { sum[k] } else { least[k] };
-            at[k] = if less { i as u32 } else { at[k] };
-        }
+        *bound = sum.lanes();
+        least.offer(sum, i);
     }
-    let (_, place) = smallest(&least, &at);
-    place
+    least.sorted()
+}
+
+/// The smallest seen in each lane, and in which sixteen.
+struct Least<V> {
+    value: V,
+    at: V,
+}
+
+impl<V: Wide> Least<V> {
+    #[inline(always)]
+    fn new() -> Self {
+        Self { value: V::splat(f32::INFINITY), at: V::splat(0.0) }
+    }
+
+    #[inline(always)]
+    fn offer(&mut self, value: V, sixteen: usize) {
+        self.at = V::where_less(value, self.value, V::splat(sixteen as f32), self.at);
+        self.value = V::min(value, self.value);
+    }
+
+    /// The smallest and its place, the first of equals.
+    #[inline(always)]
+    fn first(&self) -> (f32, usize) {
+        let mut best = self.place(0);
+        for k in 1..LANES {
+            let other = self.place(k);
+            if other.0 < best.0 || (other.0 == best.0 && other.1 < best.1) {
+                best = other;
+            }
+        }
+        best
+    }
+
+    #[inline(always)]
+    fn sorted(&self) -> [(f32, usize); LANES] {
+        let mut all = std::array::from_fn(|k| self.place(k));
+        sort(&mut all);
+        all
+    }
+
+    #[inline(always)]
+    fn place(&self, k: usize) -> (f32, usize) {
+        (self.value.lane(k), self.at.lane(k) as usize * LANES + k)
+    }
+}
+
+/// By cost, then by place.
+fn sort(all: &mut [(f32, usize)]) {
+    all.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
 }
 
 /// `2 m x` and `x' m x`.
@@ -300,17 +361,13 @@ fn expand<const H: usize>(m: &[[f32; H]; H], x: &[f32; H]) -> ([f32; H], f32) {
     (twice, own)
 }
 
-/// The smallest of sixteen and its place, the first of equals.
 #[inline(always)]
-fn smallest(least: &Lanes, sixteens: &[u32; LANES]) -> (f32, usize) {
-    let mut best = (f32::INFINITY, sixteens[0] as usize * LANES);
-    for k in 0..LANES {
-        let place = sixteens[k] as usize * LANES + k;
-        if least[k] < best.0 || (least[k] == best.0 && place < best.1) {
-            best = (least[k], place);
-        }
+fn splats<V: Wide, const H: usize>(x: &[f32; H]) -> [V; H] {
+    let mut all = [V::splat(0.0); H];
+    for i in 0..H {
+        all[i] = V::splat(x[i]);
     }
-    best
+    all
 }
 
 struct Best {
@@ -319,13 +376,13 @@ struct Best {
     second: usize,
 }
 
-struct Tails<'a, const H: usize> {
+struct Tails<'a, V, const H: usize> {
     halves: &'a Halves<H>,
     metric: &'a Metric<H>,
-    norms: Vec<Lanes>,
+    norms: Vec<V>,
 }
 
-impl<const H: usize> Tails<'_, H> {
+impl<V: Wide, const H: usize> Tails<'_, V, H> {
     /// Tries all second halves that may follow the first half `first`, whose own cost is `cost`.
     #[inline(always)]
     fn visit(&self, first: usize, cost: f32, x: &[[f32; H]], best: &mut Best) {
@@ -338,25 +395,21 @@ impl<const H: usize> Tails<'_, H> {
             }
         }
         let (twice, own) = expand(&self.metric.second, &y);
+        let twice = splats::<V, H>(&twice);
         let range = halves.ranges[halves.class[first]].clone();
-        let mut least = [f32::INFINITY; LANES];
-        let mut at = [range.start as u32; LANES];
+        let mut least = Least::new();
         let sixteens = halves.second.levels[range.clone()].iter().zip(&self.norms[range.clone()]);
-        for (i, (g, norm)) in (range.start as u32..).zip(sixteens) {
+        for (i, (g, norm)) in sixteens.enumerate() {
             let mut sum = *norm;
             for j in 0..H {
-                sum = lanes(|k| sum[k] - twice[j] * g[j][k]);
+                sum = sum - twice[j] * V::of(&g[j]);
             }
-            for k in 0..LANES {
-                let less = sum[k] < least[k];
-                least[k] = if less { sum[k] } else { least[k] };
-                at[k] = if less { i } else { at[k] };
-            }
+            least.offer(sum, i);
         }
-        let (tail, second) = smallest(&least, &at);
+        let (tail, second) = least.first();
         let total = cost + (own + tail);
         if total < best.cost {
-            *best = Best { cost: total, first, second };
+            *best = Best { cost: total, first, second: range.start * LANES + second };
         }
     }
 }

@@ -1,12 +1,12 @@
 //! The search of the codebook types whose words are magnitudes with signs: `iq2_xxs` to `iq3_s`.
 
 use super::block::Rows;
-use super::word_search::{Blocks, Choice, Chooser, Costs, Header, Pairs, SUPER, Scales, minima, sums};
+use super::word_search::{
+    Blocks, Cheapest, Choice, Chooser, HALVES, Header, Pairs, SUPER, Scales, Table, Want, costs, minima, sums,
+};
 use super::words::{Signs, signed_code};
-use crate::lanes::{Kernel, LANES, Lanes, gather, lanes, widest};
-
-/// The halves of a word of eight weights of three magnitudes; those of four weights of eight magnitudes are fewer.
-const HALVES: usize = 81;
+use crate::lanes::{LANES, Lanes, gather, lanes};
+use crate::vectors::{self, Wide, WideKernel};
 
 /// What sets one format's search apart: blocks of `N` weights in `R` words, `L` magnitudes.
 pub(super) struct Format<'a, const N: usize, const R: usize, const L: usize> {
@@ -14,13 +14,14 @@ pub(super) struct Format<'a, const N: usize, const R: usize, const L: usize> {
     pub magnitudes: &'static [f32; L],
     pub signs: Signs,
     pub scales: Scales,
-    pub costs: Costs,
+    /// See [`costs`].
+    pub spread: f32,
 }
 
 impl<const N: usize, const R: usize, const L: usize> Format<'_, N, R, L> {
     /// Headers of a half-precision number and a nibble for each block; and codes.
     pub fn search(&self, rows: &Rows<'_>, headers: &mut [u8], codes: &mut [u8]) {
-        widest(Search { format: self, rows, headers, codes });
+        vectors::run(Search { format: self, rows, headers, codes });
     }
 }
 
@@ -31,22 +32,20 @@ struct Search<'a, const N: usize, const R: usize, const L: usize> {
     codes: &'a mut [u8],
 }
 
-impl<const N: usize, const R: usize, const L: usize> Kernel for Search<'_, N, R, L> {
+impl<const N: usize, const R: usize, const L: usize> WideKernel for Search<'_, N, R, L> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run<V: Wide>(self) {
         let Self { format, rows, headers, codes } = self;
-        let costs = format.costs.of(rows);
+        let costs = costs(rows, format.spread);
         let per_super = SUPER / N;
         let mut headers = headers.chunks_exact_mut(2 + per_super / 2);
         for first in rows.batches(N) {
             let x = gather::<N>(rows.x, first);
-            let chooser = Chosen::new(format, &x, gather::<N>(&costs, first));
+            let chooser = Chosen::<V, N, R, L>::new(format, &x, &gather::<N>(&costs, first));
             let (found, choice) = format.scales.search(&chooser, &chooser.blocks.unit, per_super);
-            for (k, codes) in codes[first * N..].chunks_exact_mut(N).take(LANES).enumerate() {
-                chooser.codes(&choice, k, codes);
-            }
+            chooser.write_codes(&choice, &mut codes[first * N..]);
             for (found, header) in found.iter().zip(headers.by_ref()) {
                 write_nibbles(found, header);
             }
@@ -55,7 +54,7 @@ impl<const N: usize, const R: usize, const L: usize> Kernel for Search<'_, N, R,
 }
 
 /// A half-precision number and a nibble for each block.
-pub(super) fn write_nibbles(found: &Header, header: &mut [u8]) {
+fn write_nibbles(found: &Header, header: &mut [u8]) {
     header[..2].copy_from_slice(&found.unit);
     for (byte, levels) in header[2..].iter_mut().zip(found.levels.as_chunks::<2>().0) {
         *byte = levels[0] | levels[1] << 4;
@@ -63,152 +62,186 @@ pub(super) fn write_nibbles(found: &Header, header: &mut [u8]) {
 }
 
 /// Sixteen blocks about to get their words: magnitudes, and signs apart.
-struct Chosen<'a, const N: usize, const R: usize, const L: usize> {
+struct Chosen<'a, V, const N: usize, const R: usize, const L: usize> {
     format: &'a Format<'a, N, R, L>,
-    blocks: Blocks<N>,
-    wx: [Lanes; N],
-    negative: [[bool; LANES]; N],
-    odd: [[bool; LANES]; N], // of each eight weights: whether one sign must flip
+    blocks: Blocks<V, N>,
+    negative: [u16; N], // a bit a lane
+    odd: [V; N],        // of each eight weights: -1 where one sign must flip, otherwise 0
 }
 
-impl<'a, const N: usize, const R: usize, const L: usize> Chosen<'a, N, R, L> {
+/// The costs of the halves of one run: as the signs are, and with the cheapest flip in them.
+struct Tables<V> {
+    kept: [Table<V>; 2],
+    flipped: [Table<V>; 2],
+}
+
+impl<'a, V: Wide, const N: usize, const R: usize, const L: usize> Chosen<'a, V, N, R, L> {
     const WORD: usize = N / R;
+    const PER_EIGHT: usize = 8 / Self::WORD;
 
     #[inline(always)]
-    fn new(format: &'a Format<'a, N, R, L>, x: &[Lanes; N], w: [Lanes; N]) -> Self {
-        let negative = x.map(|x| x.map(|x| x < 0.0));
-        let blocks = Blocks::new(x.map(|x| x.map(f32::abs)), w);
-        let wx = std::array::from_fn(|i| lanes(|k| blocks.w[i][k] * blocks.x[i][k]));
-        let mut odd = [[false; LANES]; N];
+    fn new(format: &'a Format<'a, N, R, L>, x: &[Lanes; N], w: &[Lanes; N]) -> Self {
+        let mut negative = [0; N];
+        for (bits, x) in negative.iter_mut().zip(x) {
+            *bits = (0..LANES).fold(0, |bits, k| bits | u16::from(x[k] < 0.0) << k);
+        }
+        let mut magnitudes = *x;
+        magnitudes.iter_mut().for_each(|x| *x = lanes(|k| x[k].abs()));
+        let mut odd = [V::splat(0.0); N];
         if format.signs == Signs::Even {
             for (eight, negative) in odd.iter_mut().zip(negative.as_chunks::<8>().0) {
-                for negative in negative {
-                    (0..LANES).for_each(|k| eight[k] ^= negative[k]);
-                }
+                let bits = negative.iter().fold(0u16, |parity, bits| parity ^ bits);
+                *eight = V::of(&lanes(|k| -f32::from(bits >> k & 1)));
             }
         }
-        Self { format, blocks, wx, negative, odd }
+        Self { format, blocks: Blocks::new(&magnitudes, w), negative, odd }
     }
 
-    /// The cheapest words of run `r` with the signs the weights have and, where signs are even, with one flipped.
     #[inline(always)]
-    fn words(&self, r: usize, value: &[Lanes; L], square: &[Lanes; L]) -> [super::word_search::Cheapest; 2] {
+    fn tables(&self, r: usize, scale: V, tables: &mut Tables<V>) {
         let half = Self::WORD / 2;
-        let pairs = self.format.pairs;
-        let mut tables = [[[0.0; LANES]; HALVES]; 4];
-        let [head, tail, head_flipped, tail_flipped] = &mut tables;
-        for (part, table, flipped) in [(0, &mut *head, head_flipped), (1, &mut *tail, tail_flipped)] {
+        let twice = scale + scale;
+        let square = scale * scale;
+        for part in 0..2 {
             let first = r * Self::WORD + part * half;
-            let mut places = [[[0.0; LANES]; L]; 4];
-            let mut flips = [[[0.0; LANES]; L]; 4];
+            let mut places = [[V::splat(0.0); L]; 4];
+            let mut flips = [[V::splat(0.0); L]; 4];
             for i in 0..half {
-                let (w, wx) = (&self.blocks.w[first + i], &self.wx[first + i]);
+                let (w, wx) = (self.blocks.w[first + i] * square, self.blocks.wx[first + i] * twice);
                 for m in 0..L {
-                    let linear = lanes(|k| 2.0 * wx[k] * value[m][k]);
-                    places[i][m] = lanes(|k| w[k] * square[m][k] - linear[k]);
-                    flips[i][m] = lanes(|k| 2.0 * linear[k]);
+                    let level = self.format.magnitudes[m];
+                    let linear = wx * V::splat(level);
+                    places[i][m] = w * V::splat(level * level) - linear;
+                    flips[i][m] = linear + linear;
                 }
             }
-            sums(&places[..half], table);
+            sums(&places[..half], &mut tables.kept[part]);
             if self.format.signs == Signs::Even {
+                let flipped = &mut tables.flipped[part];
                 minima(&flips[..half], flipped);
-                for (flipped, table) in flipped.iter_mut().zip(table.iter()) {
-                    *flipped = lanes(|k| flipped[k] + table[k]);
+                for i in 0..L.pow(half as u32) {
+                    flipped[i] = flipped[i] + tables.kept[part][i];
                 }
             }
         }
-        let [head, tail, head_flipped, tail_flipped] = &tables;
-        let kept = pairs.cheapest(head, tail);
-        if self.format.signs == Signs::Free {
-            return [kept, kept];
-        }
-        [kept, pairs.cheapest_flipped([head, head_flipped], [tail, tail_flipped])]
     }
 
-    /// `wx` times the magnitude of the weight whose flip costs least, in the eight weights from `first`: where one flips.
+    /// The cheapest words of run `r`: with the signs the weights have and, where signs are even, with one flipped.
     #[inline(always)]
-    fn least_flip(&self, first: usize, v: &[Lanes; N]) -> Lanes {
-        let mut least = [f32::INFINITY; LANES];
-        for i in first..first + 8 {
-            for k in 0..LANES {
-                let flip = self.wx[i][k] * v[i][k];
-                least[k] = if flip < least[k] { flip } else { least[k] };
+    fn cheapest(&self, r: usize, scale: V, want: Want, tables: &mut Tables<V>) -> [Cheapest<V>; 2] {
+        self.tables(r, scale, tables);
+        let pairs = self.format.pairs;
+        let Tables { kept: [head, tail], flipped: [head_flipped, tail_flipped] } = tables;
+        let (heads, tails) = ([&*head, head_flipped], [&*tail, tail_flipped]);
+        let mut found = match self.format.signs {
+            Signs::Free => [pairs.cheapest(head, tail); 2],
+            Signs::Even => pairs.cheapest_flipped(heads, tails),
+        };
+        if want == Want::Words {
+            found[0].word = pairs.words(found[0].word, tail);
+            if self.format.signs == Signs::Even {
+                found[1].word = pairs.words_flipped(found[1].word, heads, tails);
             }
         }
-        lanes(|k| if self.odd[first / 8][k] { least[k] } else { 0.0 })
+        found
+    }
+
+    /// The cheapest of the two words of eight weights: where one sign must flip, it does so in one of them.
+    #[inline(always)]
+    fn pair(&self, eight: usize, a: [Cheapest<V>; 2], b: [Cheapest<V>; 2]) -> [Cheapest<V>; 2] {
+        let zero = V::splat(0.0);
+        let (in_a, in_b) = (a[1].cost + b[0].cost, a[0].cost + b[1].cost);
+        let odd = self.odd[eight];
+        // Where the flip is in a, `b_less` is not below 0.
+        let a_less = V::where_less(in_a, in_b, odd, zero);
+        let b_less = V::where_less(in_a, in_b, zero, odd);
+        [a[0].or_if(a_less, zero, a[1]), b[0].or_if(b_less, zero, b[1])]
+    }
+
+    /// `wx` times the magnitude of the weight whose flip costs least, in eight weights: where one flips.
+    #[inline(always)]
+    fn least_flip(&self, eight: usize, v: &[V; N]) -> V {
+        let mut least = V::splat(f32::INFINITY);
+        for i in 8 * eight..8 * eight + 8 {
+            least = V::min(self.blocks.wx[i] * v[i], least);
+        }
+        V::where_less(self.odd[eight], V::splat(0.0), least, V::splat(0.0))
     }
 
     #[inline(always)]
-    fn magnitudes(&self, choice: &Choice<R>) -> [Lanes; N] {
-        let mut v = [[0.0; LANES]; N];
+    fn magnitudes(&self, choice: &Choice<V, R>) -> [V; N] {
+        let mut v = [V::splat(0.0); N];
         for r in 0..R {
+            let mut levels = [[0.0; LANES]; 8];
             for k in 0..LANES {
-                let word = self.format.pairs.word(choice[r][k]);
+                let word = self.format.pairs.word(choice[r].lane(k));
                 for i in 0..Self::WORD {
-                    v[r * Self::WORD + i][k] = word[i];
+                    levels[i][k] = word[i];
                 }
+            }
+            for i in 0..Self::WORD {
+                v[r * Self::WORD + i] = V::of(&levels[i]);
             }
         }
         v
     }
+
+    /// Codes, block after block.
+    fn write_codes(&self, choice: &Choice<V, R>, codes: &mut [u8]) {
+        for (k, codes) in codes.chunks_exact_mut(N).take(LANES).enumerate() {
+            let word = |i: usize| self.format.pairs.word(choice[i / Self::WORD].lane(k))[i % Self::WORD];
+            for (eight, codes) in codes.chunks_exact_mut(8).enumerate() {
+                let cost = |i: usize| self.blocks.wx[i].lane(k) * word(i);
+                let at = 8 * eight..8 * eight + 8;
+                let odd = self.odd[eight].lane(k) < 0.0;
+                let flip = at.clone().reduce(|least, i| if cost(i) < cost(least) { i } else { least });
+                for (i, code) in at.zip(codes) {
+                    let place = self.format.magnitudes.iter().take_while(|&&level| level < word(i)).count();
+                    let negative = (self.negative[i] >> k & 1 == 1) ^ (odd && flip == Some(i));
+                    *code = signed_code(place as u8, negative, L as u8);
+                }
+            }
+        }
+    }
 }
 
-impl<const N: usize, const R: usize, const L: usize> Chooser<R> for Chosen<'_, N, R, L> {
+impl<V: Wide, const N: usize, const R: usize, const L: usize> Chooser<V, R> for Chosen<'_, V, N, R, L> {
     #[inline(always)]
-    fn choose(&self, scale: &Lanes) -> (Choice<R>, Lanes) {
-        let value: [Lanes; L] = std::array::from_fn(|m| lanes(|k| scale[k] * self.format.magnitudes[m]));
-        let square: [Lanes; L] = std::array::from_fn(|m| lanes(|k| value[m][k] * value[m][k]));
-        let mut choice = [[0; LANES]; R];
-        let mut cost = [0.0; LANES];
-        let per_eight = 8 / Self::WORD;
-        for r in (0..R).step_by(per_eight) {
-            let odd = &self.odd[r / per_eight];
-            let mut found = [self.words(r, &value, &square); 2];
-            if per_eight == 1 {
-                found[0][0] = found[0][0].or(&found[0][1], odd);
-                choice[r] = found[0][0].word;
-                cost = lanes(|k| cost[k] + found[0][0].cost[k]);
-                continue;
+    fn choose(&self, scale: V, want: Want) -> (Choice<V, R>, V) {
+        let zero = V::splat(0.0);
+        let mut tables = Tables { kept: [[zero; HALVES]; 2], flipped: [[zero; HALVES]; 2] };
+        let mut found = [[Cheapest { cost: zero, word: zero }; 2]; R];
+        for r in 0..R {
+            found[r] = self.cheapest(r, scale, want, &mut tables);
+        }
+        let mut choice = [zero; R];
+        let mut cost = zero;
+        for eight in 0..N / 8 {
+            let r = eight * Self::PER_EIGHT;
+            if Self::PER_EIGHT == 1 {
+                let best = found[r][0].or_if(self.odd[eight], zero, found[r][1]);
+                (choice[r], cost) = (best.word, cost + best.cost);
+            } else {
+                let [a, b] = self.pair(eight, found[r], found[r + 1]);
+                (choice[r], choice[r + 1]) = (a.word, b.word);
+                cost = cost + (a.cost + b.cost);
             }
-            found[1] = self.words(r + 1, &value, &square);
-            let [[a, a_flipped], [b, b_flipped]] = found;
-            let in_a: [bool; LANES] = std::array::from_fn(|k| {
-                odd[k] & (a_flipped.cost[k] + b.cost[k] < a.cost[k] + b_flipped.cost[k])
-            });
-            let in_b: [bool; LANES] = std::array::from_fn(|k| odd[k] & !in_a[k]);
-            let (a, b) = (a.or(&a_flipped, &in_a), b.or(&b_flipped, &in_b));
-            (choice[r], choice[r + 1]) = (a.word, b.word);
-            cost = lanes(|k| cost[k] + (a.cost[k] + b.cost[k]));
         }
         (choice, cost)
     }
 
     #[inline(always)]
-    fn products(&self, choice: &Choice<R>) -> (Lanes, Lanes) {
+    fn products(&self, choice: &Choice<V, R>) -> (V, V) {
         let v = self.magnitudes(choice);
-        let (mut xv, mut vv) = ([0.0; LANES], [0.0; LANES]);
-        for first in (0..N).step_by(8) {
-            for i in first..first + 8 {
-                xv = lanes(|k| xv[k] + self.wx[i][k] * v[i][k]);
-                vv = lanes(|k| vv[k] + self.blocks.w[i][k] * v[i][k] * v[i][k]);
+        let (mut xv, mut vv) = (V::splat(0.0), V::splat(0.0));
+        for eight in 0..N / 8 {
+            for i in 8 * eight..8 * eight + 8 {
+                xv = xv + self.blocks.wx[i] * v[i];
+                vv = vv + self.blocks.w[i] * v[i] * v[i];
             }
-            let flip = self.least_flip(first, &v);
-            xv = lanes(|k| xv[k] - 2.0 * flip[k]);
+            let flip = self.least_flip(eight, &v);
+            xv = xv - (flip + flip);
         }
         (xv, vv)
-    }
-
-    fn codes(&self, choice: &Choice<R>, k: usize, codes: &mut [u8]) {
-        let word = |i: usize| self.format.pairs.word(choice[i / Self::WORD][k])[i % Self::WORD];
-        for (eight, codes) in codes.chunks_exact_mut(8).enumerate() {
-            let cost = |i: usize| self.wx[i][k] * word(i);
-            let at = 8 * eight..8 * eight + 8;
-            let flip = at.clone().reduce(|least, i| if cost(i) < cost(least) { i } else { least });
-            for (i, code) in at.zip(codes) {
-                let place = self.format.magnitudes.iter().take_while(|&&level| level < word(i)).count();
-                let flipped = self.odd[eight][k] && flip == Some(i);
-                *code = signed_code(place as u8, self.negative[i][k] ^ flipped, L as u8);
-            }
-        }
     }
 }

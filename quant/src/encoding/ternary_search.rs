@@ -1,17 +1,18 @@
 //! The search of the codebook types whose words are ternary, all of a word shifted up or down: `iq1_s` and `iq1_m`.
 
 use super::block::Rows;
-use super::word_search::{Blocks, Cheapest, Choice, Chooser, Costs, Header, Pairs, SUPER, Scales, sums};
-use crate::lanes::{Kernel, LANES, Lanes, gather, lanes, widest};
+use super::word_search::{
+    Blocks, Cheapest, Choice, Chooser, HALVES, Header, Pairs, SUPER, Scales, Table, Want, costs, sums,
+};
+use crate::lanes::{LANES, gather};
+use crate::vectors::{self, Wide, WideKernel};
 
 /// By how much the levels -1, 0 and 1 are shifted.
 pub(super) const SHIFT: f32 = 0.125;
 /// Weights in a word.
 const WORD: usize = 8;
-/// The halves of a word.
-const HALVES: usize = 81;
 /// What a word's number has besides its index where it is shifted down.
-const DOWN: u32 = 1 << 16;
+const DOWN: f32 = 4096.0;
 
 /// What sets one format's search apart: blocks of `N` weights in `R` words.
 pub(super) struct Format<'a, const N: usize, const R: usize> {
@@ -19,7 +20,8 @@ pub(super) struct Format<'a, const N: usize, const R: usize> {
     /// Whether the words of a block are all shifted the same way.
     pub together: bool,
     pub scales: Scales,
-    pub costs: Costs,
+    /// See [`costs`].
+    pub spread: f32,
 }
 
 /// What the search gives for a super-block besides its codes.
@@ -40,7 +42,8 @@ impl<const N: usize, const R: usize> Format<'_, N, R> {
         write: fn(&Found, &mut [u8]),
     ) {
         let header = headers.len() / (rows.x.len() / SUPER).max(1);
-        widest(Search { format: self, rows, headers: headers.chunks_exact_mut(header), codes, write });
+        let headers = headers.chunks_exact_mut(header.max(1));
+        vectors::run(Search { format: self, rows, headers, codes, write });
     }
 }
 
@@ -52,109 +55,127 @@ struct Search<'a, const N: usize, const R: usize> {
     write: fn(&Found, &mut [u8]),
 }
 
-impl<const N: usize, const R: usize> Kernel for Search<'_, N, R> {
+impl<const N: usize, const R: usize> WideKernel for Search<'_, N, R> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run<V: Wide>(self) {
         let Self { format, rows, mut headers, codes, write } = self;
-        let costs = format.costs.of(rows);
+        let costs = costs(rows, format.spread);
         let per_super = SUPER / N;
         for first in rows.batches(N) {
-            let blocks = Blocks::new(gather::<N>(rows.x, first), gather::<N>(&costs, first));
-            let wx = std::array::from_fn(|i| lanes(|k| blocks.w[i][k] * blocks.x[i][k]));
-            let chooser = Chosen { format, blocks, wx };
+            let blocks = Blocks::<V, N>::new(&gather(rows.x, first), &gather(&costs, first));
+            let chooser = Chosen { format, blocks };
             let (found, choice) = format.scales.search(&chooser, &chooser.blocks.unit, per_super);
-            for (k, codes) in codes[first * N..].chunks_exact_mut(N).take(LANES).enumerate() {
-                chooser.codes(&choice, k, codes);
-            }
+            chooser.write_codes(&choice, &mut codes[first * N..]);
+            let lowered = choice[0].lanes();
             for (i, (header, bytes)) in found.into_iter().zip(headers.by_ref()).enumerate() {
                 let down = (0..per_super)
-                    .fold(0, |down, k| down | u16::from(choice[0][i * per_super + k] >= DOWN) << k);
+                    .fold(0, |down, k| down | u16::from(lowered[i * per_super + k] >= DOWN) << k);
                 write(&Found { header, down }, bytes);
             }
         }
     }
 }
 
-struct Chosen<'a, const N: usize, const R: usize> {
+struct Chosen<'a, V, const N: usize, const R: usize> {
     format: &'a Format<'a, N, R>,
-    blocks: Blocks<N>,
-    wx: [Lanes; N],
+    blocks: Blocks<V, N>,
 }
 
-impl<const N: usize, const R: usize> Chosen<'_, N, R> {
-    /// The cheapest word of run `r` for three values and their squares.
+impl<V: Wide, const N: usize, const R: usize> Chosen<'_, V, N, R> {
+    /// The cheapest word of run `r` with levels shifted by `shift`.
     #[inline(always)]
-    fn word(&self, r: usize, value: &[Lanes; 3], square: &[Lanes; 3]) -> Cheapest {
-        let mut tables = [[[0.0; LANES]; HALVES]; 2];
+    fn cheapest(
+        &self,
+        r: usize,
+        scale: V,
+        shift: f32,
+        want: Want,
+        tables: &mut [Table<V>; 2],
+    ) -> Cheapest<V> {
+        let twice = scale + scale;
+        let square = scale * scale;
         for (part, table) in tables.iter_mut().enumerate() {
             let first = r * WORD + part * WORD / 2;
-            let places: [[Lanes; 3]; WORD / 2] = std::array::from_fn(|i| {
-                let (w, wx) = (&self.blocks.w[first + i], &self.wx[first + i]);
-                std::array::from_fn(|m| lanes(|k| w[k] * square[m][k] - 2.0 * wx[k] * value[m][k]))
-            });
+            let mut places = [[V::splat(0.0); 3]; WORD / 2];
+            for i in 0..WORD / 2 {
+                let (w, wx) = (self.blocks.w[first + i] * square, self.blocks.wx[first + i] * twice);
+                for m in 0..3 {
+                    let level = m as f32 - 1.0 + shift;
+                    places[i][m] = w * V::splat(level * level) - wx * V::splat(level);
+                }
+            }
             sums(&places, table);
         }
-        self.format.pairs.cheapest(&tables[0], &tables[1])
+        let mut found = self.format.pairs.cheapest(&tables[0], &tables[1]);
+        if want == Want::Words {
+            found.word = self.format.pairs.words(found.word, &tables[1]);
+        }
+        found
     }
 }
 
-impl<const N: usize, const R: usize> Chooser<R> for Chosen<'_, N, R> {
+impl<V: Wide, const N: usize, const R: usize> Chooser<V, R> for Chosen<'_, V, N, R> {
     #[inline(always)]
-    fn choose(&self, scale: &Lanes) -> (Choice<R>, Lanes) {
-        let mut found = [[Cheapest { cost: [0.0; LANES], word: [0; LANES] }; R]; 2];
-        let mut costs = [[0.0; LANES]; 2];
-        for (i, (found, cost)) in found.iter_mut().zip(&mut costs).enumerate() {
-            let shift = if i == 0 { SHIFT } else { -SHIFT };
-            let value: [Lanes; 3] = std::array::from_fn(|m| lanes(|k| scale[k] * (m as f32 - 1.0 + shift)));
-            let square = value.map(|value| value.map(|value| value * value));
-            for (r, found) in found.iter_mut().enumerate() {
-                *found = self.word(r, &value, &square);
-                *cost = lanes(|k| cost[k] + found.cost[k]);
-            }
-        }
-        let [up, mut down] = found;
-        down.iter_mut().for_each(|down| down.word = down.word.map(|word| word + DOWN));
-        let mut choice = [[0; LANES]; R];
-        let mut total = [0.0; LANES];
+    fn choose(&self, scale: V, want: Want) -> (Choice<V, R>, V) {
+        let zero = V::splat(0.0);
+        let mut tables = [[zero; HALVES]; 2];
+        let mut found = [[Cheapest { cost: zero, word: zero }; 2]; R]; // shifted up, and down
+        let mut costs = [zero; 2];
         for r in 0..R {
-            let (a, b) =
-                if self.format.together { (&costs[0], &costs[1]) } else { (&up[r].cost, &down[r].cost) };
-            let lower: [bool; LANES] = std::array::from_fn(|k| b[k] < a[k]);
-            let best = up[r].or(&down[r], &lower);
-            choice[r] = best.word;
-            total = lanes(|k| total[k] + best.cost[k]);
+            for i in 0..2 {
+                let shift = if i == 0 { SHIFT } else { -SHIFT };
+                found[r][i] = self.cheapest(r, scale, shift, want, &mut tables);
+                costs[i] = costs[i] + found[r][i].cost;
+            }
+            found[r][1].word = found[r][1].word + V::splat(DOWN);
+        }
+        let mut choice = [zero; R];
+        let mut total = zero;
+        for r in 0..R {
+            let [up, down] = found[r];
+            let [a, b] = if self.format.together { costs } else { [up.cost, down.cost] };
+            let best = up.or_if(b, a, down);
+            (choice[r], total) = (best.word, total + best.cost);
         }
         (choice, total)
     }
 
     #[inline(always)]
-    fn products(&self, choice: &Choice<R>) -> (Lanes, Lanes) {
-        let mut v = [[0.0; LANES]; N];
+    fn products(&self, choice: &Choice<V, R>) -> (V, V) {
+        let (mut xv, mut vv) = (V::splat(0.0), V::splat(0.0));
         for r in 0..R {
+            let mut levels = [[0.0; LANES]; WORD];
             for k in 0..LANES {
-                let word = self.format.pairs.word(choice[r][k] % DOWN);
-                let shift = if choice[r][k] >= DOWN { -SHIFT } else { SHIFT };
+                let index = choice[r].lane(k);
+                let shift = if index >= DOWN { -SHIFT } else { SHIFT };
+                let word = self.format.pairs.word(if index >= DOWN { index - DOWN } else { index });
                 for i in 0..WORD {
-                    v[r * WORD + i][k] = word[i] + shift;
+                    levels[i][k] = word[i] + shift;
                 }
             }
-        }
-        let (mut xv, mut vv) = ([0.0; LANES], [0.0; LANES]);
-        for i in 0..N {
-            xv = lanes(|k| xv[k] + self.wx[i][k] * v[i][k]);
-            vv = lanes(|k| vv[k] + self.blocks.w[i][k] * v[i][k] * v[i][k]);
+            for i in 0..WORD {
+                let v = V::of(&levels[i]);
+                xv = xv + self.blocks.wx[r * WORD + i] * v;
+                vv = vv + self.blocks.w[r * WORD + i] * v * v;
+            }
         }
         (xv, vv)
     }
+}
 
-    fn codes(&self, choice: &Choice<R>, k: usize, codes: &mut [u8]) {
-        for (choice, codes) in choice.iter().zip(codes.chunks_exact_mut(WORD)) {
-            let up = u8::from(choice[k] < DOWN);
-            for (code, level) in codes.iter_mut().zip(self.format.pairs.word(choice[k] % DOWN)) {
-                let place = (*level + 1.0) as u8;
-                *code = if self.format.together { place } else { 2 * place + up };
+impl<V: Wide, const N: usize, const R: usize> Chosen<'_, V, N, R> {
+    /// Codes, block after block.
+    fn write_codes(&self, choice: &Choice<V, R>, codes: &mut [u8]) {
+        for (k, codes) in codes.chunks_exact_mut(N).take(LANES).enumerate() {
+            for (choice, codes) in choice.iter().zip(codes.chunks_exact_mut(WORD)) {
+                let index = choice.lane(k);
+                let up = u8::from(index < DOWN);
+                for (code, level) in codes.iter_mut().zip(self.format.pairs.word(index % DOWN)) {
+                    let place = (*level + 1.0) as u8;
+                    *code = if self.format.together { place } else { 2 * place + up };
+                }
             }
         }
     }

@@ -1,64 +1,86 @@
-//! The search for scales and words of the codebook types, sixteen blocks side by side (see [`crate::lanes`]).
+//! The search for scales and words of the codebook types, sixteen blocks side by side (see [`crate::vectors`]).
 //!
 //! A word's cost at a scale is the sum of what its two halves cost, so all words of a run are tried exactly: the costs of all
-//! halves lie in two small tables, and each word is one addition.
+//! halves lie in two small tables, and each word is one comparison.
 //!
 //! # Source
-//! `quantize_row_iq2_xxs_impl` and its six siblings in llama.cpp: the importance, the scales tried and the integer scales of the
-//! blocks are theirs; that every word is tried, that the scales next to the rounded ones are too, and that the unit of the scales
-//! is fitted to the words, is not.
+//! `quantize_row_iq2_xxs_impl` and its six siblings in llama.cpp: the importance and the integer scales of the blocks are
+//! theirs. That every word is tried, that the scales next to the rounded ones are too, and that the unit of the scales is fitted
+//! to the words, is not.
+
+use std::ops::Range;
 
 use half::f16;
 
 use super::block::{Rows, half_bytes};
 use super::words::Words;
-use crate::lanes::{LANES, Lanes, lanes, sums_of_squares};
+use crate::lanes::{Kernel, LANES, Lanes, lanes, sums_of_squares};
+use crate::vectors::Wide;
 
 /// Weights per super-block.
 pub(super) const SUPER: usize = 256;
 /// Blocks whose largest magnitude is below this are stored as zeros.
 const NOTHING: f32 = 1e-15;
+/// Room for the costs of all halves of words: 81 of four weights with three levels, 64 of two with eight.
+pub(super) const HALVES: usize = 128;
 
-/// What an error on each weight costs.
-#[derive(Clone, Copy)]
-pub(super) struct Costs {
-    /// With importance: `importance * sqrt(spread * mean + x^2)`, with the mean square of the super-block.
-    pub spread: f32,
-    /// Without: `plain * mean + x^2`.
-    pub plain: f32,
-}
-
-impl Costs {
-    #[inline(always)]
-    pub fn of(self, rows: &Rows<'_>) -> Vec<f32> {
-        if let Some(importance) = rows.importance {
-            return rows.costs(importance, SUPER, self.spread);
-        }
-        let mut costs = vec![0.0; rows.x.len()];
-        let blocks = costs.chunks_exact_mut(SUPER).zip(rows.x.chunks_exact(SUPER));
-        for ((costs, x), sum) in blocks.zip(sums_of_squares(rows.x, SUPER)) {
-            let floor = self.plain * sum / SUPER as f32;
-            costs.iter_mut().zip(x).for_each(|(cost, x)| *cost = floor + x * x);
-        }
-        costs
+/// What an error on each weight costs, with the mean square of its super-block: with importance
+/// `importance * sqrt(spread * mean + x^2)`, without `mean / 2 + x^2`.
+pub(super) fn costs(rows: &Rows<'_>, spread: f32) -> Vec<f32> {
+    if let Some(importance) = rows.importance {
+        return rows.costs(importance, SUPER, spread);
     }
+    let mut costs = vec![0.0; rows.x.len()];
+    let blocks = costs.chunks_exact_mut(SUPER).zip(rows.x.chunks_exact(SUPER));
+    for ((costs, x), sum) in blocks.zip(sums_of_squares(rows.x, SUPER)) {
+        let floor = 0.5 * sum / SUPER as f32;
+        costs.iter_mut().zip(x).for_each(|(cost, x)| *cost = floor + x * x);
+    }
+    costs
 }
 
 /// Words as pairs of halves, those with the same first half together.
 pub(super) struct Pairs {
-    heads: Vec<(u16, std::ops::Range<usize>)>, // number of the first half; its tails
-    tails: Vec<(u16, u16)>,                    // number of the second half; index of the word
-    levels: Vec<[f32; 8]>,                     // of the word's places
+    heads: Vec<(u8, Range<usize>)>, // number of the first half; its tails
+    tails: Vec<u8>,                 // number of the second half
+    words: Vec<u16>,                // index of the word of each tail
+    levels: Vec<[f32; 8]>,          // of each word's places
+}
+
+/// The costs of all first and all second halves of a run.
+pub(super) type Table<V> = [V; HALVES];
+
+/// The cheapest word of each lane.
+#[derive(Clone, Copy)]
+pub(super) struct Cheapest<V> {
+    pub cost: V,
+    /// Its index.
+    pub word: V,
+}
+
+impl<V: Wide> Cheapest<V> {
+    /// The cheaper of both.
+    #[inline(always)]
+    pub fn or(self, other: Self) -> Self {
+        self.or_if(other.cost, self.cost, other)
+    }
+
+    /// `other` where `a < b`.
+    #[inline(always)]
+    pub fn or_if(self, a: V, b: V, other: Self) -> Self {
+        Self {
+            cost: V::where_less(a, b, other.cost, self.cost),
+            word: V::where_less(a, b, other.word, self.word),
+        }
+    }
 }
 
 impl Pairs {
     /// `levels` are what the places stand for.
     pub fn new(words: &Words, levels: &[f32]) -> Self {
         let half = words.len() / 2;
-        let number = |places: &[u8]| {
-            places.iter().rev().fold(0, |n, &place| n * levels.len() as u16 + u16::from(place))
-        };
-        let mut all: Vec<(u16, u16, u16)> = (0..words.count())
+        let number = |places: &[u8]| places.iter().rev().fold(0, |n, &place| n * levels.len() as u8 + place);
+        let mut all: Vec<(u8, u8, u16)> = (0..words.count())
             .map(|i| (number(&words.places(i)[..half]), number(&words.places(i)[half..]), i as u16))
             .collect();
         all.sort_unstable();
@@ -68,94 +90,110 @@ impl Pairs {
             heads.push((run[0].0, start..start + run.len()));
             start += run.len();
         }
-        let places = |i: usize| words.places(i).iter().map(|&place| levels[usize::from(place)]);
         let levels = (0..words.count())
             .map(|i| {
                 let mut word = [0.0; 8];
-                word.iter_mut().zip(places(i)).for_each(|(slot, level)| *slot = level);
+                word.iter_mut().zip(words.places(i)).for_each(|(slot, &p)| *slot = levels[usize::from(p)]);
                 word
             })
             .collect();
-        Self { heads, tails: all.into_iter().map(|(_, tail, word)| (tail, word)).collect(), levels }
+        Self {
+            heads,
+            tails: all.iter().map(|&(_, tail, _)| tail).collect(),
+            words: all.iter().map(|&(.., word)| word).collect(),
+            levels,
+        }
     }
 
     /// The levels of word `index`.
     #[inline(always)]
-    pub fn word(&self, index: u32) -> &[f32; 8] {
+    pub fn word(&self, index: f32) -> &[f32; 8] {
         &self.levels[index as usize]
     }
 
-    /// The cheapest word of each lane, given the costs of the halves.
+    /// The cheapest word of each lane: its cost, and the place of its first half among the heads.
     #[inline(always)]
-    pub fn cheapest(&self, head: &[Lanes], tail: &[Lanes]) -> Cheapest {
-        let mut best = Cheapest::NONE;
-        for (first, tails) in &self.heads {
-            let first = head[usize::from(*first)];
-            for &(second, word) in &self.tails[tails.clone()] {
-                let second = &tail[usize::from(second)];
-                best.offer(&lanes(|k| first[k] + second[k]), u32::from(word));
+    pub fn cheapest<V: Wide>(&self, head: &Table<V>, tail: &Table<V>) -> Cheapest<V> {
+        let mut best = Cheapest { cost: V::splat(f32::INFINITY), word: V::splat(0.0) };
+        for (i, (first, tails)) in self.heads.iter().enumerate() {
+            let mut least = V::splat(f32::INFINITY);
+            for &second in &self.tails[tails.clone()] {
+                least = V::min(tail[usize::from(second) % HALVES], least);
             }
+            let cost = head[usize::from(*first) % HALVES] + least;
+            best = best.or(Cheapest { cost, word: V::splat(i as f32) });
         }
         best
     }
 
-    /// The same with one sign of the word flipped, `flipped` being the costs of halves with the flip in them.
+    /// The same as [`cheapest`](Self::cheapest), and the cheapest word in which one half has a flip in it: `flipped` tables hold
+    /// what halves cost then.
     #[inline(always)]
-    pub fn cheapest_flipped(&self, head: [&[Lanes]; 2], tail: [&[Lanes]; 2]) -> Cheapest {
-        let mut best = Cheapest::NONE;
-        for (first, tails) in &self.heads {
-            let first = head.map(|table| table[usize::from(*first)]);
-            for &(second, word) in &self.tails[tails.clone()] {
-                let second = tail.map(|table| &table[usize::from(second)]);
-                let cost = lanes(|k| {
-                    let (a, b) = (first[0][k] + second[1][k], first[1][k] + second[0][k]);
-                    if b < a { b } else { a }
-                });
-                best.offer(&cost, u32::from(word));
+    pub fn cheapest_flipped<V: Wide>(&self, head: [&Table<V>; 2], tail: [&Table<V>; 2]) -> [Cheapest<V>; 2] {
+        let mut best = [Cheapest { cost: V::splat(f32::INFINITY), word: V::splat(0.0) }; 2];
+        for (i, (first, tails)) in self.heads.iter().enumerate() {
+            let mut least = [V::splat(f32::INFINITY); 2];
+            for &second in &self.tails[tails.clone()] {
+                let second = usize::from(second) % HALVES;
+                least[0] = V::min(tail[0][second], least[0]);
+                least[1] = V::min(tail[1][second], least[1]);
             }
+            let first = usize::from(*first) % HALVES;
+            let word = V::splat(i as f32);
+            let kept = head[0][first] + least[0];
+            let flipped = V::min(head[0][first] + least[1], head[1][first] + least[0]);
+            best[0] = best[0].or(Cheapest { cost: kept, word });
+            best[1] = best[1].or(Cheapest { cost: flipped, word });
         }
         best
     }
-}
 
-/// The cheapest word of each lane.
-#[derive(Clone, Copy)]
-pub(super) struct Cheapest {
-    pub cost: Lanes,
-    pub word: [u32; LANES],
-}
-
-impl Cheapest {
-    const NONE: Self = Self { cost: [f32::INFINITY; LANES], word: [0; LANES] };
-
+    /// The words behind the heads that [`cheapest`](Self::cheapest) found.
     #[inline(always)]
-    fn offer(&mut self, cost: &Lanes, word: u32) {
+    pub fn words<V: Wide>(&self, heads: V, tail: &Table<V>) -> V {
+        let mut words = [0.0; LANES];
         for k in 0..LANES {
-            let less = cost[k] < self.cost[k];
-            self.cost[k] = if less { cost[k] } else { self.cost[k] };
-            self.word[k] = if less { word } else { self.word[k] };
+            let (_, tails) = &self.heads[heads.lane(k) as usize];
+            words[k] = self.cheapest_tail(tails, |second| tail[second].lane(k)).1;
         }
+        V::of(&words)
     }
 
-    /// Where `other` is chosen, that.
+    /// The words behind the heads that [`cheapest_flipped`](Self::cheapest_flipped) found for words with a flip.
     #[inline(always)]
-    pub fn or(&self, other: &Self, chosen: &[bool; LANES]) -> Self {
-        Self {
-            cost: lanes(|k| if chosen[k] { other.cost[k] } else { self.cost[k] }),
-            word: std::array::from_fn(|k| if chosen[k] { other.word[k] } else { self.word[k] }),
+    pub fn words_flipped<V: Wide>(&self, heads: V, head: [&Table<V>; 2], tail: [&Table<V>; 2]) -> V {
+        let mut words = [0.0; LANES];
+        for k in 0..LANES {
+            let (first, tails) = &self.heads[heads.lane(k) as usize];
+            let first = head.map(|table| table[usize::from(*first) % HALVES].lane(k));
+            let in_tail = self.cheapest_tail(tails, |second| tail[1][second].lane(k));
+            let in_head = self.cheapest_tail(tails, |second| tail[0][second].lane(k));
+            words[k] = if first[0] + in_tail.0 < first[1] + in_head.0 { in_tail.1 } else { in_head.1 };
         }
+        V::of(&words)
+    }
+
+    /// The least cost of `tails` and the index of that word.
+    #[inline(always)]
+    fn cheapest_tail(&self, tails: &Range<usize>, cost: impl Fn(usize) -> f32) -> (f32, f32) {
+        let mut best = (f32::INFINITY, tails.start);
+        for i in tails.clone() {
+            let cost = cost(usize::from(self.tails[i]) % HALVES);
+            best = if cost < best.0 { (cost, i) } else { best };
+        }
+        (best.0, f32::from(self.words[best.1]))
     }
 }
 
 /// The costs of all halves from those of each place: half `a + b L + c L^2 ..` has its first weight in place `a`.
 #[inline(always)]
-pub(super) fn sums<const L: usize>(places: &[[Lanes; L]], table: &mut [Lanes]) {
+pub(super) fn sums<V: Wide, const L: usize>(places: &[[V; L]], table: &mut Table<V>) {
     table[..L].copy_from_slice(&places[0]);
     let mut len = L;
     for costs in &places[1..] {
         for m in (0..L).rev() {
             for i in 0..len {
-                table[m * len + i] = lanes(|k| table[i][k] + costs[m][k]);
+                table[m * len + i] = table[i] + costs[m];
             }
         }
         len *= L;
@@ -164,14 +202,13 @@ pub(super) fn sums<const L: usize>(places: &[[Lanes; L]], table: &mut [Lanes]) {
 
 /// As [`sums`], the smallest in place of the sum.
 #[inline(always)]
-pub(super) fn minima<const L: usize>(places: &[[Lanes; L]], table: &mut [Lanes]) {
+pub(super) fn minima<V: Wide, const L: usize>(places: &[[V; L]], table: &mut Table<V>) {
     table[..L].copy_from_slice(&places[0]);
     let mut len = L;
     for costs in &places[1..] {
         for m in (0..L).rev() {
             for i in 0..len {
-                table[m * len + i] =
-                    lanes(|k| if table[i][k] < costs[m][k] { table[i][k] } else { costs[m][k] });
+                table[m * len + i] = V::min(costs[m], table[i]);
             }
         }
         len *= L;
@@ -179,9 +216,11 @@ pub(super) fn minima<const L: usize>(places: &[[Lanes; L]], table: &mut [Lanes])
 }
 
 /// Sixteen blocks of `N` weights, their magnitudes and costs at most 1.
-pub(super) struct Blocks<const N: usize> {
-    pub x: [Lanes; N],
-    pub w: [Lanes; N],
+pub(super) struct Blocks<V, const N: usize> {
+    pub x: [V; N],
+    pub w: [V; N],
+    /// `w * x`
+    pub wx: [V; N],
     pub unit: Units,
 }
 
@@ -192,58 +231,95 @@ pub(super) struct Units {
     pub w: Lanes, // 0 where no error costs anything
 }
 
-impl<const N: usize> Blocks<N> {
+impl<V: Wide, const N: usize> Blocks<V, N> {
     #[inline(always)]
-    pub fn new(mut x: [Lanes; N], mut w: [Lanes; N]) -> Self {
-        let mut unit = Units { x: [0.0; LANES], w: [0.0; LANES] };
+    pub fn new(x: &[Lanes; N], w: &[Lanes; N]) -> Self {
+        let zero = V::splat(0.0);
+        let (mut largest, mut heaviest) = (zero, zero);
         for i in 0..N {
-            for k in 0..LANES {
-                unit.x[k] = if x[i][k].abs() > unit.x[k] { x[i][k].abs() } else { unit.x[k] };
-                unit.w[k] = if w[i][k] > unit.w[k] { w[i][k] } else { unit.w[k] };
-            }
+            let (x, w) = (V::of(&x[i]), V::of(&w[i]));
+            largest = V::where_less(
+                largest,
+                V::where_less(x, zero, zero - x, x),
+                V::where_less(x, zero, zero - x, x),
+                largest,
+            );
+            heaviest = V::where_less(heaviest, w, w, heaviest);
         }
-        let over = unit.x.map(|unit| if unit < NOTHING { 0.0 } else { 1.0 / unit });
-        unit.x = lanes(|k| if over[k] == 0.0 { 1.0 } else { unit.x[k] });
-        unit.w = unit.w.map(|unit| if unit < f32::MIN_POSITIVE { 0.0 } else { unit });
+        let (largest, heaviest) = (largest.lanes(), heaviest.lanes());
+        let over = V::of(&largest.map(|largest| if largest < NOTHING { 0.0 } else { 1.0 / largest }));
+        let per =
+            V::of(&heaviest.map(|heaviest| if heaviest < f32::MIN_POSITIVE { 0.0 } else { 1.0 / heaviest }));
+        // Where no error costs anything, all cost the same.
+        let floor = V::of(&heaviest.map(|heaviest| if heaviest < f32::MIN_POSITIVE { 1.0 } else { 0.0 }));
+        let unit = Units {
+            x: largest.map(|largest| if largest < NOTHING { 1.0 } else { largest }),
+            w: heaviest.map(|heaviest| if heaviest < f32::MIN_POSITIVE { 0.0 } else { heaviest }),
+        };
+        let mut blocks = Self { x: [zero; N], w: [zero; N], wx: [zero; N], unit };
         for i in 0..N {
-            x[i] = lanes(|k| x[i][k] * over[k]);
-            w[i] = lanes(|k| if unit.w[k] == 0.0 { 1.0 } else { w[i][k] / unit.w[k] });
+            blocks.x[i] = V::of(&x[i]) * over;
+            blocks.w[i] = V::of(&w[i]) * per + floor;
+            blocks.wx[i] = blocks.w[i] * blocks.x[i];
         }
-        Self { x, w, unit }
+        blocks
     }
 }
 
 /// How sixteen blocks find their words at given scales.
-pub(super) trait Chooser<const R: usize> {
-    /// The cheapest words of the runs at `scale`, and what they cost beyond `sum w x^2`.
-    fn choose(&self, scale: &Lanes) -> (Choice<R>, Lanes);
+pub(super) trait Chooser<V: Wide, const R: usize> {
+    /// The cheapest words of the runs at `scale`, and what they cost beyond `sum w x^2`; the words only if `want` says so.
+    fn choose(&self, scale: V, want: Want) -> (Choice<V, R>, V);
 
     /// `sum w x v` and `sum w v^2` for the values `v` of the words at scale 1.
-    fn products(&self, choice: &Choice<R>) -> (Lanes, Lanes);
+    fn products(&self, choice: &Choice<V, R>) -> (V, V);
+}
 
-    /// The codes of block `k`.
-    fn codes(&self, choice: &Choice<R>, k: usize, codes: &mut [u8]);
+/// What a [`Chooser`] is asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Want {
+    Cost,
+    Words,
+}
+
+/// [`Chooser::choose`] as a function of its own.
+struct Choose<'a, C, V, const R: usize> {
+    chooser: &'a C,
+    scale: V,
+    want: Want,
+}
+
+impl<V: Wide, const R: usize, C: Chooser<V, R>> Kernel for Choose<'_, C, V, R> {
+    type Output = (Choice<V, R>, V);
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        self.chooser.choose(self.scale, self.want)
+    }
+}
+
+#[inline(always)]
+fn cost<V: Wide, const R: usize, C: Chooser<V, R>>(chooser: &C, scale: V) -> V {
+    V::apart(Choose { chooser, scale, want: Want::Cost }).1
+}
+
+#[inline(always)]
+fn choose<V: Wide, const R: usize, C: Chooser<V, R>>(chooser: &C, scale: V) -> Choice<V, R> {
+    V::apart(Choose { chooser, scale, want: Want::Words }).0
 }
 
 /// The words of `R` runs of each block.
-pub(super) type Choice<const R: usize> = [[u32; LANES]; R];
+pub(super) type Choice<V, const R: usize> = [V; R];
 
-/// The scales tried, as `1 / (top * inverse)` for the largest magnitude 1.
-#[derive(Clone, Copy)]
-pub(super) struct Trials {
-    pub first: f32,
-    pub step: f32,
-    pub count: u8,
-}
-
-/// What a format's header holds besides words.
+/// What sets the scales of one format apart.
 #[derive(Clone, Copy)]
 pub(super) struct Scales {
     /// The largest integer scale: blocks are scaled by `unit * (2 * level + 1)`.
     pub max_level: u8,
     /// `unit` is this times the number stored.
     pub per_unit: f32,
-    pub trials: Trials,
+    /// The scales tried first, as shares of the largest magnitude over the largest level.
+    pub trials: &'static [f32],
     /// The largest level of a word.
     pub top: f32,
 }
@@ -255,17 +331,19 @@ pub(super) struct Header {
 }
 
 impl Scales {
-    /// Searches sixteen blocks, `per_super` of them to a super-block: headers, and words for [`Chooser::codes`].
+    /// Searches sixteen blocks, `per_super` of them to a super-block: headers, and words.
     #[inline(always)]
-    pub fn search<const R: usize, C: Chooser<R>>(
+    pub fn search<V: Wide, const R: usize, C: Chooser<V, R>>(
         &self,
         chooser: &C,
         unit: &Units,
         per_super: usize,
-    ) -> (Vec<Header>, Choice<R>) {
-        let choice = self.first(chooser);
-        let choice = chooser.choose(&fitted(chooser, &choice)).0;
-        let scale = fitted(chooser, &choice);
+    ) -> (Vec<Header>, Choice<V, R>) {
+        let mut scale = self.first(chooser);
+        for _ in 0..2 {
+            scale = fitted(chooser, &choose(chooser, scale));
+        }
+        let scale = scale.lanes();
 
         let mut steps = [0.0; LANES]; // the step of each block's super-block, in units of the block
         for first in (0..LANES).step_by(per_super) {
@@ -274,85 +352,75 @@ impl Scales {
             let step = largest / f32::from(2 * self.max_level + 1);
             blocks.for_each(|k| steps[k] = step / unit.x[k]);
         }
-        let (levels, choice) = self.round(chooser, &steps, &scale);
+        let levels = self.round(chooser, &steps, &scale);
+        let choice = choose(chooser, V::of(&lanes(|k| steps[k] * (2.0 * levels[k] + 1.0))));
         let (xv, vv) = chooser.products(&choice);
+        let (xv, vv) = (xv.lanes(), vv.lanes());
         let header = |first: usize| {
-            let blocks = first..first + per_super;
             let mut header = Header { unit: [0; 2], levels: [0; LANES] };
             let (mut with_x, mut with_v) = (0.0f64, 0.0f64);
-            for (k, slot) in blocks.zip(&mut header.levels) {
-                let (weight, factor) = (f64::from(unit.w[k]), f64::from(2 * levels[k] + 1));
+            for (k, slot) in (first..first + per_super).zip(&mut header.levels) {
+                let (weight, factor) = (f64::from(unit.w[k]), f64::from(2.0 * levels[k] + 1.0));
                 with_x += weight * f64::from(unit.x[k]) * factor * f64::from(xv[k]);
                 with_v += weight * factor * factor * f64::from(vv[k]);
-                *slot = levels[k];
+                *slot = levels[k] as u8;
             }
             let step = if with_x > 0.0 && with_v > 0.0 {
-                with_x / with_v
+                (with_x / with_v) as f32
             } else {
-                f64::from(steps[first] * unit.x[first])
+                steps[first] * unit.x[first]
             };
-            header.unit = half_bytes((step as f32 / self.per_unit).min(f16::MAX.to_f32()));
+            header.unit = half_bytes((step / self.per_unit).min(f16::MAX.to_f32()));
             header
         };
         ((0..LANES).step_by(per_super).map(header).collect(), choice)
     }
 
+    /// The best of the scales tried first.
     #[inline(always)]
-    fn first<const R: usize, C: Chooser<R>>(&self, chooser: &C) -> Choice<R> {
-        let mut best = (Cheapest::NONE.cost, [0.0; LANES], [[0; LANES]; R]);
-        for i in 0..self.trials.count {
-            let inverse = self.trials.first + self.trials.step * f32::from(i);
-            let scale = [1.0 / (self.top * inverse); LANES];
-            let (choice, cost) = chooser.choose(&scale);
-            keep(&mut best.0, &mut best.1, &mut best.2, (&cost, &scale, &choice));
+    fn first<V: Wide, const R: usize, C: Chooser<V, R>>(&self, chooser: &C) -> V {
+        let mut best = (V::splat(f32::INFINITY), V::splat(0.0));
+        for &share in self.trials {
+            let scale = V::splat(share / self.top);
+            keep(&mut best, (cost(chooser, scale), scale));
         }
-        best.2
+        best.1
     }
 
     /// The integer scales nearest to `scale`, or their neighbours where words cost less there.
     #[inline(always)]
-    fn round<const R: usize, C: Chooser<R>>(
+    fn round<V: Wide, const R: usize, C: Chooser<V, R>>(
         &self,
         chooser: &C,
         steps: &Lanes,
         scale: &Lanes,
-    ) -> ([u8; LANES], Choice<R>) {
+    ) -> Lanes {
         let top = f32::from(self.max_level);
         let nearest = lanes(|k| {
             let level = if steps[k] > 0.0 { 0.5 * (scale[k] / steps[k] - 1.0) } else { 0.0 };
             level.round_ties_even().max(0.0).min(top)
         });
-        let mut best = (Cheapest::NONE.cost, nearest, [[0; LANES]; R]);
+        let mut best = (V::splat(f32::INFINITY), V::splat(0.0));
         for off in [0.0f32, -1.0, 1.0] {
             let level = lanes(|k| (nearest[k] + off).max(0.0).min(top));
-            let (choice, cost) = chooser.choose(&lanes(|k| steps[k] * (2.0 * level[k] + 1.0)));
-            keep(&mut best.0, &mut best.1, &mut best.2, (&cost, &level, &choice));
+            let scale = lanes(|k| steps[k] * (2.0 * level[k] + 1.0));
+            keep(&mut best, (cost(chooser, V::of(&scale)), V::of(&level)));
         }
-        (best.1.map(|level| level as u8), best.2)
+        best.1.lanes()
     }
 }
 
 /// The scale that fits the words best, 0 where they do not fit at all.
 #[inline(always)]
-fn fitted<const R: usize, C: Chooser<R>>(chooser: &C, choice: &Choice<R>) -> Lanes {
+fn fitted<V: Wide, const R: usize, C: Chooser<V, R>>(chooser: &C, choice: &Choice<V, R>) -> V {
     let (xv, vv) = chooser.products(choice);
-    lanes(|k| if xv[k] > 0.0 && vv[k] > 0.0 { xv[k] / vv[k] } else { 0.0 })
+    let (xv, vv) = (xv.lanes(), vv.lanes());
+    V::of(&lanes(|k| if xv[k] > 0.0 && vv[k] > 0.0 { xv[k] / vv[k] } else { 0.0 }))
 }
 
 /// Keeps in each lane what costs less.
 #[inline(always)]
-fn keep<const R: usize>(
-    cost: &mut Lanes,
-    at: &mut Lanes,
-    choice: &mut Choice<R>,
-    new: (&Lanes, &Lanes, &Choice<R>),
-) {
-    for k in 0..LANES {
-        let less = new.0[k] < cost[k];
-        cost[k] = if less { new.0[k] } else { cost[k] };
-        at[k] = if less { new.1[k] } else { at[k] };
-        for (old, new) in choice.iter_mut().zip(new.2) {
-            old[k] = if less { new[k] } else { old[k] };
-        }
-    }
+fn keep<V: Wide>(best: &mut (V, V), new: (V, V)) {
+    best.1 = V::where_less(new.0, best.0, new.1, best.1);
+    best.0 = V::where_less(new.0, best.0, new.0, best.0);
 }
