@@ -19,6 +19,8 @@ pub(crate) trait Wide: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Outp
     fn lane(&self, k: usize) -> f32;
     /// `x` where `a < b`, otherwise `y`.
     fn where_less(a: Self, b: Self, x: Self, y: Self) -> Self;
+    /// A bit for each lane, set where `a < b`.
+    fn less(a: Self, b: Self) -> u16;
     /// The smaller of both; `b` where either is not a number.
     fn min(a: Self, b: Self) -> Self;
     /// Runs `kernel`, written with this type, as a function of its own. `run` must be `#[inline(always)]`.
@@ -101,6 +103,11 @@ impl Wide for Plain {
     #[inline(always)]
     fn where_less(a: Self, b: Self, x: Self, y: Self) -> Self {
         Self(lanes(|k| if a.0[k] < b.0[k] { x.0[k] } else { y.0[k] }))
+    }
+
+    #[inline(always)]
+    fn less(a: Self, b: Self) -> u16 {
+        (0..LANES).fold(0, |bits, k| bits | u16::from(a.0[k] < b.0[k]) << k)
     }
 
     #[inline(always)]
@@ -211,6 +218,12 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn less(a: Self, b: Self) -> u16 {
+            // SAFETY: an `Avx512` exists.
+            unsafe { arch::_mm512_cmp_ps_mask::<{ arch::_CMP_LT_OQ }>(a.0, b.0) }
+        }
+
+        #[inline(always)]
         fn min(a: Self, b: Self) -> Self {
             // SAFETY: an `Avx512` exists.
             Self(unsafe { arch::_mm512_min_ps(a.0, b.0) })
@@ -305,6 +318,16 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn less(a: Self, b: Self) -> u16 {
+            // SAFETY: an `Avx2` exists.
+            unsafe {
+                let low = arch::_mm256_cmp_ps::<{ arch::_CMP_LT_OQ }>(a.0[0], b.0[0]);
+                let high = arch::_mm256_cmp_ps::<{ arch::_CMP_LT_OQ }>(a.0[1], b.0[1]);
+                (arch::_mm256_movemask_ps(low) | arch::_mm256_movemask_ps(high) << 8) as u16
+            }
+        }
+
+        #[inline(always)]
         fn min(a: Self, b: Self) -> Self {
             // SAFETY: an `Avx2` exists.
             Self(unsafe { [arch::_mm256_min_ps(a.0[0], b.0[0]), arch::_mm256_min_ps(a.0[1], b.0[1])] })
@@ -337,7 +360,8 @@ mod tests {
         #[inline(always)]
         fn run<V: Wide>(self) -> Vec<u32> {
             let [a, b, c] = [0, 1, 2].map(|i| V::of(&self.0[i]));
-            [a + b, a - b, a * b, V::where_less(a, b, c, a), V::min(a, b), V::splat(0.1) * c]
+            let less = lanes(|k| f32::from(V::less(a, b) >> k & 1) + c.lane(k));
+            [a + b, a - b, a * b, V::where_less(a, b, c, a), V::min(a, b), V::splat(0.1) * c, V::of(&less)]
                 .iter()
                 .flat_map(|v| v.lanes().map(|x| if x.is_nan() { u32::MAX } else { x.to_bits() }))
                 .collect()

@@ -11,10 +11,11 @@ use super::word_search::SUPER;
 
 const BLOCK: usize = 16;
 /// The levels of both shifts: even codes are shifted down, odd ones up.
-const LEVELS: [f32; 6] = [-1.0 - SHIFT, -1.0 + SHIFT, -SHIFT, SHIFT, 1.0 - SHIFT, 1.0 + SHIFT];
+pub(super) const LEVELS: [f32; 6] = [-1.0 - SHIFT, -1.0 + SHIFT, -SHIFT, SHIFT, 1.0 - SHIFT, 1.0 + SHIFT];
 const SCALE: usize = RUNS + RUNS / 2;
 
-static TABLES: LazyLock<Tables<4>> = LazyLock::new(|| Tables::ternary("iq1_m", &LEVELS, 2, &[0, 1]));
+pub(super) static TABLES: LazyLock<Tables<4>> =
+    LazyLock::new(|| Tables::ternary("iq1_m", &LEVELS, 2, &[0, 1]));
 
 /// Super-blocks of 16 x 16 weights, 2048 ternary words of eight weights, each shifted up or down by an eighth, 3-bit scales:
 /// 1.75 bits per weight.

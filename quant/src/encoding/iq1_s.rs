@@ -7,14 +7,20 @@ use super::ternary_search::{Format, Found, SHIFT};
 use super::word_search::{SUPER, Scales};
 
 const BLOCK: usize = 32;
-const LEVELS: [f32; 3] = [-1.0, 0.0, 1.0];
+pub(super) const LEVELS: [f32; 3] = [-1.0, 0.0, 1.0];
 const HIGH: usize = 2 + RUNS;
 
 /// How the searches of both ternary formats go.
-pub(super) const SCALES: Scales =
-    Scales { max_level: 7, per_unit: 1.0, trials: &[0.45, 0.52, 0.6, 0.7, 0.8, 0.95], top: 1.0 };
+pub(super) const SCALES: Scales = Scales {
+    max_level: 7,
+    per_unit: 1.0,
+    shares: &[0.35, 0.39, 0.43, 0.48, 0.53, 0.59, 0.65, 0.72, 0.8, 0.9],
+    around: &[],
+    fits: 1,
+    top: 1.0,
+};
 
-static TABLES: LazyLock<Tables<4>> = LazyLock::new(|| Tables::ternary("iq1_s", &LEVELS, 1, &[0]));
+pub(super) static TABLES: LazyLock<Tables<4>> = LazyLock::new(|| Tables::ternary("iq1_s", &LEVELS, 1, &[0]));
 
 /// Super-blocks of 8 x 32 weights, 2048 ternary words of eight weights, a block's levels shifted up or down by an eighth,
 /// 3-bit scales: 1.5625 bits per weight.

@@ -17,7 +17,7 @@ const SIGNS: usize = LOW + RUNS;
 const HIGH: usize = SIGNS + RUNS;
 const SCALE: usize = HIGH + RUNS / 4;
 
-static TABLES: LazyLock<Tables<4>> = LazyLock::new(|| {
+pub(super) static TABLES: LazyLock<Tables<4>> = LazyLock::new(|| {
     Tables::signed("iq2_s", include_bytes!("grids/iq2_s.bin"), &MAGNITUDES, &LEVELS, Signs::Free)
 });
 

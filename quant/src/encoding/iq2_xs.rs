@@ -12,7 +12,7 @@ const MAGNITUDE_COUNT: u8 = MAGNITUDES.len() as u8;
 const BLOCK: usize = 16;
 const SCALE_BYTES: usize = SUPER / BLOCK / 2;
 
-static TABLES: LazyLock<Tables<4>> = LazyLock::new(|| {
+pub(super) static TABLES: LazyLock<Tables<4>> = LazyLock::new(|| {
     Tables::signed("iq2_xs", include_bytes!("grids/iq2_xs.bin"), &MAGNITUDES, &LEVELS, Signs::Even)
 });
 

@@ -15,14 +15,16 @@ pub(super) const LEVELS: [f32; 6] = mirrored(&MAGNITUDES);
 pub(super) const SCALES: Scales = Scales {
     max_level: 15,
     per_unit: 0.125,
-    trials: &[0.65, 0.72, 0.8, 0.88, 0.97, 1.07, 1.18],
+    shares: &[0.55, 0.62, 0.69, 0.77, 0.86, 0.96, 1.07, 1.19],
+    around: &[0.92, 1.0, 1.08, 1.17],
+    fits: 1,
     top: MAGNITUDES[2],
 };
 
 const MAGNITUDE_COUNT: u8 = MAGNITUDES.len() as u8;
 const BLOCK: usize = 32;
 
-static TABLES: LazyLock<Tables<4>> = LazyLock::new(|| {
+pub(super) static TABLES: LazyLock<Tables<4>> = LazyLock::new(|| {
     Tables::signed("iq2_xxs", include_bytes!("grids/iq2_xxs.bin"), &MAGNITUDES, &LEVELS, Signs::Even)
 });
 

@@ -7,8 +7,8 @@ use super::signed_search::Format;
 use super::word_search::{SUPER, Scales};
 use super::words::{Signs, find_signed, read_signed, sign_bits};
 
-const MAGNITUDES: [f32; 8] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0];
-const LEVELS: [f32; 16] = mirrored(&MAGNITUDES);
+pub(super) const MAGNITUDES: [f32; 8] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0];
+pub(super) const LEVELS: [f32; 16] = mirrored(&MAGNITUDES);
 const MAGNITUDE_COUNT: u8 = MAGNITUDES.len() as u8;
 const BLOCK: usize = 32;
 const WORD: usize = 4;
@@ -19,7 +19,7 @@ const HIGH: usize = LOW + SUPER / WORD;
 const SIGNS: usize = HIGH + SUPER / WORD / 8;
 const SCALE: usize = SIGNS + RUNS;
 
-static TABLES: LazyLock<Tables<{ WORD / 2 }>> = LazyLock::new(|| {
+pub(super) static TABLES: LazyLock<Tables<{ WORD / 2 }>> = LazyLock::new(|| {
     Tables::signed("iq3_s", include_bytes!("grids/iq3_s.bin"), &MAGNITUDES, &LEVELS, Signs::Free)
 });
 
@@ -49,7 +49,9 @@ impl BlockFormat for Iq3S {
             scales: Scales {
                 max_level: 15,
                 per_unit: 1.0,
-                trials: &[0.8, 0.87, 0.94, 1.01, 1.08, 1.2],
+                shares: &[0.7, 0.76, 0.82, 0.88, 0.94, 1.0, 1.06, 1.12],
+                around: &[0.94, 1.0, 1.06],
+                fits: 1,
                 top: MAGNITUDES[7],
             },
             spread: 2.0,

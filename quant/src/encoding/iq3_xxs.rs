@@ -7,15 +7,15 @@ use super::signed_search::Format;
 use super::word_search::{SUPER, Scales};
 use super::words::{Signs, even_signs, find_signed, read_signed, sign_bits};
 
-const MAGNITUDES: [f32; 8] = [4.0, 12.0, 20.0, 28.0, 36.0, 44.0, 52.0, 62.0];
-const LEVELS: [f32; 16] = mirrored(&MAGNITUDES);
+pub(super) const MAGNITUDES: [f32; 8] = [4.0, 12.0, 20.0, 28.0, 36.0, 44.0, 52.0, 62.0];
+pub(super) const LEVELS: [f32; 16] = mirrored(&MAGNITUDES);
 const MAGNITUDE_COUNT: u8 = MAGNITUDES.len() as u8;
 const BLOCK: usize = 32;
 /// Weights in a word: half a run.
 const WORD: usize = RUN / 2;
 const SIGNS: usize = 2 + SUPER / WORD;
 
-static TABLES: LazyLock<Tables<WORD>> =
+pub(super) static TABLES: LazyLock<Tables<WORD>> =
     LazyLock::new(|| Tables::paired("iq3_xxs", include_bytes!("grids/iq3_xxs.bin"), &MAGNITUDES, &LEVELS));
 
 /// Super-blocks of 8 x 32 weights, 256 words of four magnitudes, signs even over two, 4-bit scales: 3.0625 bits per weight.
@@ -44,7 +44,9 @@ impl BlockFormat for Iq3Xxs {
             scales: Scales {
                 max_level: 15,
                 per_unit: 0.25,
-                trials: &[0.7, 0.78, 0.86, 0.94, 1.02, 1.1, 1.2],
+                shares: &[0.7, 0.76, 0.82, 0.88, 0.94, 1.0, 1.06, 1.12],
+                around: &[0.94, 1.0, 1.06],
+                fits: 1,
                 top: MAGNITUDES[7],
             },
             spread: 2.0,

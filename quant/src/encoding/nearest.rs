@@ -231,7 +231,6 @@ impl<const H: usize> WideKernel for Nearest<'_, H> {
         let norms = halves.first.norms::<V>(&metric.first);
         let tails = Tails { halves, metric: &metric, norms: halves.second.norms::<V>(&metric.second) };
         let mut bounds = vec![[0.0; LANES]; norms.len()];
-        let mut open = Vec::new();
         let runs = x.as_chunks::<H>().0.chunks_exact(2).zip(codes.as_chunks_mut::<H>().0.chunks_exact_mut(2));
         for (x, codes) in runs {
             let least = bound(&halves.first, &norms, &metric.first, &x[0], &mut bounds);
@@ -244,32 +243,18 @@ impl<const H: usize> WideKernel for Nearest<'_, H> {
                 tails.visit(first, bound, x, &mut best);
                 bounds[first / LANES][first % LANES] = f32::INFINITY;
             }
-            still_open(&bounds, V::splat(best.cost), &mut open);
-            for &(bound, first) in &open {
-                if bound >= best.cost {
-                    break;
+            for i in 0..bounds.len() {
+                let mut below = V::less(V::of(&bounds[i]), V::splat(best.cost));
+                while below != 0 {
+                    let k = below.trailing_zeros() as usize;
+                    tails.visit(i * LANES + k, bounds[i][k], x, &mut best);
+                    below &= below - 1;
                 }
-                tails.visit(first, bound, x, &mut best);
             }
             codes[0] = halves.first.codes[best.first];
             codes[1] = halves.second.codes[best.second];
         }
     }
-}
-
-/// The first halves whose bound is below `cost`, in the order of their bounds.
-#[inline(always)]
-fn still_open<V: Wide>(bounds: &[Lanes], cost: V, open: &mut Vec<(f32, usize)>) {
-    open.clear();
-    let (no, yes) = (V::splat(0.0), V::splat(1.0));
-    for (i, sixteen) in bounds.iter().enumerate() {
-        let below = V::where_less(V::of(sixteen), cost, yes, no).lanes();
-        if below != [0.0; LANES] {
-            let below = (0..LANES).filter(|&k| below[k] > 0.0);
-            open.extend(below.map(|k| (sixteen[k], i * LANES + k)));
-        }
-    }
-    sort(open);
 }
 
 /// The least cost of each first half; and the least of each lane, in order.
@@ -293,7 +278,9 @@ fn bound<V: Wide, const H: usize>(
         *bound = sum.lanes();
         least.offer(sum, i);
     }
-    least.sorted()
+    let mut first = least.places();
+    first.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    first
 }
 
 /// The smallest seen in each lane, and in which sixteen.
@@ -314,35 +301,35 @@ impl<V: Wide> Least<V> {
         self.value = V::min(value, self.value);
     }
 
-    /// The smallest and its place, the first of equals.
+    /// Each lane's smallest and its place.
     #[inline(always)]
-    fn first(&self) -> (f32, usize) {
-        let mut best = self.place(0);
-        for k in 1..LANES {
-            let other = self.place(k);
-            if other.0 < best.0 || (other.0 == best.0 && other.1 < best.1) {
-                best = other;
-            }
+    fn places(&self) -> [(f32, usize); LANES] {
+        let (values, sixteens) = (self.value.lanes(), self.at.lanes());
+        let mut all = [(0.0, 0); LANES];
+        for k in 0..LANES {
+            all[k] = (values[k], sixteens[k] as usize * LANES + k);
         }
-        best
-    }
-
-    #[inline(always)]
-    fn sorted(&self) -> [(f32, usize); LANES] {
-        let mut all = std::array::from_fn(|k| self.place(k));
-        sort(&mut all);
         all
     }
 
+    /// The smallest and its place, the first of equals.
     #[inline(always)]
-    fn place(&self, k: usize) -> (f32, usize) {
-        (self.value.lane(k), self.at.lane(k) as usize * LANES + k)
+    fn first(&self) -> (f32, usize) {
+        let values = self.value.lanes();
+        let mut least = values[0];
+        for value in values {
+            least = if value < least { value } else { least };
+        }
+        let mut equal = !V::less(V::splat(least), self.value);
+        let sixteens = self.at.lanes();
+        let mut place = usize::MAX;
+        while equal != 0 {
+            let k = equal.trailing_zeros() as usize;
+            place = place.min(sixteens[k] as usize * LANES + k);
+            equal &= equal - 1;
+        }
+        (least, place)
     }
-}
-
-/// By cost, then by place.
-fn sort(all: &mut [(f32, usize)]) {
-    all.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
 }
 
 /// `2 m x` and `x' m x`.

@@ -2,7 +2,7 @@
 
 use super::block::Rows;
 use super::word_search::{
-    Blocks, Cheapest, Choice, Chooser, HALVES, Header, Pairs, SUPER, Scales, Table, Want, costs, minima, sums,
+    Blocks, Cheapest, Choice, Chooser, Header, Pairs, SUPER, Scales, Scratch, Want, costs, minima, sums,
 };
 use super::words::{Signs, signed_code};
 use crate::lanes::{LANES, Lanes, gather, lanes};
@@ -41,10 +41,12 @@ impl<const N: usize, const R: usize, const L: usize> WideKernel for Search<'_, N
         let costs = costs(rows, format.spread);
         let per_super = SUPER / N;
         let mut headers = headers.chunks_exact_mut(2 + per_super / 2);
+        let mut scratch = Scratch::<V>::new();
         for first in rows.batches(N) {
             let x = gather::<N>(rows.x, first);
             let chooser = Chosen::<V, N, R, L>::new(format, &x, &gather::<N>(&costs, first));
-            let (found, choice) = format.scales.search(&chooser, &chooser.blocks.unit, per_super);
+            let (found, choice) =
+                format.scales.search(&chooser, &chooser.blocks.unit, per_super, &mut scratch);
             chooser.write_codes(&choice, &mut codes[first * N..]);
             for (found, header) in found.iter().zip(headers.by_ref()) {
                 write_nibbles(found, header);
@@ -67,12 +69,6 @@ struct Chosen<'a, V, const N: usize, const R: usize, const L: usize> {
     blocks: Blocks<V, N>,
     negative: [u16; N], // a bit a lane
     odd: [V; N],        // of each eight weights: -1 where one sign must flip, otherwise 0
-}
-
-/// The costs of the halves of one run: as the signs are, and with the cheapest flip in them.
-struct Tables<V> {
-    kept: [Table<V>; 2],
-    flipped: [Table<V>; 2],
 }
 
 impl<'a, V: Wide, const N: usize, const R: usize, const L: usize> Chosen<'a, V, N, R, L> {
@@ -98,7 +94,7 @@ impl<'a, V: Wide, const N: usize, const R: usize, const L: usize> Chosen<'a, V, 
     }
 
     #[inline(always)]
-    fn tables(&self, r: usize, scale: V, tables: &mut Tables<V>) {
+    fn tables(&self, r: usize, scale: V, scratch: &mut Scratch<V>) {
         let half = Self::WORD / 2;
         let twice = scale + scale;
         let square = scale * scale;
@@ -115,12 +111,12 @@ impl<'a, V: Wide, const N: usize, const R: usize, const L: usize> Chosen<'a, V, 
                     flips[i][m] = linear + linear;
                 }
             }
-            sums(&places[..half], &mut tables.kept[part]);
+            sums(&places[..half], &mut scratch.kept[part]);
             if self.format.signs == Signs::Even {
-                let flipped = &mut tables.flipped[part];
+                let flipped = &mut scratch.flipped[part];
                 minima(&flips[..half], flipped);
                 for i in 0..L.pow(half as u32) {
-                    flipped[i] = flipped[i] + tables.kept[part][i];
+                    flipped[i] = flipped[i] + scratch.kept[part][i];
                 }
             }
         }
@@ -128,10 +124,10 @@ impl<'a, V: Wide, const N: usize, const R: usize, const L: usize> Chosen<'a, V, 
 
     /// The cheapest words of run `r`: with the signs the weights have and, where signs are even, with one flipped.
     #[inline(always)]
-    fn cheapest(&self, r: usize, scale: V, want: Want, tables: &mut Tables<V>) -> [Cheapest<V>; 2] {
-        self.tables(r, scale, tables);
+    fn cheapest(&self, r: usize, scale: V, want: Want, scratch: &mut Scratch<V>) -> [Cheapest<V>; 2] {
+        self.tables(r, scale, scratch);
         let pairs = self.format.pairs;
-        let Tables { kept: [head, tail], flipped: [head_flipped, tail_flipped] } = tables;
+        let Scratch { kept: [head, tail], flipped: [head_flipped, tail_flipped] } = scratch;
         let (heads, tails) = ([&*head, head_flipped], [&*tail, tail_flipped]);
         let mut found = match self.format.signs {
             Signs::Free => [pairs.cheapest(head, tail); 2],
@@ -158,14 +154,18 @@ impl<'a, V: Wide, const N: usize, const R: usize, const L: usize> Chosen<'a, V, 
         [a[0].or_if(a_less, zero, a[1]), b[0].or_if(b_less, zero, b[1])]
     }
 
-    /// `wx` times the magnitude of the weight whose flip costs least, in eight weights: where one flips.
+    /// The weight whose flip costs least of eight, and `wx` times its magnitude: where one flips, otherwise weight -1.
     #[inline(always)]
-    fn least_flip(&self, eight: usize, v: &[V; N]) -> V {
-        let mut least = V::splat(f32::INFINITY);
-        for i in 8 * eight..8 * eight + 8 {
-            least = V::min(self.blocks.wx[i] * v[i], least);
+    fn least_flip(&self, eight: usize, v: &[V; N]) -> (V, V) {
+        let zero = V::splat(0.0);
+        let (mut least, mut at) = (V::splat(f32::INFINITY), zero);
+        for i in 0..8 {
+            let cost = self.blocks.wx[8 * eight + i] * v[8 * eight + i];
+            at = V::where_less(cost, least, V::splat(i as f32), at);
+            least = V::min(cost, least);
         }
-        V::where_less(self.odd[eight], V::splat(0.0), least, V::splat(0.0))
+        let odd = self.odd[eight];
+        (V::where_less(odd, zero, at, V::splat(-1.0)), V::where_less(odd, zero, least, zero))
     }
 
     #[inline(always)]
@@ -187,18 +187,19 @@ impl<'a, V: Wide, const N: usize, const R: usize, const L: usize> Chosen<'a, V, 
     }
 
     /// Codes, block after block.
+    #[inline(always)]
     fn write_codes(&self, choice: &Choice<V, R>, codes: &mut [u8]) {
-        for (k, codes) in codes.chunks_exact_mut(N).take(LANES).enumerate() {
-            let word = |i: usize| self.format.pairs.word(choice[i / Self::WORD].lane(k))[i % Self::WORD];
-            for (eight, codes) in codes.chunks_exact_mut(8).enumerate() {
-                let cost = |i: usize| self.blocks.wx[i].lane(k) * word(i);
-                let at = 8 * eight..8 * eight + 8;
-                let odd = self.odd[eight].lane(k) < 0.0;
-                let flip = at.clone().reduce(|least, i| if cost(i) < cost(least) { i } else { least });
-                for (i, code) in at.zip(codes) {
-                    let place = self.format.magnitudes.iter().take_while(|&&level| level < word(i)).count();
-                    let negative = (self.negative[i] >> k & 1 == 1) ^ (odd && flip == Some(i));
-                    *code = signed_code(place as u8, negative, L as u8);
+        let v = self.magnitudes(choice);
+        for eight in 0..N / 8 {
+            let (flip, _) = self.least_flip(eight, &v);
+            for (k, codes) in codes.chunks_exact_mut(N).take(LANES).enumerate() {
+                let codes = &mut codes[8 * eight..8 * eight + 8];
+                let flip = flip.lane(k) as i32;
+                for i in 0..8 {
+                    let word = choice[(8 * eight + i) / Self::WORD].lane(k);
+                    let place = self.format.pairs.places(word)[i % Self::WORD];
+                    let negative = (self.negative[8 * eight + i] >> k & 1 == 1) ^ (flip == i as i32);
+                    codes[i] = signed_code(place, negative, L as u8);
                 }
             }
         }
@@ -207,12 +208,11 @@ impl<'a, V: Wide, const N: usize, const R: usize, const L: usize> Chosen<'a, V, 
 
 impl<V: Wide, const N: usize, const R: usize, const L: usize> Chooser<V, R> for Chosen<'_, V, N, R, L> {
     #[inline(always)]
-    fn choose(&self, scale: V, want: Want) -> (Choice<V, R>, V) {
+    fn choose(&self, scale: V, want: Want, scratch: &mut Scratch<V>) -> (Choice<V, R>, V) {
         let zero = V::splat(0.0);
-        let mut tables = Tables { kept: [[zero; HALVES]; 2], flipped: [[zero; HALVES]; 2] };
         let mut found = [[Cheapest { cost: zero, word: zero }; 2]; R];
         for r in 0..R {
-            found[r] = self.cheapest(r, scale, want, &mut tables);
+            found[r] = self.cheapest(r, scale, want, scratch);
         }
         let mut choice = [zero; R];
         let mut cost = zero;
@@ -231,6 +231,22 @@ impl<V: Wide, const N: usize, const R: usize, const L: usize> Chooser<V, R> for 
     }
 
     #[inline(always)]
+    fn free_cost(&self, scale: V) -> V {
+        let mut total = V::splat(0.0);
+        let twice = scale + scale;
+        let square = scale * scale;
+        for i in 0..N {
+            let (w, wx) = (self.blocks.w[i] * square, self.blocks.wx[i] * twice);
+            let mut least = V::splat(f32::INFINITY);
+            for &level in self.format.magnitudes {
+                least = V::min(w * V::splat(level * level) - wx * V::splat(level), least);
+            }
+            total = total + least;
+        }
+        total
+    }
+
+    #[inline(always)]
     fn products(&self, choice: &Choice<V, R>) -> (V, V) {
         let v = self.magnitudes(choice);
         let (mut xv, mut vv) = (V::splat(0.0), V::splat(0.0));
@@ -239,7 +255,7 @@ impl<V: Wide, const N: usize, const R: usize, const L: usize> Chooser<V, R> for 
                 xv = xv + self.blocks.wx[i] * v[i];
                 vv = vv + self.blocks.w[i] * v[i] * v[i];
             }
-            let flip = self.least_flip(eight, &v);
+            let (_, flip) = self.least_flip(eight, &v);
             xv = xv - (flip + flip);
         }
         (xv, vv)

@@ -2,7 +2,7 @@
 
 use super::block::Rows;
 use super::word_search::{
-    Blocks, Cheapest, Choice, Chooser, HALVES, Header, Pairs, SUPER, Scales, Table, Want, costs, sums,
+    Blocks, Cheapest, Choice, Chooser, Header, Pairs, SUPER, Scales, Scratch, Want, costs, sums,
 };
 use crate::lanes::{LANES, gather};
 use crate::vectors::{self, Wide, WideKernel};
@@ -63,10 +63,12 @@ impl<const N: usize, const R: usize> WideKernel for Search<'_, N, R> {
         let Self { format, rows, mut headers, codes, write } = self;
         let costs = costs(rows, format.spread);
         let per_super = SUPER / N;
+        let mut scratch = Scratch::<V>::new();
         for first in rows.batches(N) {
             let blocks = Blocks::<V, N>::new(&gather(rows.x, first), &gather(&costs, first));
             let chooser = Chosen { format, blocks };
-            let (found, choice) = format.scales.search(&chooser, &chooser.blocks.unit, per_super);
+            let (found, choice) =
+                format.scales.search(&chooser, &chooser.blocks.unit, per_super, &mut scratch);
             chooser.write_codes(&choice, &mut codes[first * N..]);
             let lowered = choice[0].lanes();
             for (i, (header, bytes)) in found.into_iter().zip(headers.by_ref()).enumerate() {
@@ -86,17 +88,10 @@ struct Chosen<'a, V, const N: usize, const R: usize> {
 impl<V: Wide, const N: usize, const R: usize> Chosen<'_, V, N, R> {
     /// The cheapest word of run `r` with levels shifted by `shift`.
     #[inline(always)]
-    fn cheapest(
-        &self,
-        r: usize,
-        scale: V,
-        shift: f32,
-        want: Want,
-        tables: &mut [Table<V>; 2],
-    ) -> Cheapest<V> {
+    fn cheapest(&self, r: usize, scale: V, shift: f32, want: Want, scratch: &mut Scratch<V>) -> Cheapest<V> {
         let twice = scale + scale;
         let square = scale * scale;
-        for (part, table) in tables.iter_mut().enumerate() {
+        for (part, table) in scratch.kept.iter_mut().enumerate() {
             let first = r * WORD + part * WORD / 2;
             let mut places = [[V::splat(0.0); 3]; WORD / 2];
             for i in 0..WORD / 2 {
@@ -108,9 +103,9 @@ impl<V: Wide, const N: usize, const R: usize> Chosen<'_, V, N, R> {
             }
             sums(&places, table);
         }
-        let mut found = self.format.pairs.cheapest(&tables[0], &tables[1]);
+        let mut found = self.format.pairs.cheapest(&scratch.kept[0], &scratch.kept[1]);
         if want == Want::Words {
-            found.word = self.format.pairs.words(found.word, &tables[1]);
+            found.word = self.format.pairs.words(found.word, &scratch.kept[1]);
         }
         found
     }
@@ -118,15 +113,14 @@ impl<V: Wide, const N: usize, const R: usize> Chosen<'_, V, N, R> {
 
 impl<V: Wide, const N: usize, const R: usize> Chooser<V, R> for Chosen<'_, V, N, R> {
     #[inline(always)]
-    fn choose(&self, scale: V, want: Want) -> (Choice<V, R>, V) {
+    fn choose(&self, scale: V, want: Want, scratch: &mut Scratch<V>) -> (Choice<V, R>, V) {
         let zero = V::splat(0.0);
-        let mut tables = [[zero; HALVES]; 2];
         let mut found = [[Cheapest { cost: zero, word: zero }; 2]; R]; // shifted up, and down
         let mut costs = [zero; 2];
         for r in 0..R {
             for i in 0..2 {
                 let shift = if i == 0 { SHIFT } else { -SHIFT };
-                found[r][i] = self.cheapest(r, scale, shift, want, &mut tables);
+                found[r][i] = self.cheapest(r, scale, shift, want, scratch);
                 costs[i] = costs[i] + found[r][i].cost;
             }
             found[r][1].word = found[r][1].word + V::splat(DOWN);
@@ -140,6 +134,29 @@ impl<V: Wide, const N: usize, const R: usize> Chooser<V, R> for Chosen<'_, V, N,
             (choice[r], total) = (best.word, total + best.cost);
         }
         (choice, total)
+    }
+
+    #[inline(always)]
+    fn free_cost(&self, scale: V) -> V {
+        let mut total = V::splat(0.0);
+        let mut costs = [total; 2];
+        let twice = scale + scale;
+        let square = scale * scale;
+        for i in 0..N {
+            let (w, wx) = (self.blocks.w[i] * square, self.blocks.wx[i] * twice);
+            for (cost, shift) in costs.iter_mut().zip([SHIFT, -SHIFT]) {
+                let mut least = V::splat(f32::INFINITY);
+                for level in [shift - 1.0, shift, shift + 1.0] {
+                    least = V::min(w * V::splat(level * level) - wx * V::splat(level), least);
+                }
+                *cost = *cost + least;
+            }
+            if i % WORD == WORD - 1 && (i == N - 1 || !self.format.together) {
+                total = total + V::min(costs[0], costs[1]);
+                costs = [V::splat(0.0); 2];
+            }
+        }
+        total
     }
 
     #[inline(always)]
@@ -172,8 +189,7 @@ impl<V: Wide, const N: usize, const R: usize> Chosen<'_, V, N, R> {
             for (choice, codes) in choice.iter().zip(codes.chunks_exact_mut(WORD)) {
                 let index = choice.lane(k);
                 let up = u8::from(index < DOWN);
-                for (code, level) in codes.iter_mut().zip(self.format.pairs.word(index % DOWN)) {
-                    let place = (*level + 1.0) as u8;
+                for (code, &place) in codes.iter_mut().zip(self.format.pairs.places(index % DOWN)) {
                     *code = if self.format.together { place } else { 2 * place + up };
                 }
             }

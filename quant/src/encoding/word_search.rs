@@ -41,9 +41,10 @@ pub(super) fn costs(rows: &Rows<'_>, spread: f32) -> Vec<f32> {
 
 /// Words as pairs of halves, those with the same first half together.
 pub(super) struct Pairs {
-    heads: Vec<(u8, Range<usize>)>, // number of the first half; its tails
-    tails: Vec<u8>,                 // number of the second half
-    words: Vec<u16>,                // index of the word of each tail
+    heads: Vec<(u8, Range<usize>)>, // number of the first half; its tails, in fours
+    tails: Vec<[u8; 4]>,            // numbers of second halves, the last of a head repeated
+    words: Vec<[u16; 4]>,           // indices of the words of the tails
+    places: Vec<[u8; 8]>,           // of each word
     levels: Vec<[f32; 8]>,          // of each word's places
 }
 
@@ -84,25 +85,26 @@ impl Pairs {
             .map(|i| (number(&words.places(i)[..half]), number(&words.places(i)[half..]), i as u16))
             .collect();
         all.sort_unstable();
-        let mut heads = Vec::new();
-        let mut start = 0;
+        let (mut heads, mut tails, mut indices) = (Vec::new(), Vec::new(), Vec::new());
         for run in all.chunk_by(|a, b| a.0 == b.0) {
-            heads.push((run[0].0, start..start + run.len()));
-            start += run.len();
+            let start = tails.len();
+            for four in run.chunks(4) {
+                let member = |i: usize| four[i.min(four.len() - 1)];
+                tails.push(std::array::from_fn(|i| member(i).1));
+                indices.push(std::array::from_fn(|i| member(i).2));
+            }
+            heads.push((run[0].0, start..tails.len()));
         }
-        let levels = (0..words.count())
-            .map(|i| {
-                let mut word = [0.0; 8];
-                word.iter_mut().zip(words.places(i)).for_each(|(slot, &p)| *slot = levels[usize::from(p)]);
-                word
-            })
+        let places: Vec<[u8; 8]> = (0..words.count())
+            .map(|i| std::array::from_fn(|j| words.places(i).get(j).copied().unwrap_or(0)))
             .collect();
-        Self {
-            heads,
-            tails: all.iter().map(|&(_, tail, _)| tail).collect(),
-            words: all.iter().map(|&(.., word)| word).collect(),
-            levels,
-        }
+        let levels = places.iter().map(|places| places.map(|place| levels[usize::from(place)])).collect();
+        Self { heads, tails, words: indices, places, levels }
+    }
+
+    /// The places of word `index`.
+    pub fn places(&self, index: f32) -> &[u8; 8] {
+        &self.places[index as usize]
     }
 
     /// The levels of word `index`.
@@ -115,13 +117,14 @@ impl Pairs {
     #[inline(always)]
     pub fn cheapest<V: Wide>(&self, head: &Table<V>, tail: &Table<V>) -> Cheapest<V> {
         let mut best = Cheapest { cost: V::splat(f32::INFINITY), word: V::splat(0.0) };
-        for (i, (first, tails)) in self.heads.iter().enumerate() {
+        let mut word = V::splat(0.0);
+        for (first, tails) in &self.heads {
             let mut least = V::splat(f32::INFINITY);
-            for &second in &self.tails[tails.clone()] {
-                least = V::min(tail[usize::from(second) % HALVES], least);
+            for four in &self.tails[tails.clone()] {
+                least = V::min(smallest(tail, four), least);
             }
-            let cost = head[usize::from(*first) % HALVES] + least;
-            best = best.or(Cheapest { cost, word: V::splat(i as f32) });
+            best = best.or(Cheapest { cost: head[usize::from(*first) % HALVES] + least, word });
+            word = word + V::splat(1.0);
         }
         best
     }
@@ -131,19 +134,19 @@ impl Pairs {
     #[inline(always)]
     pub fn cheapest_flipped<V: Wide>(&self, head: [&Table<V>; 2], tail: [&Table<V>; 2]) -> [Cheapest<V>; 2] {
         let mut best = [Cheapest { cost: V::splat(f32::INFINITY), word: V::splat(0.0) }; 2];
-        for (i, (first, tails)) in self.heads.iter().enumerate() {
+        let mut word = V::splat(0.0);
+        for (first, tails) in &self.heads {
             let mut least = [V::splat(f32::INFINITY); 2];
-            for &second in &self.tails[tails.clone()] {
-                let second = usize::from(second) % HALVES;
-                least[0] = V::min(tail[0][second], least[0]);
-                least[1] = V::min(tail[1][second], least[1]);
+            for four in &self.tails[tails.clone()] {
+                least[0] = V::min(smallest(tail[0], four), least[0]);
+                least[1] = V::min(smallest(tail[1], four), least[1]);
             }
             let first = usize::from(*first) % HALVES;
-            let word = V::splat(i as f32);
             let kept = head[0][first] + least[0];
             let flipped = V::min(head[0][first] + least[1], head[1][first] + least[0]);
             best[0] = best[0].or(Cheapest { cost: kept, word });
             best[1] = best[1].or(Cheapest { cost: flipped, word });
+            word = word + V::splat(1.0);
         }
         best
     }
@@ -176,13 +179,24 @@ impl Pairs {
     /// The least cost of `tails` and the index of that word.
     #[inline(always)]
     fn cheapest_tail(&self, tails: &Range<usize>, cost: impl Fn(usize) -> f32) -> (f32, f32) {
-        let mut best = (f32::INFINITY, tails.start);
-        for i in tails.clone() {
-            let cost = cost(usize::from(self.tails[i]) % HALVES);
-            best = if cost < best.0 { (cost, i) } else { best };
+        let mut best = (f32::INFINITY, 0);
+        for (four, words) in self.tails[tails.clone()].iter().zip(&self.words[tails.clone()]) {
+            for i in 0..4 {
+                let cost = cost(usize::from(four[i]) % HALVES);
+                best = if cost < best.0 { (cost, words[i]) } else { best };
+            }
         }
-        (best.0, f32::from(self.words[best.1]))
+        (best.0, f32::from(best.1))
     }
+}
+
+/// The smallest of four entries.
+#[inline(always)]
+fn smallest<V: Wide>(table: &Table<V>, four: &[u8; 4]) -> V {
+    let [a, b, c, d] = *four;
+    let (a, b) = (table[usize::from(a) % HALVES], table[usize::from(b) % HALVES]);
+    let (c, d) = (table[usize::from(c) % HALVES], table[usize::from(d) % HALVES]);
+    V::min(V::min(a, b), V::min(c, d))
 }
 
 /// The costs of all halves from those of each place: half `a + b L + c L^2 ..` has its first weight in place `a`.
@@ -269,7 +283,10 @@ impl<V: Wide, const N: usize> Blocks<V, N> {
 /// How sixteen blocks find their words at given scales.
 pub(super) trait Chooser<V: Wide, const R: usize> {
     /// The cheapest words of the runs at `scale`, and what they cost beyond `sum w x^2`; the words only if `want` says so.
-    fn choose(&self, scale: V, want: Want) -> (Choice<V, R>, V);
+    fn choose(&self, scale: V, want: Want, scratch: &mut Scratch<V>) -> (Choice<V, R>, V);
+
+    /// What the nearest levels cost at `scale` as if each weight had its own.
+    fn free_cost(&self, scale: V) -> V;
 
     /// `sum w x v` and `sum w v^2` for the values `v` of the words at scale 1.
     fn products(&self, choice: &Choice<V, R>) -> (V, V);
@@ -282,11 +299,26 @@ pub(super) enum Want {
     Words,
 }
 
+/// Room for the costs of halves: as the signs are, and with the cheapest flip in them.
+pub(super) struct Scratch<V> {
+    pub kept: [Table<V>; 2],
+    pub flipped: [Table<V>; 2],
+}
+
+impl<V: Wide> Scratch<V> {
+    #[inline(always)]
+    pub fn new() -> Self {
+        let zero = [V::splat(0.0); HALVES];
+        Self { kept: [zero; 2], flipped: [zero; 2] }
+    }
+}
+
 /// [`Chooser::choose`] as a function of its own.
 struct Choose<'a, C, V, const R: usize> {
     chooser: &'a C,
     scale: V,
     want: Want,
+    scratch: &'a mut Scratch<V>,
 }
 
 impl<V: Wide, const R: usize, C: Chooser<V, R>> Kernel for Choose<'_, C, V, R> {
@@ -294,18 +326,22 @@ impl<V: Wide, const R: usize, C: Chooser<V, R>> Kernel for Choose<'_, C, V, R> {
 
     #[inline(always)]
     fn run(self) -> Self::Output {
-        self.chooser.choose(self.scale, self.want)
+        self.chooser.choose(self.scale, self.want, self.scratch)
     }
 }
 
 #[inline(always)]
-fn cost<V: Wide, const R: usize, C: Chooser<V, R>>(chooser: &C, scale: V) -> V {
-    V::apart(Choose { chooser, scale, want: Want::Cost }).1
+fn cost<V: Wide, const R: usize, C: Chooser<V, R>>(chooser: &C, scale: V, scratch: &mut Scratch<V>) -> V {
+    V::apart(Choose { chooser, scale, want: Want::Cost, scratch }).1
 }
 
 #[inline(always)]
-fn choose<V: Wide, const R: usize, C: Chooser<V, R>>(chooser: &C, scale: V) -> Choice<V, R> {
-    V::apart(Choose { chooser, scale, want: Want::Words }).0
+fn choose<V: Wide, const R: usize, C: Chooser<V, R>>(
+    chooser: &C,
+    scale: V,
+    scratch: &mut Scratch<V>,
+) -> Choice<V, R> {
+    V::apart(Choose { chooser, scale, want: Want::Words, scratch }).0
 }
 
 /// The words of `R` runs of each block.
@@ -318,8 +354,12 @@ pub(super) struct Scales {
     pub max_level: u8,
     /// `unit` is this times the number stored.
     pub per_unit: f32,
-    /// The scales tried first, as shares of the largest magnitude over the largest level.
-    pub trials: &'static [f32],
+    /// The scales tried first, as shares of the largest magnitude over the largest level: with each weight's nearest level.
+    pub shares: &'static [f32],
+    /// The scales tried then, as shares of the best of those: with words.
+    pub around: &'static [f32],
+    /// How often a scale is fitted to the words found at the one before.
+    pub fits: u8,
     /// The largest level of a word.
     pub top: f32,
 }
@@ -338,10 +378,11 @@ impl Scales {
         chooser: &C,
         unit: &Units,
         per_super: usize,
+        scratch: &mut Scratch<V>,
     ) -> (Vec<Header>, Choice<V, R>) {
-        let mut scale = self.first(chooser);
-        for _ in 0..2 {
-            scale = fitted(chooser, &choose(chooser, scale));
+        let mut scale = self.first(chooser, scratch);
+        for _ in 0..self.fits {
+            scale = fitted(chooser, &choose(chooser, scale, scratch));
         }
         let scale = scale.lanes();
 
@@ -352,8 +393,9 @@ impl Scales {
             let step = largest / f32::from(2 * self.max_level + 1);
             blocks.for_each(|k| steps[k] = step / unit.x[k]);
         }
-        let levels = self.round(chooser, &steps, &scale);
-        let choice = choose(chooser, V::of(&lanes(|k| steps[k] * (2.0 * levels[k] + 1.0))));
+        let levels = self.round(chooser, &steps, &scale, scratch);
+        let stored = lanes(|k| steps[k] * (2.0 * levels[k] + 1.0));
+        let choice = choose(chooser, V::of(&stored), scratch);
         let (xv, vv) = chooser.products(&choice);
         let (xv, vv) = (xv.lanes(), vv.lanes());
         let header = |first: usize| {
@@ -376,35 +418,45 @@ impl Scales {
         ((0..LANES).step_by(per_super).map(header).collect(), choice)
     }
 
-    /// The best of the scales tried first.
+    /// The best of the scales tried.
     #[inline(always)]
-    fn first<V: Wide, const R: usize, C: Chooser<V, R>>(&self, chooser: &C) -> V {
-        let mut best = (V::splat(f32::INFINITY), V::splat(0.0));
-        for &share in self.trials {
+    fn first<V: Wide, const R: usize, C: Chooser<V, R>>(&self, chooser: &C, scratch: &mut Scratch<V>) -> V {
+        let mut free = (V::splat(f32::INFINITY), V::splat(0.0));
+        for &share in self.shares {
             let scale = V::splat(share / self.top);
-            keep(&mut best, (cost(chooser, scale), scale));
+            keep(&mut free, (chooser.free_cost(scale), scale));
+        }
+        if self.around.is_empty() {
+            return free.1;
+        }
+        let mut best = (V::splat(f32::INFINITY), V::splat(0.0));
+        for &share in self.around {
+            let scale = free.1 * V::splat(share);
+            keep(&mut best, (cost(chooser, scale, scratch), scale));
         }
         best.1
     }
 
-    /// The integer scales nearest to `scale`, or their neighbours where words cost less there.
+    /// The integer scales nearest to `scale`, or the next nearest where words cost less there.
     #[inline(always)]
     fn round<V: Wide, const R: usize, C: Chooser<V, R>>(
         &self,
         chooser: &C,
         steps: &Lanes,
         scale: &Lanes,
+        scratch: &mut Scratch<V>,
     ) -> Lanes {
         let top = f32::from(self.max_level);
-        let nearest = lanes(|k| {
-            let level = if steps[k] > 0.0 { 0.5 * (scale[k] / steps[k] - 1.0) } else { 0.0 };
-            level.round_ties_even().max(0.0).min(top)
+        let exact = lanes(|k| if steps[k] > 0.0 { 0.5 * (scale[k] / steps[k] - 1.0) } else { 0.0 });
+        let nearest = exact.map(|level| level.round_ties_even().max(0.0).min(top));
+        let next = lanes(|k| {
+            let side = if exact[k] < nearest[k] { -1.0 } else { 1.0 };
+            (nearest[k] + side).max(0.0).min(top)
         });
         let mut best = (V::splat(f32::INFINITY), V::splat(0.0));
-        for off in [0.0f32, -1.0, 1.0] {
-            let level = lanes(|k| (nearest[k] + off).max(0.0).min(top));
+        for level in [nearest, next] {
             let scale = lanes(|k| steps[k] * (2.0 * level[k] + 1.0));
-            keep(&mut best, (cost(chooser, V::of(&scale)), V::of(&level)));
+            keep(&mut best, (cost(chooser, V::of(&scale), scratch), V::of(&level)));
         }
         best.1.lanes()
     }
