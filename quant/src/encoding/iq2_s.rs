@@ -5,7 +5,7 @@ use super::block::{BlockFormat, Group, Rows};
 use super::codebook::{RUN, RUNS, Tables, half_steps};
 use super::iq2_xxs::{LEVELS, MAGNITUDES, SCALES};
 use super::signed_search::Format;
-use super::word_search::SUPER;
+use super::word_search::{SUPER, Scales};
 use super::words::{Signs, find_signed, read_signed, sign_bits};
 
 const MAGNITUDE_COUNT: u8 = MAGNITUDES.len() as u8;
@@ -44,7 +44,7 @@ impl BlockFormat for Iq2S {
             pairs: &TABLES.pairs,
             magnitudes: &MAGNITUDES,
             signs: Signs::Free,
-            scales: SCALES,
+            scales: Scales { around: &[1.05], ..SCALES },
             spread: 2.0,
         };
         format.search(rows, headers, codes);

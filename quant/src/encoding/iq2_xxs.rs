@@ -16,7 +16,7 @@ pub(super) const SCALES: Scales = Scales {
     max_level: 15,
     per_unit: 0.125,
     shares: &[0.55, 0.62, 0.69, 0.77, 0.86, 0.96, 1.07, 1.19],
-    around: &[0.92, 1.0, 1.08, 1.17],
+    around: &[1.0, 1.07, 1.15],
     fits: 1,
     top: MAGNITUDES[2],
 };

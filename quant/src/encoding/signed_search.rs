@@ -82,7 +82,9 @@ impl<'a, V: Wide, const N: usize, const R: usize, const L: usize> Chosen<'a, V, 
             *bits = (0..LANES).fold(0, |bits, k| bits | u16::from(x[k] < 0.0) << k);
         }
         let mut magnitudes = *x;
-        magnitudes.iter_mut().for_each(|x| *x = lanes(|k| x[k].abs()));
+        for x in &mut magnitudes {
+            *x = lanes(|k| x[k].abs());
+        }
         let mut odd = [V::splat(0.0); N];
         if format.signs == Signs::Even {
             for (eight, negative) in odd.iter_mut().zip(negative.as_chunks::<8>().0) {
@@ -208,7 +210,13 @@ impl<'a, V: Wide, const N: usize, const R: usize, const L: usize> Chosen<'a, V, 
 
 impl<V: Wide, const N: usize, const R: usize, const L: usize> Chooser<V, R> for Chosen<'_, V, N, R, L> {
     #[inline(always)]
-    fn choose(&self, scale: V, want: Want, scratch: &mut Scratch<V>) -> (Choice<V, R>, V) {
+    fn choose(
+        &self,
+        scale: V,
+        want: Want,
+        _like: Option<&Choice<V, R>>,
+        scratch: &mut Scratch<V>,
+    ) -> (Choice<V, R>, V) {
         let zero = V::splat(0.0);
         let mut found = [[Cheapest { cost: zero, word: zero }; 2]; R];
         for r in 0..R {

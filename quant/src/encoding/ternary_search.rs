@@ -88,17 +88,17 @@ struct Chosen<'a, V, const N: usize, const R: usize> {
 impl<V: Wide, const N: usize, const R: usize> Chosen<'_, V, N, R> {
     /// The cheapest word of run `r` with levels shifted by `shift`.
     #[inline(always)]
-    fn cheapest(&self, r: usize, scale: V, shift: f32, want: Want, scratch: &mut Scratch<V>) -> Cheapest<V> {
+    fn cheapest(&self, r: usize, scale: V, shift: V, want: Want, scratch: &mut Scratch<V>) -> Cheapest<V> {
         let twice = scale + scale;
         let square = scale * scale;
+        let levels = [shift - V::splat(1.0), shift, shift + V::splat(1.0)];
         for (part, table) in scratch.kept.iter_mut().enumerate() {
             let first = r * WORD + part * WORD / 2;
             let mut places = [[V::splat(0.0); 3]; WORD / 2];
             for i in 0..WORD / 2 {
                 let (w, wx) = (self.blocks.w[first + i] * square, self.blocks.wx[first + i] * twice);
                 for m in 0..3 {
-                    let level = m as f32 - 1.0 + shift;
-                    places[i][m] = w * V::splat(level * level) - wx * V::splat(level);
+                    places[i][m] = w * (levels[m] * levels[m]) - wx * levels[m];
                 }
             }
             sums(&places, table);
@@ -113,24 +113,37 @@ impl<V: Wide, const N: usize, const R: usize> Chosen<'_, V, N, R> {
 
 impl<V: Wide, const N: usize, const R: usize> Chooser<V, R> for Chosen<'_, V, N, R> {
     #[inline(always)]
-    fn choose(&self, scale: V, want: Want, scratch: &mut Scratch<V>) -> (Choice<V, R>, V) {
+    fn choose(
+        &self,
+        scale: V,
+        want: Want,
+        like: Option<&Choice<V, R>>,
+        scratch: &mut Scratch<V>,
+    ) -> (Choice<V, R>, V) {
         let zero = V::splat(0.0);
+        let shifts = [V::splat(SHIFT), V::splat(-SHIFT)];
+        let tries = if like.is_some() { 1 } else { 2 };
         let mut found = [[Cheapest { cost: zero, word: zero }; 2]; R]; // shifted up, and down
         let mut costs = [zero; 2];
         for r in 0..R {
-            for i in 0..2 {
-                let shift = if i == 0 { SHIFT } else { -SHIFT };
+            for i in 0..tries {
+                let shift = match like {
+                    Some(like) => V::where_less(like[r], V::splat(DOWN), shifts[0], shifts[1]),
+                    None => shifts[i],
+                };
                 found[r][i] = self.cheapest(r, scale, shift, want, scratch);
+                found[r][i].word = found[r][i].word + V::where_less(shift, zero, V::splat(DOWN), zero);
                 costs[i] = costs[i] + found[r][i].cost;
             }
-            found[r][1].word = found[r][1].word + V::splat(DOWN);
         }
         let mut choice = [zero; R];
         let mut total = zero;
         for r in 0..R {
-            let [up, down] = found[r];
-            let [a, b] = if self.format.together { costs } else { [up.cost, down.cost] };
-            let best = up.or_if(b, a, down);
+            let [mut best, down] = found[r];
+            if like.is_none() {
+                let [a, b] = if self.format.together { costs } else { [best.cost, down.cost] };
+                best = best.or_if(b, a, down);
+            }
             (choice[r], total) = (best.word, total + best.cost);
         }
         (choice, total)

@@ -282,8 +282,15 @@ impl<V: Wide, const N: usize> Blocks<V, N> {
 
 /// How sixteen blocks find their words at given scales.
 pub(super) trait Chooser<V: Wide, const R: usize> {
-    /// The cheapest words of the runs at `scale`, and what they cost beyond `sum w x^2`; the words only if `want` says so.
-    fn choose(&self, scale: V, want: Want, scratch: &mut Scratch<V>) -> (Choice<V, R>, V);
+    /// The cheapest words of the runs at `scale`, and what they cost beyond `sum w x^2`; the words only if `want` says so. Where
+    /// words may be shifted, they are as those `like` them.
+    fn choose(
+        &self,
+        scale: V,
+        want: Want,
+        like: Option<&Choice<V, R>>,
+        scratch: &mut Scratch<V>,
+    ) -> (Choice<V, R>, V);
 
     /// What the nearest levels cost at `scale` as if each weight had its own.
     fn free_cost(&self, scale: V) -> V;
@@ -318,6 +325,7 @@ struct Choose<'a, C, V, const R: usize> {
     chooser: &'a C,
     scale: V,
     want: Want,
+    like: Option<&'a Choice<V, R>>,
     scratch: &'a mut Scratch<V>,
 }
 
@@ -326,22 +334,28 @@ impl<V: Wide, const R: usize, C: Chooser<V, R>> Kernel for Choose<'_, C, V, R> {
 
     #[inline(always)]
     fn run(self) -> Self::Output {
-        self.chooser.choose(self.scale, self.want, self.scratch)
+        self.chooser.choose(self.scale, self.want, self.like, self.scratch)
     }
 }
 
 #[inline(always)]
-fn cost<V: Wide, const R: usize, C: Chooser<V, R>>(chooser: &C, scale: V, scratch: &mut Scratch<V>) -> V {
-    V::apart(Choose { chooser, scale, want: Want::Cost, scratch }).1
+fn cost<V: Wide, const R: usize, C: Chooser<V, R>>(
+    chooser: &C,
+    scale: V,
+    like: Option<&Choice<V, R>>,
+    scratch: &mut Scratch<V>,
+) -> V {
+    V::apart(Choose { chooser, scale, want: Want::Cost, like, scratch }).1
 }
 
 #[inline(always)]
 fn choose<V: Wide, const R: usize, C: Chooser<V, R>>(
     chooser: &C,
     scale: V,
+    like: Option<&Choice<V, R>>,
     scratch: &mut Scratch<V>,
 ) -> Choice<V, R> {
-    V::apart(Choose { chooser, scale, want: Want::Words, scratch }).0
+    V::apart(Choose { chooser, scale, want: Want::Words, like, scratch }).0
 }
 
 /// The words of `R` runs of each block.
@@ -381,8 +395,11 @@ impl Scales {
         scratch: &mut Scratch<V>,
     ) -> (Vec<Header>, Choice<V, R>) {
         let mut scale = self.first(chooser, scratch);
+        let mut like = None;
         for _ in 0..self.fits {
-            scale = fitted(chooser, &choose(chooser, scale, scratch));
+            let choice = choose(chooser, scale, like.as_ref(), scratch);
+            scale = fitted(chooser, &choice);
+            like = Some(choice);
         }
         let scale = scale.lanes();
 
@@ -393,9 +410,9 @@ impl Scales {
             let step = largest / f32::from(2 * self.max_level + 1);
             blocks.for_each(|k| steps[k] = step / unit.x[k]);
         }
-        let levels = self.round(chooser, &steps, &scale, scratch);
+        let levels = self.round(chooser, &steps, &scale, like.as_ref(), scratch);
         let stored = lanes(|k| steps[k] * (2.0 * levels[k] + 1.0));
-        let choice = choose(chooser, V::of(&stored), scratch);
+        let choice = choose(chooser, V::of(&stored), like.as_ref(), scratch);
         let (xv, vv) = chooser.products(&choice);
         let (xv, vv) = (xv.lanes(), vv.lanes());
         let header = |first: usize| {
@@ -432,7 +449,7 @@ impl Scales {
         let mut best = (V::splat(f32::INFINITY), V::splat(0.0));
         for &share in self.around {
             let scale = free.1 * V::splat(share);
-            keep(&mut best, (cost(chooser, scale, scratch), scale));
+            keep(&mut best, (cost(chooser, scale, None, scratch), scale));
         }
         best.1
     }
@@ -444,6 +461,7 @@ impl Scales {
         chooser: &C,
         steps: &Lanes,
         scale: &Lanes,
+        like: Option<&Choice<V, R>>,
         scratch: &mut Scratch<V>,
     ) -> Lanes {
         let top = f32::from(self.max_level);
@@ -456,7 +474,7 @@ impl Scales {
         let mut best = (V::splat(f32::INFINITY), V::splat(0.0));
         for level in [nearest, next] {
             let scale = lanes(|k| steps[k] * (2.0 * level[k] + 1.0));
-            keep(&mut best, (cost(chooser, V::of(&scale), scratch), V::of(&level)));
+            keep(&mut best, (cost(chooser, V::of(&scale), like, scratch), V::of(&level)));
         }
         best.1.lanes()
     }
