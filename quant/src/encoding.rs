@@ -4,13 +4,22 @@
 
 mod block;
 mod block32;
+mod codebook;
 mod float;
 mod fp4;
 mod integer;
+mod iq1_m;
+mod iq1_s;
+mod iq2_s;
+mod iq2_xs;
+mod iq2_xxs;
+mod iq3_s;
+mod iq3_xxs;
 mod iq4;
 mod iq4_nl;
 mod iq4_xs;
 mod mxfp4;
+mod nearest;
 mod nvfp4;
 mod q1_0;
 mod q2_0;
@@ -25,11 +34,15 @@ mod q5_k;
 mod q6_k;
 mod q8_0;
 mod search;
+mod signed_search;
 mod super_block;
 mod sweep;
 mod ternary;
+mod ternary_search;
 mod tq1_0;
 mod tq2_0;
+mod word_search;
+mod words;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -218,6 +231,13 @@ pub const ENCODINGS: &[&dyn Encoding] = &[
     &q2_0::Q2_0,
     &mxfp4::Mxfp4,
     &nvfp4::Nvfp4,
+    &iq1_s::Iq1S,
+    &iq1_m::Iq1M,
+    &iq2_xxs::Iq2Xxs,
+    &iq2_xs::Iq2Xs,
+    &iq2_s::Iq2S,
+    &iq3_xxs::Iq3Xxs,
+    &iq3_s::Iq3S,
 ];
 
 /// An encoding found by name.

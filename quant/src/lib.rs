@@ -45,6 +45,7 @@ mod loss;
 pub mod solver;
 mod sparsity;
 mod statistics;
+mod vectors;
 
 pub use drift::{Correction, Drift, ridge_for};
 pub use encoding::{

@@ -56,13 +56,18 @@ fn assert_same(got: &[u8], want: &[u8], rows: usize, row_blocks: usize, what: &s
     );
 }
 
+/// Their golden vectors are a file of their own: see `codebooks.rs`.
+fn has_codebook(encoding: &dyn Encoding) -> bool {
+    encoding.grid().is_some_and(|grid| grid.codebook().is_some())
+}
+
 #[test]
 fn blocks_are_those_of_llama_quantize_to_the_byte_with_and_without_importance() {
     let bytes = golden("ggml");
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let x = matrix(&file, "x");
     let normal = x.mapv(|x| if x.is_subnormal() { 0.0 } else { x });
-    for encoding in ENCODINGS {
+    for encoding in ENCODINGS.iter().filter(|encoding| !has_codebook(**encoding)) {
         let name = encoding.name();
         for importance in IMPORTANCES {
             let Ok(want) = file.tensor(&format!("{name}.{importance}")) else {
@@ -92,7 +97,7 @@ fn blocks_are_those_of_llama_quantize_to_the_byte_with_and_without_importance() 
 fn any_bytes_decode_to_the_bits_that_the_reference_computes() {
     let bytes = golden("ggml");
     let file = SafeTensors::deserialize(&bytes).unwrap();
-    for encoding in ENCODINGS.iter().filter(|encoding| encoding.grid().is_some()) {
+    for encoding in ENCODINGS.iter().filter(|e| e.grid().is_some() && !has_codebook(**e)) {
         let name = encoding.name();
         let random = file.tensor(&format!("{name}.random")).unwrap();
         let want = floats(&file, &format!("{name}.random.values"));

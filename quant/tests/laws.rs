@@ -2,8 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a refusal where none is due fails its test")]
 
 use attar_quant::{
-    Detail, ENCODINGS, Error, Factor, Gptq, IntEncoding, Named, Rtn, SOLVERS, ScaleDtype, Settings, Solution,
-    Solver, Statistics, Sums, encoding, encoding_of,
+    Detail, ENCODINGS, Error, Factor, Fit, Gptq, GridEncoding, IntEncoding, Named, Rtn, SOLVERS, ScaleDtype,
+    Settings, Solution, Solver, Statistics, Sums, encoding, encoding_of,
 };
 use ndarray::{Array1, Array2, Axis, array, s};
 use proptest::prelude::*;
@@ -23,6 +23,22 @@ fn all_encodings() -> Vec<Named> {
 /// Those of them that have codes.
 fn grid_encodings() -> Vec<Named> {
     all_encodings().into_iter().filter(|encoding| encoding.grid().is_some()).collect()
+}
+
+/// Those of them whose codes are free of each other: what the solvers can choose in.
+fn free_encodings() -> Vec<Named> {
+    let free = |encoding: &Named| encoding.grid().is_some_and(|grid| grid.codebook().is_none());
+    all_encodings().into_iter().filter(free).collect()
+}
+
+/// The codes nearest to `codes` that `encoding` can store.
+fn storable(encoding: &dyn GridEncoding, fit: &Fit, codes: Array2<u8>) -> Array2<u8> {
+    let Some(codebook) = encoding.codebook() else { return codes };
+    let x = codes.mapv(|code| fit.grid.levels.unwrap()[usize::from(code)]);
+    let mut codes = codes;
+    let metric = Array2::<f32>::eye(codebook.run());
+    codebook.nearest(metric.as_slice().unwrap(), x.as_slice().unwrap(), codes.as_slice_mut().unwrap());
+    codes
 }
 
 /// Numbers about normal, from a seed.
@@ -98,7 +114,8 @@ proptest! {
             let w = normal((rows, 512), seed);
             let mut fit = grid_encoding.search(w.view(), None);
             let max_code = u16::from(fit.grid.max_code) + 1;
-            fit.codes = normal((rows, 512), !seed).mapv(|x| (x.to_bits() as u16 % max_code) as u8);
+            let codes = normal((rows, 512), !seed).mapv(|x| (x.to_bits() as u16 % max_code) as u8);
+            fit.codes = storable(grid_encoding, &fit, codes);
             let bytes = grid_encoding.pack(&fit.grid, fit.codes.view());
             prop_assert_eq!(bytes.len(), encoding.bytes_for(rows, 512));
             prop_assert_eq!(&grid_encoding.unpack_codes(&bytes, rows, 512).unwrap(), &fit, "{}", encoding.name());
@@ -141,7 +158,7 @@ proptest! {
         let diagonal = normal((1, 256), !seed).row(0).mapv(|x| 10.0 + x);
         let statistics = Statistics { sums: Sums::Gram(Array2::from_diag(&diagonal)), tokens: 1 << 16 };
         let factor = factor(&statistics);
-        for encoding in grid_encodings() {
+        for encoding in free_encodings() {
             for sweeps in [0, 2] {
                 let solution = solve(&Gptq { sweeps }, &w, &factor, &encoding);
                 prop_assert_eq!(&solution.codes, &solution.grid.round(w.view()), "{}", encoding.name());
@@ -153,7 +170,7 @@ proptest! {
     fn what_a_solver_says_it_decodes_to_is_what_the_packed_bytes_decode_to(seed: u64) {
         let (w, statistics) = (normal((5, 256), seed), correlated(256, 400, seed));
         let factor = factor(&statistics);
-        for encoding in grid_encodings() {
+        for encoding in free_encodings() {
             for solver in SOLVERS {
                 let solution = solve(*solver, &w, &factor, &encoding);
                 let bytes = encoding.grid().unwrap().pack(&solution.grid, solution.codes.view());
@@ -169,7 +186,7 @@ proptest! {
 fn feedback_beats_rounding_to_nearest_on_correlated_inputs_and_sweeps_never_lose() {
     let (w, statistics) = (normal((48, 512), 3), correlated(512, 8192, 4));
     let factor = factor(&statistics);
-    for encoding in grid_encodings() {
+    for encoding in free_encodings() {
         let [plain, swept] = [0, 3].map(|sweeps| solve(&Gptq { sweeps }, &w, &factor, &encoding).facts);
         let name = encoding.name();
         assert_eq!(plain.fallback, None, "{name}");
@@ -187,10 +204,10 @@ fn threads_never_change_a_bit() {
             let factor = factor(&statistics);
             let solve =
                 |encoding| SOLVERS.iter().map(|solver| solve(*solver, &w, &factor, &encoding)).collect();
-            grid_encodings().into_iter().map(solve).collect::<Vec<Vec<Solution>>>()
+            free_encodings().into_iter().map(solve).collect::<Vec<Vec<Solution>>>()
         })
     });
-    for (encoding, runs) in grid_encodings().iter().zip(one.iter().zip(two.iter().zip(&three))) {
+    for (encoding, runs) in free_encodings().iter().zip(one.iter().zip(two.iter().zip(&three))) {
         let (one, (two, three)) = runs;
         for (one, other) in one.iter().chain(one).zip(two.iter().chain(three)) {
             let name = encoding.name();
@@ -209,7 +226,7 @@ fn columns_without_input_are_rounded_to_nearest_and_counted() {
         gram_of(&mut statistics).column_mut(col).fill(0.0);
     }
     let factor = factor(&statistics);
-    for encoding in grid_encodings() {
+    for encoding in free_encodings() {
         let solution = solve(&Gptq::DEFAULT, &w, &factor, &encoding);
         let nearest = solution.grid.round(w.view());
         assert_eq!(solution.facts.dead_columns, dead.len() + 32, "{}", encoding.name());
@@ -243,7 +260,7 @@ fn a_solver_that_reads_squares_chooses_the_same_codes_from_a_gram_matrix() {
     let (w, whole) = (normal((5, 256), 12), correlated(256, 900, 13));
     let squares = Statistics { sums: Sums::Squares(whole.sums.squares().to_owned()), tokens: whole.tokens };
     for solver in SOLVERS.iter().filter(|solver| solver.reads() == Detail::Squares) {
-        for encoding in grid_encodings() {
+        for encoding in free_encodings() {
             let of = |statistics| {
                 solver.solve(w.view(), Some(&factor(statistics)), encoding.grid().unwrap()).unwrap()
             };

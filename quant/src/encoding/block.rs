@@ -8,7 +8,7 @@ use half::f16;
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
-use super::{Encoding, Fit, GridEncoding};
+use super::{Codebook, Encoding, Fit, GridEncoding};
 use crate::lanes::{LANES, sums_of_squares};
 use crate::{Error, Grid};
 
@@ -32,6 +32,11 @@ pub(super) trait BlockFormat: Send + Sync + fmt::Debug + 'static {
     const LEVELS: Option<&'static [f32]> = None;
     /// Whether each group has a minimum besides its scale, so that 0 need not be among its values.
     const HAS_MIN: bool = false;
+
+    /// What runs of codes may stand together; `None` where each code is free.
+    fn codebook() -> Option<&'static dyn Codebook> {
+        None
+    }
 
     /// Headers and codes for whole rows, block after block.
     fn search(rows: &Rows<'_>, headers: &mut [u8], codes: &mut [u8]);
@@ -180,7 +185,11 @@ impl<F: BlockFormat> GridEncoding for F {
     }
 
     fn has_zero(&self) -> bool {
-        !F::HAS_MIN && F::LEVELS.is_none_or(|levels| levels.contains(&0.0))
+        !F::HAS_MIN && F::codebook().is_none() && F::LEVELS.is_none_or(|levels| levels.contains(&0.0))
+    }
+
+    fn codebook(&self) -> Option<&'static dyn Codebook> {
+        F::codebook()
     }
 
     fn pack(&self, grid: &Grid, codes: ArrayView2<'_, u8>) -> Vec<u8> {
