@@ -290,7 +290,12 @@ impl Plan {
             && request.zeros.is_none()
             && experts.is_none()
             && std::env::var("ATTAR_CORRECT").is_ok();
-        let solves_there = aim == Aim::Quantize && matches!(device, Device::Cuda(_));
+        let is_even = |t: &PlannedTensor| match &t.treatment {
+            Treatment::Codes(encoding) => encoding.grid().is_none_or(GridEncoding::is_even),
+            Treatment::Float(_) => true,
+        };
+        let solves_there =
+            aim == Aim::Quantize && matches!(device, Device::Cuda(_)) && tensors.iter().all(is_even);
         Ok(Self { output, tensors, calibration, memory, device, solves_there, corrects, experts })
     }
 

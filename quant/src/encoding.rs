@@ -128,6 +128,11 @@ pub trait GridEncoding: Encoding {
     /// Whether 0 is among the values of every grid, so that weights set to 0 stay 0.
     fn has_zero(&self) -> bool;
 
+    /// Whether values are evenly spaced and each weight's code is free: what kernels on a device know.
+    fn is_even(&self) -> bool {
+        true
+    }
+
     /// What codes of neighbouring weights may stand together; `None` where each is free.
     fn codebook(&self) -> Option<&'static dyn Codebook> {
         None

@@ -49,7 +49,11 @@ pub struct Factor<'a> {
     importance: Vec<f32>,
     dead_columns: usize,
     feedback: OnceLock<Result<Feedback, Refusal>>,
+    feedback_in_runs: OnceLock<Result<Feedback, Refusal>>,
 }
+
+/// Columns that come together where codes are chosen in runs: the longest run of any codebook.
+const RUN: usize = 8;
 
 /// What error feedback needs: the order of columns and the triangle that spreads errors, here or on a device.
 #[derive(Debug)]
@@ -81,7 +85,14 @@ impl<'a> Factor<'a> {
     pub fn new(statistics: &'a Statistics, settings: Settings) -> Self {
         let importance = statistics.importance();
         let dead_columns = importance.iter().filter(|&&mean| mean == 0.0).count();
-        Self { statistics, settings, importance, dead_columns, feedback: OnceLock::new() }
+        Self {
+            statistics,
+            settings,
+            importance,
+            dead_columns,
+            feedback: OnceLock::new(),
+            feedback_in_runs: OnceLock::new(),
+        }
     }
 
     /// The statistics it was made from.
@@ -109,6 +120,11 @@ impl<'a> Factor<'a> {
             .then(|| importance.iter().map(|mean| mean.max(floor)).collect())
     }
 
+    /// Columns that come together in the order.
+    pub(crate) fn together(&self) -> usize {
+        self.settings.together
+    }
+
     /// The Hessian that `feedback` was made from, columns as in the weight.
     pub(crate) fn metric(&self, feedback: &Feedback) -> Metric<'_> {
         let Some(gram) = self.statistics.gram() else { unreachable!("feedback is made from a Gram matrix") };
@@ -127,10 +143,18 @@ impl<'a> Factor<'a> {
     /// # Errors
     /// With the reason where the Gram matrix is not finite, empty, or not positive definite after all retries.
     pub fn feedback(&self) -> Result<&Feedback, &Refusal> {
-        self.feedback.get_or_init(|| self.factorise()).as_ref()
+        self.feedback.get_or_init(|| self.factorise(self.settings.together)).as_ref()
     }
 
-    fn factorise(&self) -> Result<Feedback, Refusal> {
+    /// The same with whole runs of `run` columns together, where codes are chosen so.
+    pub(crate) fn feedback_in_runs(&self, run: usize) -> Result<&Feedback, &Refusal> {
+        if self.settings.together.is_multiple_of(run) {
+            return self.feedback();
+        }
+        self.feedback_in_runs.get_or_init(|| self.factorise(self.settings.together.max(RUN))).as_ref()
+    }
+
+    fn factorise(&self, together: usize) -> Result<Feedback, Refusal> {
         let refuse = |reason: &str| Err(Refusal { reason: reason.to_owned(), retries: 0 });
         let Some(gram) = self.statistics.gram() else {
             return refuse(if self.statistics.tokens == 0 {
@@ -142,6 +166,7 @@ impl<'a> Factor<'a> {
         let is_finite =
             || gram.axis_iter(Axis(0)).into_par_iter().all(|row| row.iter().all(|x| x.is_finite()));
         let found = self.factorise_by(
+            together,
             || Ok::<_, Infallible>(is_finite()),
             |order, Damped { mean, shrinkage, damping }| {
                 // A factor of inputs that hardly vary can overflow without a bad pivot.
@@ -156,6 +181,7 @@ impl<'a> Factor<'a> {
     /// `is_finite`, of the Gram matrix, may fail for reasons of their own.
     pub(crate) fn factorise_by<U, E>(
         &self,
+        together: usize,
         is_finite: impl FnOnce() -> Result<bool, E>,
         mut factor: impl FnMut(&[usize], Damped) -> Result<Option<U>, E>,
     ) -> Result<Result<Feedback<U>, Refusal>, E> {
@@ -171,7 +197,7 @@ impl<'a> Factor<'a> {
         if mean <= 0.0 {
             return refuse("every input was 0");
         }
-        let order = falling(squares, self.settings.together);
+        let order = falling(squares, together);
         let shrinkage =
             self.settings.shrinkage.unwrap_or_else(|| shrinkage_for(self.statistics.tokens_per_column()));
         let mut damping = self.settings.damping;

@@ -8,6 +8,7 @@ mod feedback;
 mod gptq;
 mod panel;
 mod rtn;
+mod runs;
 mod sparse_gpt;
 mod wanda;
 
@@ -22,7 +23,7 @@ pub use self::sparse_gpt::SparseGpt;
 pub use self::wanda::Wanda;
 use crate::factor::{Feedback, Refusal};
 use crate::loss::{energy_by_column, weighted_energy};
-use crate::{Detail, Error, Factor, Fit, Grid, GridEncoding, Settings, Sparsity, Sums};
+use crate::{Codebook, Detail, Error, Factor, Fit, Grid, GridEncoding, Settings, Sparsity, Sums};
 
 /// A way to choose the codes of a weight matrix.
 pub trait Solver: Send + Sync + fmt::Debug {
@@ -257,7 +258,8 @@ fn with_feedback(
     choose: impl FnOnce(&Feedback, &Grid) -> Array2<u8>,
 ) -> Solution {
     let facts = plain.facts.clone();
-    let feedback = match factor.feedback() {
+    let run = encoding.codebook().map_or(1, Codebook::run);
+    let feedback = match factor.feedback_in_runs(run) {
         Ok(feedback) => feedback,
         Err(refusal) => return Solution { facts: facts.without(refusal), ..plain },
     };

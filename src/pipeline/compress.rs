@@ -228,7 +228,7 @@ impl Pass<'_> {
 
     /// The solver on a device, where all that is asked for has a twin there.
     fn there(&self) -> Option<DeviceGptq> {
-        self.solver.on_device().filter(|_| self.zeros.is_none())
+        self.solver.on_device().filter(|_| self.plan.solves_there)
     }
 
     /// The names of what is loaded first of a layer, if there is such a layer: experts but the first come one by one.

@@ -188,6 +188,10 @@ impl<F: BlockFormat> GridEncoding for F {
         !F::HAS_MIN && F::codebook().is_none() && F::LEVELS.is_none_or(|levels| levels.contains(&0.0))
     }
 
+    fn is_even(&self) -> bool {
+        F::LEVELS.is_none() && F::codebook().is_none()
+    }
+
     fn codebook(&self) -> Option<&'static dyn Codebook> {
         F::codebook()
     }

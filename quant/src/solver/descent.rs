@@ -4,10 +4,11 @@ use attar_tensor::{general_mat_mul, matmul};
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
-use super::panel::{ByGroup, Panel, ROWS};
-use crate::Grid;
+use super::panel::{ByGroup, GroupRows, Panel, ROWS};
+use super::runs::Runs;
 use crate::factor::Metric;
 use crate::lanes::{Kernel, widest};
+use crate::{Codebook, Grid};
 
 /// Columns visited before the change they make is passed on to all others in one product.
 const BLOCK: usize = 128;
@@ -21,6 +22,7 @@ pub(super) fn descend(
     codes: Array2<u8>,
     h: &Metric<'_>,
     grid: &Grid,
+    codebook: Option<&'static dyn Codebook>,
     sweeps: u32,
 ) -> Array2<u8> {
     let in_features = w.ncols();
@@ -33,6 +35,7 @@ pub(super) fn descend(
         for start in (0..in_features).step_by(BLOCK) {
             let columns = start..(start + BLOCK).min(in_features);
             let here = h.block(columns.clone());
+            let runs = codebook.map(|codebook| Runs::given_others(codebook, here.view()));
             let mut change = pull.slice(s![columns.clone(), ..]).to_owned(); // pull in, change of E^T out
             let mut codes = codes.slice_mut(s![columns.clone(), ..]);
             changed |= change
@@ -47,6 +50,7 @@ pub(super) fn descend(
                         h: here.view(),
                         start,
                         grid: &grid,
+                        runs: runs.as_ref(),
                         first_row: i * ROWS,
                     })
                 })
@@ -95,6 +99,7 @@ struct DescendBlock<'a> {
     h: ArrayView2<'a, f32>,         // [columns, columns]
     start: usize,
     grid: &'a ByGroup,
+    runs: Option<&'a Runs>,
     first_row: usize,
 }
 
@@ -105,33 +110,64 @@ impl Kernel for DescendBlock<'_> {
     fn run(mut self) -> bool {
         let mut panel = Panel::load(self.change.view());
         let mut changed = false;
-        for (j, mut held) in self.codes.axis_iter_mut(Axis(0)).enumerate() {
+        let mut chosen = Vec::new(); // of the run, the last column first
+        let run = self.runs.map_or(1, Runs::run);
+        for j in 0..self.codes.nrows() {
             let group = self.grid.rows(self.start + j, self.first_row);
-            let mut old = [0; ROWS];
-            old.iter_mut().zip(&held).for_each(|(to, &code)| *to = code);
-            let before = group.decode(&old);
-            let curvature = self.h[[j, j]];
-            let mut best = before;
-            for r in 0..ROWS {
-                best[r] += panel.0[j][r] / curvature;
+            let before = group.decode(&self.held(j));
+            if let Some(runs) = self.runs.filter(|_| j % run == 0) {
+                chosen = self.best_run(runs, j, &group, &panel.0[j..j + run]);
             }
-            let codes = group.encode(&best);
+            let codes = chosen.pop().unwrap_or_else(|| {
+                let curvature = self.h[[j, j]];
+                let mut best = before;
+                for r in 0..ROWS {
+                    best[r] += panel.0[j][r] / curvature;
+                }
+                group.encode(&best)
+            });
             let after = group.decode(&codes);
             let mut change = [0.0f32; ROWS];
             for r in 0..ROWS {
                 change[r] = before[r] - after[r];
             }
-            for (k, later) in panel.0.iter_mut().enumerate().skip(j + 1) {
+            // Those of the same run are chosen already.
+            let later = (j / run + 1) * run;
+            for (k, later) in panel.0.iter_mut().enumerate().skip(later) {
                 let coupling = self.h[[j, k]];
                 for r in 0..ROWS {
                     later[r] += change[r] * coupling;
                 }
             }
             panel.0[j] = change;
+            let mut held = self.codes.row_mut(j);
             changed |= change[..held.len()].iter().any(|&change| change != 0.0);
             held.iter_mut().zip(codes).for_each(|(to, code)| *to = code);
         }
         panel.store(self.change.view_mut());
         changed
+    }
+}
+
+impl DescendBlock<'_> {
+    /// The codes of column `j`, 0 where there is no row.
+    #[inline(always)]
+    fn held(&self, j: usize) -> [u8; ROWS] {
+        let mut held = [0; ROWS];
+        held.iter_mut().zip(self.codes.row(j)).for_each(|(to, &code)| *to = code);
+        held
+    }
+
+    /// The codes of the run that begins at column `j`, the last column first; `pull` is H E^T there.
+    fn best_run(&self, runs: &Runs, j: usize, group: &GroupRows, pull: &[[f32; ROWS]]) -> Vec<[u8; ROWS]> {
+        let at = j / runs.run();
+        let mut best = runs.step(at, pull);
+        for (i, best) in best.iter_mut().enumerate() {
+            let before = group.decode(&self.held(j + i));
+            best.iter_mut().zip(before).for_each(|(best, before)| *best += before);
+        }
+        let mut chosen = runs.choose(at, group, &best);
+        chosen.reverse();
+        chosen
     }
 }

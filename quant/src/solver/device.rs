@@ -77,6 +77,7 @@ impl<'a> DeviceFactor<'a> {
         if self.feedback.get().is_none() {
             let cuda = self.cuda;
             let made = self.here.factorise_by(
+                self.here.together(),
                 || cuda.is_finite(self.gram),
                 |order, Damped { mean, shrinkage, damping }| {
                     let damping = Damping { mean, shrinkage, damping };

@@ -5,9 +5,10 @@ use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
 use super::panel::{ByGroup, Panel, ROWS};
-use crate::Grid;
+use super::runs::Runs;
 use crate::factor::Feedback;
 use crate::lanes::{Kernel, widest};
+use crate::{Codebook, Grid};
 
 /// What a pass gives.
 pub(super) struct Pass {
@@ -25,7 +26,14 @@ pub(super) struct Pass {
 ///
 /// # Source
 /// Frantar et al., "GPTQ", arXiv:2210.17323, Algorithm 1, on the transposed weight.
-pub(super) fn round_with_feedback(w: ArrayView2<'_, f32>, feedback: &Feedback, grid: &Grid) -> Pass {
+///
+/// Where there is a `codebook`, whole runs of its length must come together in that order.
+pub(super) fn round_with_feedback(
+    w: ArrayView2<'_, f32>,
+    feedback: &Feedback,
+    grid: &Grid,
+    codebook: Option<&'static dyn Codebook>,
+) -> Pass {
     let (out_features, in_features) = w.dim();
     let Feedback { order, upper, .. } = feedback;
     let grid = ByGroup::new(grid);
@@ -37,6 +45,7 @@ pub(super) fn round_with_feedback(w: ArrayView2<'_, f32>, feedback: &Feedback, g
     for (start, panel) in upper.panels() {
         let end = start + panel.nrows();
         let (triangle, right) = panel.split_at(Axis(1), end - start);
+        let runs = codebook.map(|codebook| Runs::before_later(codebook, triangle));
         let (mut block, mut later) = rest.slice_mut(s![start.., ..]).split_at(Axis(0), end - start);
         let mut codes = codes.slice_mut(s![start..end, ..]);
         let losses: Vec<f64> = block
@@ -51,6 +60,7 @@ pub(super) fn round_with_feedback(w: ArrayView2<'_, f32>, feedback: &Feedback, g
                     triangle,
                     columns: &order[start..end],
                     grid: &grid,
+                    runs: runs.as_ref(),
                     first_row: i * ROWS,
                 })
             })
@@ -91,6 +101,7 @@ struct RoundBlock<'a> {
     triangle: ArrayView2<'a, f32>, // [columns, columns]
     columns: &'a [usize],
     grid: &'a ByGroup,
+    runs: Option<&'a Runs>,
     first_row: usize,
 }
 
@@ -102,11 +113,16 @@ impl Kernel for RoundBlock<'_> {
         let mut panel = Panel::load(self.block.view());
         let mut losses = [0.0f32; ROWS];
         let mut loss = 0.0;
+        let mut chosen = Vec::new(); // of the run, the last column first
         for (j, &col) in self.columns.iter().enumerate() {
             let group = self.grid.rows(col, self.first_row);
             let pivot = self.triangle[[j, j]];
             let x = panel.0[j];
-            let codes = group.encode(&x);
+            if let Some(runs) = self.runs.filter(|runs| j % runs.run() == 0) {
+                chosen = runs.choose(j / runs.run(), &group, &panel.0[j..j + runs.run()]);
+                chosen.reverse();
+            }
+            let codes = chosen.pop().unwrap_or_else(|| group.encode(&x));
             let values = group.decode(&codes);
             let mut error = [0.0f32; ROWS];
             for r in 0..ROWS {
@@ -142,7 +158,7 @@ mod tests {
             let factor = Factor::new(&statistics, Settings::default());
             let feedback = factor.feedback().expect("positive definite");
             let grid = IntEncoding::symmetric(3, 32).search(w.view(), None).grid;
-            let pass = round_with_feedback(w.view(), feedback, &grid);
+            let pass = round_with_feedback(w.view(), feedback, &grid, None);
 
             let error = &w - &grid.decode_all(pass.codes.view());
             let metric = factor.metric(feedback);

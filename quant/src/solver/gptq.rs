@@ -60,11 +60,12 @@ impl Solver for Gptq {
         let judge = Judge::new(w, Some(factor));
         let rtn = round_to_nearest(w, Some(factor), encoding, &judge);
         Ok(with_feedback(&judge, factor, encoding, rtn, |feedback, grid| {
-            let codes = round_with_feedback(w, feedback, grid).codes;
+            let codebook = encoding.codebook();
+            let codes = round_with_feedback(w, feedback, grid, codebook).codes;
             if self.sweeps == 0 {
                 return codes;
             }
-            descend(w, codes, &factor.metric(feedback), grid, self.sweeps)
+            descend(w, codes, &factor.metric(feedback), grid, codebook, self.sweeps)
         }))
     }
 }

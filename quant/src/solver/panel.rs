@@ -113,6 +113,17 @@ impl GroupRows {
         codes
     }
 
+    /// Weights as distances from the zero, in units of the scale; 0 where that is 0.
+    #[inline(always)]
+    pub fn units(&self, x: &[f32; ROWS]) -> [f32; ROWS] {
+        let mut units = [0.0; ROWS];
+        for r in 0..ROWS {
+            let scale = self.scale[r];
+            units[r] = if scale == 0.0 { 0.0 } else { (x[r] + self.min[r]) / scale } + self.zero[r];
+        }
+        units
+    }
+
     /// The values of codes.
     #[inline(always)]
     pub fn decode(&self, codes: &[u8; ROWS]) -> [f32; ROWS] {
