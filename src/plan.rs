@@ -1,5 +1,6 @@
 //! What will happen: every tensor, its type and size, what it takes, and what cannot work, before any work starts.
 
+mod collecting;
 mod lines;
 mod local;
 mod machine;
@@ -18,6 +19,7 @@ use regex::Regex;
 
 use crate::device::{self, Computer};
 use crate::diagnostic::{Explain, Failure, Result, nearest};
+use crate::imatrix::{Imatrix, Used};
 use crate::mix::{MixContext, shape_fallback};
 use crate::scheme::{IntegerScheme, Scheme};
 use crate::source::Source;
@@ -107,6 +109,8 @@ pub struct Plan {
     pub tensors: Vec<PlannedTensor>,
     /// Text the method learns from, if it does.
     pub calibration: Option<CalibrationSize>,
+    /// The importance matrix that stands in for a text, if one does.
+    pub imatrix: Option<Used>,
     /// What that needs.
     pub memory: Memory,
     /// What computes it.
@@ -164,6 +168,8 @@ pub struct Request<'a> {
     pub rules: &'a [TensorRule],
     /// Text the method learns from, if it does.
     pub calibration: Option<CalibrationSize>,
+    /// An importance matrix in its place.
+    pub imatrix: Option<&'a Imatrix>,
     /// Memory the pass may use, if bounded.
     pub max_memory: Option<u64>,
     /// How exactly matrices are multiplied.
@@ -185,6 +191,9 @@ impl Plan {
     pub fn new(request: &Request) -> Result<Self> {
         let output = output(request)?;
         check_rules(request)?;
+        if let Some(imatrix) = request.imatrix {
+            imatrix.check(request.source)?;
+        }
         let tensors = request
             .source
             .specs
@@ -210,7 +219,8 @@ impl Plan {
         };
         let experts = request.source.config.experts.clone();
         let solves_there = aim == Aim::Quantize && matches!(device, Device::Cuda(_));
-        Ok(Self { output, tensors, calibration, memory, device, solves_there, experts })
+        let imatrix = request.imatrix.map(|imatrix| imatrix.used().clone());
+        Ok(Self { output, tensors, calibration, imatrix, memory, device, solves_there, experts })
     }
 
     /// The tensors of one layer.
@@ -374,7 +384,7 @@ fn gguf_matrix(
         experts,
         layers: config.num_hidden_layers,
         tied: config.tie_word_embeddings,
-        with_data: request.calibration.is_some(),
+        with_data: request.calibration.is_some() || request.imatrix.is_some(),
         is_llama_70b: config.family.gguf_arch == "llama"
             && config.num_hidden_layers == 80
             && experts != 8
@@ -524,6 +534,9 @@ impl std::fmt::Display for Plan {
                     "experts: one of {num_experts} in memory at a time, each on some {each} of the tokens"
                 )?;
             }
+        }
+        if let Some(used) = &self.imatrix {
+            write!(f, "{used}")?;
         }
         if self.calibration.is_some() {
             write!(f, "{}", device::Lines(&self.device))?;

@@ -40,6 +40,7 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<()> {
         zeros: None,
         rules: &[],
         calibration: None,
+        imatrix: None,
         learned: None,
         output: &args.output,
         overwrite: global.overwrite(),
