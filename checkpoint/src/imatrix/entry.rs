@@ -67,8 +67,9 @@ impl Entry {
             if *count > 0 {
                 let weighed = ((*count as f64 * weight).round() as u64).max(1);
                 let factor = weighed as f64 / *count as f64;
-                sums.iter_mut()
-                    .for_each(|sum| *sum = (f64::from(*sum) * factor).min(f64::from(f32::MAX)) as f32);
+                for sum in sums {
+                    *sum = (f64::from(*sum) * factor).min(f64::from(f32::MAX)) as f32;
+                }
                 *count = weighed;
             }
         }

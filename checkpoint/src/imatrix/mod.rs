@@ -100,7 +100,7 @@ impl ImportanceMatrix {
 
     /// The most tokens behind any of its sums; chunks where its [`chunk_size`](Self::chunk_size) is not known.
     pub fn most_counted(&self) -> u64 {
-        self.entries.values().flat_map(|entry| entry.counts()).copied().max().unwrap_or(0)
+        self.entries.values().flat_map(Entry::counts).copied().max().unwrap_or(0)
     }
 
     /// Turns counts of chunks into counts of tokens where the size of a chunk was not known, and is taken for `chunk_size` now.

@@ -165,6 +165,9 @@ fn every_lie_of_a_dat_is_found() {
     assert_eq!((read.chunk_count, read.datasets.len(), read.entries.len()), (0, 0, 2));
 }
 
+/// Name, type, shape, and the value of every element.
+type Tensors<'a> = &'a [(&'a str, Dtype, &'a [usize], f32)];
+
 #[test]
 fn every_lie_of_a_gguf_is_found() {
     let folder = tempfile::tempdir().unwrap();
@@ -182,7 +185,6 @@ fn every_lie_of_a_gguf_is_found() {
         writer.finish().unwrap();
     };
     let [sums, counts] = ["a.in_sum2", "a.counts"];
-    type Tensors<'a> = &'a [(&'a str, Dtype, &'a [usize], f32)];
     let cases: [(Tensors, &str); 9] = [
         (&[], "no entries"),
         (&[("a.weight", Dtype::F32, &[4], 1.0)], "no entries"),
