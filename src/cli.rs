@@ -6,6 +6,7 @@ mod check;
 mod compare;
 mod distill;
 mod examples;
+mod imatrix;
 mod prune;
 
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ use crate::scheme::Scheme;
 pub use check::{CheckArgs, LimitArgs};
 pub use compare::{Calibrate, CompareArgs, Contender};
 pub use distill::{DecayArg, DistillArgs, LossArg};
+pub use imatrix::ImatrixArgs;
 pub use prune::{ArchArg, PruneArgs, ShapeArgs};
 
 /// Makes language models small without making them stupid, and proves what it cost.
@@ -115,6 +117,9 @@ pub enum Command {
     /// Make many outputs of one model, and show them on one table and one plot: what each costs in bytes and in accuracy
     #[command(after_help = examples::COMPARE)]
     Compare(Box<CompareArgs>),
+    /// Collect llama.cpp's importance matrix: how large what every matrix multiplies is, while a text runs through the model
+    #[command(after_help = examples::IMATRIX)]
+    Imatrix(ImatrixArgs),
     /// Hold a model to limits, or to what it scored before: exit code 1 where it fails, for CI
     #[command(after_help = examples::CHECK)]
     Check(Box<CheckArgs>),
@@ -226,6 +231,11 @@ pub struct QuantizeArgs {
     /// Text to calibrate on; may be given more than once [default: a short English text that comes with attar]
     #[arg(long, value_name = "FILE")]
     pub calib: Vec<PathBuf>,
+
+    /// An importance matrix to choose codes by in place of a text, of attar imatrix or llama-imatrix, GGUF or .dat; errors are then
+    /// not fed back (method rtn), as in llama-quantize
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["calib", "calib_tokens", "seed", "sparsity"])]
+    pub imatrix: Option<PathBuf>,
 
     /// Calibrate on at most this many tokens
     #[arg(long, value_name = "N", default_value_t = CALIB_TOKENS)]

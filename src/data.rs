@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use attar_checkpoint::tokenizer::Tokenizer;
+use attar_eval::Convention;
 use attar_model::Windows;
 use serde::Deserialize;
 
@@ -110,6 +111,35 @@ impl Reader<'_> {
 
 /// What a line of a `.jsonl` file is.
 const EACH_LINE: &str = "each line is an object such as {\"text\": \"...\"} or {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}]}";
+
+/// The tokens of one file, plain text as llama.cpp reads it, JSON lines one after the other with `end` behind each text; control tokens
+/// that are spelled out in a text are found `with_controls` only.
+///
+/// # Errors
+/// A file that cannot be read; conversations where the tokenizer has no chat template for them.
+pub fn tokens(
+    path: &Path,
+    tokenizer: &Tokenizer,
+    end: Option<u32>,
+    with_controls: bool,
+    talk: Talk,
+) -> Result<Vec<u32>> {
+    let file = DataFile { path: path.to_owned(), weight: 1.0 };
+    let mut reader = Reader { tokenizer, chat: None };
+    let documents = reader.documents(&file)?;
+    if let [Document::Text(text)] = &documents[..] {
+        let text = Convention::LlamaCpp.trim(text);
+        return Ok(if with_controls {
+            tokenizer.encode_with_controls(text)?
+        } else {
+            tokenizer.encode(text)?
+        });
+    }
+    let errand = talk.errand("tokenizing", std::fs::metadata(path).map_or(0, |file| file.len()), "bytes");
+    let tokens = reader.tokens(&documents, end, &errand)?;
+    errand.done();
+    Ok(tokens)
+}
 
 /// Cuts the files into windows of `ctx` tokens; the last `held_out` share of each file's is never learned from, and
 /// 64 of all these at most are scored.

@@ -10,6 +10,7 @@ pub mod commands;
 pub mod data;
 pub mod device;
 pub mod diagnostic;
+pub mod imatrix;
 pub mod mix;
 pub mod pipeline;
 pub mod plan;
@@ -49,6 +50,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         Command::Convert(args) => commands::convert::run(args, &cli.global),
         Command::Eval(args) => commands::eval::run(args, &cli.global),
         Command::Compare(args) => commands::compare::run(args, &cli.global),
+        Command::Imatrix(args) => commands::imatrix::run(args, &cli.global),
         Command::Check(args) => return commands::check::run(args, &cli.global),
         Command::Distill(args) => commands::distill::run(args, &cli.global),
         Command::Run(args) => return recipe::run(args, &cli.global),

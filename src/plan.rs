@@ -1,5 +1,6 @@
 //! What will happen: every tensor, its type and size, what it takes, and what cannot work, before any work starts.
 
+mod collecting;
 mod lines;
 mod local;
 mod machine;
@@ -18,6 +19,7 @@ use regex::Regex;
 
 use crate::device::{self, Computer};
 use crate::diagnostic::{Explain, Failure, Result, nearest};
+use crate::imatrix::{Imatrix, Used};
 use crate::mix::{Fallback, FileType, Matrix, MixContext, shape_fallback};
 use crate::scheme::{IntegerScheme, Scheme};
 use crate::source::Source;
@@ -107,6 +109,8 @@ pub struct Plan {
     pub tensors: Vec<PlannedTensor>,
     /// Text the method learns from, if it does.
     pub calibration: Option<CalibrationSize>,
+    /// The importance matrix that stands in for a text, if one does.
+    pub imatrix: Option<Used>,
     /// What that needs.
     pub memory: Memory,
     /// What computes it.
@@ -240,6 +244,8 @@ pub struct Request<'a> {
     pub rules: &'a TypeRules,
     /// Text the method learns from, if it does.
     pub calibration: Option<CalibrationSize>,
+    /// An importance matrix in its place.
+    pub imatrix: Option<&'a Imatrix>,
     /// Memory the pass may use, if bounded.
     pub max_memory: Option<u64>,
     /// How exactly matrices are multiplied.
@@ -261,6 +267,9 @@ impl Plan {
     pub fn new(request: &Request) -> Result<Self> {
         let output = output(request)?;
         check_rules(request)?;
+        if let Some(imatrix) = request.imatrix {
+            imatrix.check(request.source)?;
+        }
         let tensors = request
             .source
             .specs
@@ -296,7 +305,8 @@ impl Plan {
         };
         let solves_there =
             aim == Aim::Quantize && matches!(device, Device::Cuda(_)) && tensors.iter().all(is_even);
-        Ok(Self { output, tensors, calibration, memory, device, solves_there, corrects, experts })
+        let imatrix = request.imatrix.map(|imatrix| imatrix.used().clone());
+        Ok(Self { output, tensors, calibration, imatrix, memory, device, solves_there, corrects, experts })
     }
 
     /// The tensors of one layer.
@@ -465,7 +475,7 @@ fn gguf_matrix(
         experts,
         layers: config.num_hidden_layers,
         tied: config.tie_word_embeddings,
-        with_data: request.calibration.is_some(),
+        with_data: request.calibration.is_some() || request.imatrix.is_some(),
         is_llama_70b: config.family.gguf_arch == "llama"
             && config.num_hidden_layers == 80
             && experts != 8
@@ -629,6 +639,9 @@ impl std::fmt::Display for Plan {
                     "experts: one of {num_experts} in memory at a time, each on some {each} of the tokens"
                 )?;
             }
+        }
+        if let Some(used) = &self.imatrix {
+            write!(f, "{used}")?;
         }
         if self.calibration.is_some() {
             write!(f, "{}", device::Lines(&self.device))?;

@@ -27,6 +27,7 @@ use crate::cli::{
 use crate::commands;
 use crate::commands::distill::state_of;
 use crate::diagnostic::{Explain, Failure, Result};
+use crate::imatrix::Imatrix;
 use crate::mix::Fallback;
 use crate::pipeline::training::Kept;
 use crate::plan::{TypeRules, written_type};
@@ -112,6 +113,7 @@ struct QuantizeTable {
     method: Method,
     sparsity: Option<Value>,
     sparsity_criterion: Option<ZerosBy>,
+    imatrix: Option<PathBuf>,
     #[serde(default)]
     tensor: Vec<String>,
     #[serde(default)]
@@ -146,7 +148,9 @@ impl Recipe {
         let paths =
             [&mut recipe.model].into_iter().chain(&mut recipe.report).chain(&mut recipe.evaluation.text);
         let paths = paths.chain(&mut recipe.evaluation.reference).chain(&mut recipe.calibration.files);
-        for path in paths.chain(recipe.quantize.iter_mut().map(|table| &mut table.output)) {
+        let tables = recipe.quantize.iter_mut();
+        for path in paths.chain(tables.flat_map(|table| table.imatrix.iter_mut().chain([&mut table.output])))
+        {
             *path = tidy(&folder.join(&*path));
         }
         let mut stages = recipe.stages(folder)?;
@@ -304,6 +308,7 @@ struct Order<'a> {
     table: &'a QuantizeTable,
     scheme: Scheme,
     zeros: Option<Box<dyn Solver>>,
+    imatrix: Option<Imatrix>,
     rules: TypeRules,
 }
 
@@ -340,11 +345,22 @@ impl<'a> Order<'a> {
             no_fallback: table.no_fallback,
         };
         let zeros = table.zeros().map_err(|(key, failure)| value(&[Step::Key(key)], failure));
-        Ok(Self { table, scheme, zeros: zeros.doing(at)?.solver(), rules })
+        let zeros = zeros.doing(at)?.solver();
+        let imatrix = table.imatrix.as_deref().map(|path| Imatrix::read(path, scheme, table.method));
+        let imatrix =
+            imatrix.transpose().map_err(|failure| value(&[Step::Key("imatrix")], failure)).doing(at)?;
+        if imatrix.is_some() && zeros.is_some() {
+            let failure =
+                Failure::new("which weights become 0 is decided by a text, and an importance matrix is none");
+            return Err(value(&[Step::Key("imatrix")], failure.hint("leave `imatrix` or `sparsity` out")))
+                .doing(at);
+        }
+        Ok(Self { table, scheme, zeros, imatrix, rules })
     }
 
     fn learns(&self, calibration: &CalibrationTable) -> bool {
-        self.table.method.learns(self.scheme, &calibration.files) || self.zeros.is_some()
+        let by_text = self.table.method.learns(self.scheme, &calibration.files) && self.imatrix.is_none();
+        by_text || self.zeros.is_some()
     }
 }
 

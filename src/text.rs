@@ -170,8 +170,21 @@ pub fn evaluation_windows(
     chunks: Option<usize>,
 ) -> Result<Windows> {
     let tokens = tokenizer.encode(convention.trim(&text.content))?;
+    cut(&tokens, &text.name, tokenizer, (ctx, convention, chunks))
+}
+
+/// Cuts the tokens of the text called `name` into windows of `ctx` as `convention` says, the first `chunks` of them.
+///
+/// # Errors
+/// A text too short for the convention.
+pub fn cut(
+    tokens: &[u32],
+    name: &str,
+    tokenizer: &Tokenizer,
+    (ctx, convention, chunks): (usize, Convention, Option<usize>),
+) -> Result<Windows> {
     let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
-    attar_eval::windows(&tokens, ctx, convention, bos, chunks)
+    attar_eval::windows(tokens, ctx, convention, bos, chunks)
         .map_err(|error| {
             let hint = match error {
                 attar_eval::Error::TextTooShort { .. } => "use a longer text, or shorter windows with --ctx",
@@ -179,7 +192,7 @@ pub fn evaluation_windows(
             };
             Failure::from(error).hint(hint)
         })
-        .doing(|| format!("while cutting `{}` into windows", text.name))
+        .doing(|| format!("while cutting `{name}` into windows"))
 }
 
 /// The windows of a file of llama-perplexity's, as they are run: each begins with BOS where the tokenizer adds one.

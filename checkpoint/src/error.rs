@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use crate::{Dtype, gguf, log_probs, safetensors};
+use crate::{Dtype, gguf, imatrix, log_probs, safetensors};
 
 /// Why a checkpoint could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +74,14 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         source: Box<log_probs::Flaw>,
+    },
+    /// An importance matrix that is broken or lies.
+    #[error("{} is not a sound importance matrix", path.display())]
+    Imatrix {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<imatrix::Flaw>,
     },
     /// What was to be written does not fit the format or the plan.
     #[error("cannot write {}", path.display())]
@@ -217,6 +225,7 @@ impl Error {
             Self::NotACheckpoint { found: Found::GgufInside, .. } => Some("name the .gguf file itself"),
             Self::Safetensors { source, .. } => source.hint(),
             Self::Gguf { source, .. } => source.hint(),
+            Self::Imatrix { .. } => Some("collect it again: attar imatrix MODEL --text FILE -o FILE"),
             Self::NoRoom { .. } => Some("make room, or set TMPDIR to a folder on a larger disk"),
             Self::Io { source, .. } => system_hint(source.kind()),
             _ => None,

@@ -13,6 +13,7 @@ pub mod floats;
 pub mod format;
 pub mod gguf;
 pub mod hf;
+pub mod imatrix;
 pub mod listing;
 pub mod log_probs;
 mod map;

@@ -357,6 +357,18 @@ pub struct Calibration {
     /// Where the tokens went in layers whose MLP is made of experts, layer by layer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routing: Vec<Routing>,
+    /// Of an importance matrix, which then is the one file: no text was run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imatrix: Option<Imatrix>,
+}
+
+/// What an importance matrix says of itself. The tokens are the most that stand behind one of its sums.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Imatrix {
+    /// The texts it was collected on.
+    pub datasets: Vec<String>,
+    /// Weights it tells of.
+    pub entries: u64,
 }
 
 /// How many of the calibration tokens each expert of a layer got. They add up to all tokens times the experts of a token.

@@ -25,6 +25,8 @@ Examples:
     attar quantize Qwen3-4B -o qwen3-4b-q4_k_m.gguf --scheme q4_k_m
   A folder for vLLM, calibrated on own text:
     attar quantize Qwen3-4B -o qwen3-4b-w4 --scheme w4a16-g128 --calib chats.txt --calib-tokens 262144
+  By an importance matrix that there is already:
+    attar quantize Qwen3-4B -o qwen3-4b-q4_k_m.gguf --scheme q4_k_m --imatrix qwen3-4b.imatrix.gguf
   More bits for the tensors that need them, and a report in every form:
     attar quantize Qwen3-4B -o q4.gguf --scheme q4_k_s --tensor 'ffn_down=q6_k' --report report";
 
@@ -62,6 +64,15 @@ Examples:
     attar compare Qwen3-4B --schemes q8_0,q6_k,q4_k_m,w4a16-g128 -o compared
   Beside files that other programs made of the same model:
     attar compare Qwen3-4B --schemes q4_k_m --files their-q4_k_m.gguf --text wiki.test.raw -o compared";
+
+pub const IMATRIX: &str = "\
+Examples:
+  A matrix for llama-quantize, or for attar quantize --imatrix:
+    attar imatrix Qwen3-4B --text wiki.train.raw -o qwen3-4b.imatrix.gguf
+  Of several texts, one of which counts twice:
+    attar imatrix Qwen3-4B --text wiki.txt --text chats.jsonl=2 -o qwen3-4b.imatrix.gguf
+  Files of earlier runs together, in the old layout:
+    attar imatrix --merge first.imatrix.gguf second.imatrix.gguf -o both.dat";
 
 pub const CHECK: &str = "\
 Examples:

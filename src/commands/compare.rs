@@ -273,6 +273,7 @@ impl<'a> Contest<'a> {
             zeros: None,
             rules: &NO_RULES,
             calibration: self.calibration.filter(|_| self.args.learns(contender)),
+            imatrix: None,
             learned,
             output: path,
             overwrite: self.global.overwrite(),

@@ -41,6 +41,7 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<()> {
         zeros: None,
         rules: &NO_RULES,
         calibration: None,
+        imatrix: None,
         learned: None,
         output: &args.output,
         overwrite: global.overwrite(),

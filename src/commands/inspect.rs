@@ -2,6 +2,7 @@
 
 mod contents;
 mod history;
+mod imatrix;
 mod subject;
 
 use std::fmt::Write as _;
@@ -38,6 +39,9 @@ const INTEGER_SCHEMES: [&str; 6] =
 /// # Errors
 /// What is neither GGUF nor safetensors; headers that are broken.
 pub fn run(path: &Path, global: &Global) -> Result<()> {
+    if attar_checkpoint::imatrix::layout_at(path).is_some() {
+        return imatrix::run(path, global);
+    }
     let (subject, source) = (Subject::open(path), Source::open(path));
     let subject = match (subject, &source) {
         (Ok(subject), _) => subject,
@@ -326,6 +330,7 @@ fn schemes(source: &Source) -> Section<'static> {
             gguf,
             rules: &NO_RULES,
             calibration,
+            imatrix: None,
             max_memory: None,
             precision: Precision::F32,
             computer: &Computer::cpu(),

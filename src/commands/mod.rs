@@ -6,6 +6,7 @@ pub mod convert;
 pub mod deliver;
 pub mod distill;
 pub mod eval;
+pub mod imatrix;
 pub mod inspect;
 pub mod manual;
 pub mod prune;
@@ -106,6 +107,7 @@ impl CalibrationRequest<'_> {
             shared: false,
             seed: self.seed,
             routing: Vec::new(),
+            imatrix: None,
         };
         Ok(Calibration { windows, facts })
     }

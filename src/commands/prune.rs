@@ -172,6 +172,7 @@ impl PruneArgs {
             method: Method::Auto,
             zeros: self.zeros.clone(),
             calib: self.calib.clone(),
+            imatrix: None,
             calib_tokens: self.calib_tokens,
             ctx: self.ctx,
             text: self.text.clone(),

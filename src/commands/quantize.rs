@@ -9,6 +9,7 @@ use crate::cli::{Global, QuantizeArgs};
 use crate::commands::{CalibrationRequest, ScoringRequest, prepare};
 use crate::device::Computer;
 use crate::diagnostic::Result;
+use crate::imatrix::Imatrix;
 use crate::pipeline::score::{Kept, Scoring};
 use crate::pipeline::teacher::open_cache_of;
 use crate::pipeline::{Calibration, Clock, Job, is_gguf, refuse_quantized};
@@ -29,7 +30,10 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
     let rules = args.rules()?;
 
     let zeros = args.zeros.solver();
-    let learns = args.method.learns(args.scheme, &args.calib) || zeros.is_some();
+    let imatrix = args.imatrix.as_deref().map(|path| Imatrix::read(path, args.scheme, args.method));
+    let imatrix = imatrix.transpose()?;
+    let by_text = args.method.learns(args.scheme, &args.calib) && imatrix.is_none();
+    let learns = by_text || zeros.is_some();
     let needs_tokens = learns || !args.no_eval || is_gguf(&args.output);
     let tokenizer = if needs_tokens { Some(source.tokenizer()?) } else { source.tokenizer().ok() };
     let calibration = match &tokenizer {
@@ -66,6 +70,7 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
     };
     let models = (&source, tokenizer.as_ref());
     let job = args.job(models, (zeros.as_deref(), &rules), calibration.as_ref(), &computer, global);
+    let job = Job { imatrix: imatrix.as_ref(), ..job };
     let Some(plan) = prepare(&job, &delivery, global)? else { return Ok(()) };
 
     let mut clock = Clock::default();
@@ -117,6 +122,7 @@ impl QuantizeArgs {
             zeros,
             rules,
             calibration,
+            imatrix: None,
             learned: None,
             output: &self.output,
             overwrite: global.overwrite(),

@@ -21,6 +21,7 @@ use super::passage::Passage;
 use super::twin::Twin;
 use super::write::Sink;
 use crate::diagnostic::{Explain, Failure, Result};
+use crate::imatrix::Imatrix;
 use crate::plan::{Plan, PlannedTensor, Treatment};
 use crate::source::{CHUNK_WEIGHTS, Source, rows_and_cols};
 use crate::talk::{Stage, Talk};
@@ -42,6 +43,8 @@ pub struct Pass<'a> {
     pub windows: Option<&'a Windows>,
     /// What was learned of the model before, in place of the windows.
     pub learned: Option<&'a Learned>,
+    /// What is known of the inputs without a text.
+    pub imatrix: Option<&'a Imatrix>,
     /// How exactly matrices are multiplied.
     pub precision: Precision,
     /// Where progress is told.
@@ -73,10 +76,11 @@ impl Pass<'_> {
                 routing: Vec::new(),
                 calibrating: Duration::ZERO,
             };
-            match (self.learned, self.windows) {
-                (Some(learned), _) => self.with_learned(learned, &mut done)?,
-                (None, Some(windows)) => self.with_data(windows, &mut done)?,
-                (None, None) => self
+            match (self.imatrix, self.learned, self.windows) {
+                (Some(imatrix), ..) => self.with_imatrix(imatrix, &mut done)?,
+                (None, Some(learned), _) => self.with_learned(learned, &mut done)?,
+                (None, None, Some(windows)) => self.with_data(windows, &mut done)?,
+                (None, None, None) => self
                     .plan
                     .tensors
                     .iter()

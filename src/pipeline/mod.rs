@@ -1,8 +1,10 @@
 //! From a plan to a file that has been reopened and scored.
 
 mod coded_there;
+pub mod collect;
 pub mod compress;
 mod experts;
+mod importance;
 pub mod learned;
 pub mod local;
 mod machine;
@@ -35,6 +37,7 @@ use attar_quant::{Gptq, Rtn, Solver};
 use crate::cli::Method;
 use crate::device::{self, Computer};
 use crate::diagnostic::{Explain, Failure, Result};
+use crate::imatrix::Imatrix;
 use crate::plan::{CalibrationSize, Output, Plan, Request, Treatment, TypeRules};
 use crate::scheme::Scheme;
 use crate::source::Source;
@@ -69,6 +72,8 @@ pub struct Job<'a> {
     pub rules: &'a TypeRules,
     /// Text to learn from, if there is any.
     pub calibration: Option<&'a Calibration>,
+    /// What stands in for a text, if anything does.
+    pub imatrix: Option<&'a Imatrix>,
     /// What was learned of it before, for several outputs.
     pub learned: Option<&'a Learned>,
     /// The file or folder to be written.
@@ -108,6 +113,7 @@ impl Job<'_> {
             gguf: is_gguf(self.output),
             rules: self.rules,
             calibration: self.calibration.map(size),
+            imatrix: self.imatrix,
             max_memory: self.max_memory,
             precision: self.precision,
             computer: self.computer,
@@ -151,6 +157,7 @@ impl Job<'_> {
     fn solver(&self) -> &'static dyn Solver {
         match self.method {
             Method::Rtn => &Rtn,
+            Method::Auto if self.imatrix.is_some() => &Rtn, // which reads no more than there is
             Method::Auto | Method::Gptq => &Gptq::DEFAULT,
         }
     }
@@ -170,6 +177,7 @@ impl Job<'_> {
             zeros: self.zeros,
             windows: self.calibration.filter(|_| plan.calibration.is_some()).map(|c| &c.windows),
             learned: self.learned.filter(|_| plan.calibration.is_some()),
+            imatrix: self.imatrix,
             precision: self.precision,
             talk: self.talk,
         };
@@ -203,6 +211,7 @@ impl Job<'_> {
         report.calibration = self.calibration.filter(|_| plan.calibration.is_some()).map(|calibration| {
             report::Calibration { routing, shared: self.learned.is_some(), ..calibration.facts.clone() }
         });
+        report.calibration = report.calibration.or_else(|| self.imatrix.map(Imatrix::facts));
         Ok((written, report))
     }
 

@@ -355,6 +355,7 @@ impl Run<'_> {
             gguf: false,
             rules: &NO_RULES,
             calibration: None,
+            imatrix: None,
             max_memory: None,
             precision: Precision::F32,
             computer: &Computer::cpu(),

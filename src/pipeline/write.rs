@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::diagnostic::{Explain, Failure, Result};
+use crate::imatrix::Used;
 use crate::plan::{Output, Plan, PlannedTensor, Treatment};
 use crate::source::{Source, hash_floats, rows_and_cols};
 use crate::talk::human_bytes;
@@ -234,6 +235,7 @@ impl Target<'_> {
         ];
         metadata.splice(1..1, general.map(|(key, value)| (key.to_owned(), value)));
         metadata.extend(tokenizer.gguf_metadata(config.vocab_size, self.pre_tokenizer)?);
+        metadata.extend(self.plan.imatrix.iter().flat_map(Used::metadata));
         Ok(metadata)
     }
 

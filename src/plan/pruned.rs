@@ -44,6 +44,7 @@ impl Plan {
             output,
             tensors,
             calibration,
+            imatrix: None,
             memory,
             device: Device::Cpu,
             solves_there: false,

@@ -242,6 +242,7 @@ impl<'a> Chain<'a> {
             zeros: order.zeros.as_deref(),
             rules: &order.rules,
             calibration: self.calibration.filter(|_| order.learns(&self.recipe.calibration)),
+            imatrix: order.imatrix.as_ref(),
             learned: None,
             output: &order.table.output,
             overwrite: self.global.overwrite(),

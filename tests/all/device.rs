@@ -53,6 +53,7 @@ impl Model {
             tokens: 66,
             ctx: 11,
             routing: Vec::new(),
+            imatrix: None,
             shared: false,
             seed: None,
         };
@@ -78,6 +79,7 @@ impl Model {
             zeros: None,
             rules: &[],
             calibration: Some(&self.calibration),
+            imatrix: None,
             learned: None,
             output,
             overwrite: Overwrite::No,

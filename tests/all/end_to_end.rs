@@ -9,6 +9,7 @@ mod evaluate;
 mod experts;
 mod families;
 mod foreign;
+mod imatrix;
 mod memory;
 mod prune;
 mod quality;

@@ -71,6 +71,9 @@ fi
 echo "--- llama.cpp: loads our GGUF files, and agrees with our figures"
 "$here/check_llamacpp.sh" "$attar" "$shared/tools/peers" "$peers/llamacpp" "$work"
 "$here/check_logits.sh" "$attar" "$peers/llamacpp" "$work"
+
+echo "--- importance matrices: those of llama-imatrix, read and used by either"
+"$here/check_imatrix.sh" "$attar" "$python" "$peers/llamacpp" "$work"
 pruned
 
 echo "--- every family: transformers and llama.cpp load what we write of it, and agree with our figures"

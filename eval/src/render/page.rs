@@ -224,12 +224,22 @@ fn none() -> String {
 }
 
 fn calibration(calibration: &Calibration) -> Section<'static> {
-    let facts = vec![
+    let mut facts = vec![
         ("files", calibration.files.join(", ")),
         ("sha256", calibration.sha256.clone()),
         ("tokens", calibration_tokens(calibration)),
     ];
-    Section { heading: "Calibration", facts, ..Section::default() }
+    let mut remarks = Vec::new();
+    if let Some(imatrix) = &calibration.imatrix {
+        facts[0].0 = "importance matrix";
+        let texts = imatrix.datasets.join(", ");
+        facts.insert(2, ("collected on", if texts.is_empty() { none() } else { texts }));
+        facts.insert(2, ("entries", grouped(imatrix.entries)));
+        remarks.push(
+            "It tells how large inputs are, not how they go together: errors were not fed back.".to_owned(),
+        );
+    }
+    Section { heading: "Calibration", facts, remarks, ..Section::default() }
 }
 
 fn calibration_tokens(calibration: &Calibration) -> String {

@@ -95,6 +95,7 @@ pub(crate) fn quantized() -> Report {
             tokens: 16_384,
             ctx: 512,
             routing: Vec::new(),
+            imatrix: None,
             shared: false,
             seed: None,
         }),

@@ -110,6 +110,7 @@ impl<'a> School<'a> {
             zeros: None,
             rules: &NO_RULES,
             calibration: None,
+            imatrix: None,
             learned: None,
             output: &self.args.output,
             overwrite: self.overwrite,

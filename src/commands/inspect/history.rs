@@ -158,20 +158,8 @@ fn flatten(key: &str, value: &Value, words: &mut Vec<String>) {
     }
 }
 
-/// The importance matrix that guided llama-quantize, or the one that this is.
+/// The importance matrix that guided llama-quantize.
 fn imatrix(subject: &Subject) -> Vec<Fact> {
-    if kind(subject) == Some("imatrix") {
-        let sets = subject.listing.value("imatrix.datasets").and_then(gguf::Value::as_strings);
-        let sums = subject.listing.tensors.iter().filter(|tensor| tensor.name.ends_with(".in_sum2")).count();
-        let number = |key| subject.number(key).map_or("?".to_owned(), thousands);
-        let chunks = number("imatrix.chunk_count");
-        let mut facts = vec![
-            ("entries", thousands(sums as u64)),
-            ("collected on", format!("{chunks} chunks of {} tokens", number("imatrix.chunk_size"))),
-        ];
-        facts.extend(sets.map(|sets| ("dataset", listed(sets))));
-        return facts;
-    }
     let mut words = Vec::new();
     words.extend(subject.text("quantize.imatrix.file").map(short));
     words.extend(subject.text("quantize.imatrix.dataset").map(|text| format!("of {}", short(text))));
@@ -196,7 +184,7 @@ fn strings(value: &Value) -> Vec<String> {
 }
 
 /// The first of many, and how many more.
-fn listed(texts: &[String]) -> String {
+pub fn listed(texts: &[String]) -> String {
     const SHOWN: usize = 12;
     let shown = texts.iter().take(SHOWN).map(|text| short(text)).collect::<Vec<_>>().join(", ");
     match texts.len().saturating_sub(SHOWN) {
