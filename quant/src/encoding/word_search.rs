@@ -23,6 +23,8 @@ pub(super) const SUPER: usize = 256;
 const NOTHING: f32 = 1e-15;
 /// Room for the costs of all halves of words: 81 of four weights with three levels, 64 of two with eight.
 pub(super) const HALVES: usize = 128;
+/// Room for the places of the weights of a half.
+const PLACES: usize = 16;
 
 /// What an error on each weight costs, with the mean square of its super-block: with importance
 /// `importance * sqrt(spread * mean + x^2)`, without `mean / 2 + x^2`.
@@ -179,14 +181,17 @@ impl Pairs {
     /// The least cost of `tails` and the index of that word.
     #[inline(always)]
     fn cheapest_tail(&self, tails: &Range<usize>, cost: impl Fn(usize) -> f32) -> (f32, f32) {
-        let mut best = (f32::INFINITY, 0);
-        for (four, words) in self.tails[tails.clone()].iter().zip(&self.words[tails.clone()]) {
-            for i in 0..4 {
-                let cost = cost(usize::from(four[i]) % HALVES);
-                best = if cost < best.0 { (cost, words[i]) } else { best };
-            }
+        let fours = &self.tails[tails.clone()];
+        let mut least = f32::INFINITY;
+        for four in fours {
+            let [a, b, c, d] = four.map(|second| cost(usize::from(second) % HALVES));
+            let (a, c) = (if b < a { b } else { a }, if d < c { d } else { c });
+            let a = if c < a { c } else { a };
+            least = if a < least { a } else { least };
         }
-        (best.0, f32::from(best.1))
+        let is_least = |second: &u8| cost(usize::from(*second) % HALVES) <= least;
+        let place = fours.as_flattened().iter().position(is_least).unwrap_or(0);
+        (least, f32::from(self.words[tails.clone()].as_flattened()[place]))
     }
 }
 
@@ -199,12 +204,13 @@ fn smallest<V: Wide>(table: &Table<V>, four: &[u8; 4]) -> V {
     V::min(V::min(a, b), V::min(c, d))
 }
 
-/// The costs of all halves from those of each place: half `a + b L + c L^2 ..` has its first weight in place `a`.
+/// The costs of all halves from those of the `L` places of each weight: half `a + b L + c L^2 ..` has its first weight in place
+/// `a`.
 #[inline(always)]
-pub(super) fn sums<V: Wide, const L: usize>(places: &[[V; L]], table: &mut Table<V>) {
-    table[..L].copy_from_slice(&places[0]);
+pub(super) fn sums<V: Wide, const L: usize>(places: &[V], table: &mut Table<V>) {
+    table[..L].copy_from_slice(&places[..L]);
     let mut len = L;
-    for costs in &places[1..] {
+    for costs in places[L..].chunks_exact(L) {
         for m in (0..L).rev() {
             for i in 0..len {
                 table[m * len + i] = table[i] + costs[m];
@@ -216,10 +222,10 @@ pub(super) fn sums<V: Wide, const L: usize>(places: &[[V; L]], table: &mut Table
 
 /// As [`sums`], the smallest in place of the sum.
 #[inline(always)]
-pub(super) fn minima<V: Wide, const L: usize>(places: &[[V; L]], table: &mut Table<V>) {
-    table[..L].copy_from_slice(&places[0]);
+pub(super) fn minima<V: Wide, const L: usize>(places: &[V], table: &mut Table<V>) {
+    table[..L].copy_from_slice(&places[..L]);
     let mut len = L;
-    for costs in &places[1..] {
+    for costs in places[L..].chunks_exact(L) {
         for m in (0..L).rev() {
             for i in 0..len {
                 table[m * len + i] = V::min(costs[m], table[i]);
@@ -306,17 +312,20 @@ pub(super) enum Want {
     Words,
 }
 
-/// Room for the costs of halves: as the signs are, and with the cheapest flip in them.
+/// Room for the costs of halves, as the signs are and with the cheapest flip in them, and of the places of their weights.
 pub(super) struct Scratch<V> {
     pub kept: [Table<V>; 2],
     pub flipped: [Table<V>; 2],
+    pub places: [V; PLACES],
+    pub flips: [V; PLACES],
 }
 
 impl<V: Wide> Scratch<V> {
     #[inline(always)]
     pub fn new() -> Self {
         let zero = [V::splat(0.0); HALVES];
-        Self { kept: [zero; 2], flipped: [zero; 2] }
+        let places = [V::splat(0.0); PLACES];
+        Self { kept: [zero; 2], flipped: [zero; 2], places, flips: places }
     }
 }
 
