@@ -15,6 +15,7 @@ mod iq2_xxs;
 mod iq3_s;
 mod iq3_xxs;
 mod nearest;
+mod pairs;
 mod q4_0;
 mod q4_1;
 mod q4_k;

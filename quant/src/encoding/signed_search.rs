@@ -1,9 +1,8 @@
 //! The search of the codebook types whose words are magnitudes with signs: `iq2_xxs` to `iq3_s`.
 
 use super::block::Rows;
-use super::word_search::{
-    Blocks, Cheapest, Choice, Chooser, Header, Pairs, SUPER, Scales, Scratch, Want, costs, minima, sums,
-};
+use super::pairs::{Cheapest, Pairs, minima, sums};
+use super::word_search::{Blocks, Choice, Chooser, Header, SUPER, Scales, Scratch, Want, costs};
 use super::words::{Signs, signed_code};
 use crate::lanes::{LANES, Lanes, gather, lanes};
 use crate::vectors::{self, Wide, WideKernel};

@@ -1,9 +1,8 @@
 //! The search of the codebook types whose words are ternary, all of a word shifted up or down: `iq1_s` and `iq1_m`.
 
 use super::block::Rows;
-use super::word_search::{
-    Blocks, Cheapest, Choice, Chooser, Header, Pairs, SUPER, Scales, Scratch, Want, costs, sums,
-};
+use super::pairs::{Cheapest, Pairs, sums};
+use super::word_search::{Blocks, Choice, Chooser, Header, SUPER, Scales, Scratch, Want, costs};
 use crate::lanes::{LANES, gather};
 use crate::vectors::{self, Wide, WideKernel};
 
