@@ -21,6 +21,7 @@ mod iq4_xs;
 mod mxfp4;
 mod nearest;
 mod nvfp4;
+mod pairs;
 mod q1_0;
 mod q2_0;
 mod q2_k;
