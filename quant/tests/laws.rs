@@ -170,7 +170,7 @@ proptest! {
     fn what_a_solver_says_it_decodes_to_is_what_the_packed_bytes_decode_to(seed: u64) {
         let (w, statistics) = (normal((5, 256), seed), correlated(256, 400, seed));
         let factor = factor(&statistics);
-        for encoding in free_encodings() {
+        for encoding in grid_encodings() {
             for solver in SOLVERS {
                 let solution = solve(*solver, &w, &factor, &encoding);
                 let bytes = encoding.grid().unwrap().pack(&solution.grid, solution.codes.view());
@@ -186,7 +186,7 @@ proptest! {
 fn feedback_beats_rounding_to_nearest_on_correlated_inputs_and_sweeps_never_lose() {
     let (w, statistics) = (normal((48, 512), 3), correlated(512, 8192, 4));
     let factor = factor(&statistics);
-    for encoding in free_encodings() {
+    for encoding in grid_encodings() {
         let [plain, swept] = [0, 3].map(|sweeps| solve(&Gptq { sweeps }, &w, &factor, &encoding).facts);
         let name = encoding.name();
         assert_eq!(plain.fallback, None, "{name}");
@@ -204,10 +204,10 @@ fn threads_never_change_a_bit() {
             let factor = factor(&statistics);
             let solve =
                 |encoding| SOLVERS.iter().map(|solver| solve(*solver, &w, &factor, &encoding)).collect();
-            free_encodings().into_iter().map(solve).collect::<Vec<Vec<Solution>>>()
+            grid_encodings().into_iter().map(solve).collect::<Vec<Vec<Solution>>>()
         })
     });
-    for (encoding, runs) in free_encodings().iter().zip(one.iter().zip(two.iter().zip(&three))) {
+    for (encoding, runs) in grid_encodings().iter().zip(one.iter().zip(two.iter().zip(&three))) {
         let (one, (two, three)) = runs;
         for (one, other) in one.iter().chain(one).zip(two.iter().chain(three)) {
             let name = encoding.name();
@@ -260,7 +260,7 @@ fn a_solver_that_reads_squares_chooses_the_same_codes_from_a_gram_matrix() {
     let (w, whole) = (normal((5, 256), 12), correlated(256, 900, 13));
     let squares = Statistics { sums: Sums::Squares(whole.sums.squares().to_owned()), tokens: whole.tokens };
     for solver in SOLVERS.iter().filter(|solver| solver.reads() == Detail::Squares) {
-        for encoding in free_encodings() {
+        for encoding in grid_encodings() {
             let of = |statistics| {
                 solver.solve(w.view(), Some(&factor(statistics)), encoding.grid().unwrap()).unwrap()
             };
@@ -367,4 +367,26 @@ fn least_loss(w: &Array2<f32>, importance: &[f32], integer: IntEncoding) -> f32 
         }
     }
     total
+}
+
+/// Factors of the scales a file stores: what the grid says is what the packed bytes decode to, as near as half precision is.
+#[test]
+fn rescaled_grids_decode_to_rescaled_values() {
+    let w = normal((3, 512), 11);
+    for encoding in grid_encodings() {
+        let grid_encoding = encoding.grid().unwrap();
+        let Some(unit) = grid_encoding.unit() else { continue };
+        let fit = grid_encoding.search(w.view(), None);
+        let factors = Array2::from_shape_fn((3, 512 / unit), |(row, at)| 0.9 + 0.05 * ((row + at) % 5) as f32);
+        let rescaled = grid_encoding.rescaled(&fit.grid, factors.view(), factors.view());
+        let bytes = grid_encoding.pack(&rescaled, fit.codes.view());
+        let decoded = encoding.unpack(&bytes, 3, 512).unwrap();
+        assert_eq!(bits(&decoded), bits(&rescaled.decode_all(fit.codes.view())), "{}", encoding.name());
+        let before = fit.decoded();
+        for ((at, &after), &before) in decoded.indexed_iter().zip(&before) {
+            let want = before * factors[[at.0, at.1 / unit]];
+            let near = (after - want).abs() <= 4e-3 * want.abs().max(1.0); // of numbers about as large as 1
+            assert!(near, "{} at {at:?}: {after} for {want}", encoding.name());
+        }
+    }
 }
