@@ -343,6 +343,7 @@ impl<'a> Order<'a> {
             embedding: typed("embedding_type", &table.embedding_type)?,
             fallback: table.mix,
             no_fallback: table.no_fallback,
+            exact: None,
         };
         let zeros = table.zeros().map_err(|(key, failure)| value(&[Step::Key(key)], failure));
         let zeros = zeros.doing(at)?.solver();
