@@ -196,7 +196,9 @@ impl TypeRules {
     /// The type that was asked for a matrix, where one was.
     fn wanted(&self, spec: &TensorSpec, file_type: FileType, context: MixContext) -> Result<GgmlType> {
         let exact = self.exact.as_ref().and_then(|exact| exact.types.get(&spec.gguf_name));
-        if let Some(wanted) = exact.copied().map_or_else(|| self.asked(spec, context.tied), |t| Ok(Some(t)))? {
+        if let Some(wanted) =
+            exact.copied().map_or_else(|| self.asked(spec, context.tied), |t| Ok(Some(t)))?
+        {
             return Ok(wanted);
         }
         if self.pure {

@@ -55,7 +55,8 @@ struct State {
 /// If a group has no choice.
 #[must_use]
 pub fn allocate(groups: &[Vec<Choice>], capacity: u64) -> Option<Allocation> {
-    let mut reduced: Vec<Group> = groups.iter().enumerate().map(|(at, group)| undominated(at, group)).collect();
+    let mut reduced: Vec<Group> =
+        groups.iter().enumerate().map(|(at, group)| undominated(at, group)).collect();
     // What is large is decided first: what is small fills the room that is left.
     reduced.sort_by_key(|group| std::cmp::Reverse(group.choices[0].1.bytes));
     let least: u64 = reduced.iter().map(|group| group.choices[0].1.bytes).sum();
@@ -249,6 +250,10 @@ mod tests {
         let weights: u64 = groups.iter().map(|group| group[11].bytes / 2).sum();
         let found = allocate(&groups, weights * 41 / 80).expect("it fits");
         assert!(found.is_best);
-        assert!(weights * 41 / 80 - found.bytes < weights / 10_000, "{} bytes are left", weights * 41 / 80 - found.bytes);
+        assert!(
+            weights * 41 / 80 - found.bytes < weights / 10_000,
+            "{} bytes are left",
+            weights * 41 / 80 - found.bytes
+        );
     }
 }

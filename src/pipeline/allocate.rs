@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 use attar_checkpoint::{Dtype, GgmlType, decode_floats, encode_floats};
 use attar_eval::divergence::kl_divergences;
 use attar_model::{
-    Block, Head, LoadError, ModelConfig, Precision, Role, Streaming, Tap, TensorSpec, Weights, Windows, embed,
-    final_norm, streamed_embeddings,
+    Block, Head, LoadError, ModelConfig, Precision, Role, Streaming, Tap, TensorSpec, Weights, Windows,
+    embed, final_norm, streamed_embeddings,
 };
 use attar_quant::{
     Factor, Rtn, Settings, Solver, Statistics, Sums, encoding, energy_by_column, weighted_energy,
@@ -240,7 +240,8 @@ impl<'a> Measuring<'a> {
         for tap in STAGES {
             let wanted = Statistics::with(self.solver.reads(), config.of_layer(layer).tap_features(tap));
             let statistics = passage.observe(&block, tap, Some(wanted))?;
-            let factor = statistics.as_ref().map(|statistics| Factor::new(statistics, self.solver.settings()));
+            let factor =
+                statistics.as_ref().map(|statistics| Factor::new(statistics, self.solver.settings()));
             for at in here(Some(tap)) {
                 changed.extend(self.matrix(at, &groups[at], factor.as_ref(), &mut errors[at])?);
             }
@@ -303,7 +304,12 @@ impl<'a> Measuring<'a> {
     }
 
     /// What a reader would get of a matrix in a type.
-    fn round(&self, w: ArrayView2<'_, f32>, factor: Option<&Factor<'_>>, ggml: GgmlType) -> Result<Array2<f32>> {
+    fn round(
+        &self,
+        w: ArrayView2<'_, f32>,
+        factor: Option<&Factor<'_>>,
+        ggml: GgmlType,
+    ) -> Result<Array2<f32>> {
         if let Some(dtype) = float_dtype(ggml) {
             return stored(w, dtype);
         }
@@ -320,7 +326,9 @@ impl<'a> Measuring<'a> {
         errors: &mut [Errors],
     ) -> Result<Vec<Probe<'a>>> {
         let mut probes = Vec::new();
-        for (at, group) in groups.iter().enumerate().filter(|(_, group)| group.first().role == Role::Embedding) {
+        for (at, group) in
+            groups.iter().enumerate().filter(|(_, group)| group.first().role == Role::Embedding)
+        {
             let config = &self.source.config;
             let is_tied = config.tie_word_embeddings;
             for (group, ggml, changed) in self.matrix(at, group, None, &mut errors[at])? {
@@ -345,7 +353,8 @@ impl<'a> Measuring<'a> {
             role == Role::Head || (role == Role::Embedding && config.tie_word_embeddings)
         };
         let wanted = Statistics::with(self.solver.reads(), config.tap_features(Tap::HeadIn));
-        let statistics = passage.map(|passage| passage.head(&final_norm(config, self.source)?, wanted)).transpose()?;
+        let statistics =
+            passage.map(|passage| passage.head(&final_norm(config, self.source)?, wanted)).transpose()?;
         let factor = statistics.as_ref().map(|statistics| Factor::new(statistics, Settings::default()));
         for (at, group) in groups.iter().enumerate().filter(|(_, group)| is_head(group)) {
             if group.first().role == Role::Head {
@@ -364,11 +373,13 @@ impl<'a> Measuring<'a> {
         let own = Head::load(config, self.source)?;
         let at_once = logits_at_once(config);
         let mut sums = vec![0.0; probes.len()];
-        let heads = probes.iter().map(|probe| probe.head.as_ref().map(|head| Head::load(config, head)).transpose());
+        let heads =
+            probes.iter().map(|probe| probe.head.as_ref().map(|head| Head::load(config, head)).transpose());
         let heads = heads.collect::<std::result::Result<Vec<_>, _>>()?;
         for start in (0..clean.nrows()).step_by(at_once) {
             let rows = s![start..clean.nrows().min(start + at_once), ..];
-            let logits = |head: &Head, hidden: &Array2<f32>| head.logits(head.norm(hidden.slice(rows)).view());
+            let logits =
+                |head: &Head, hidden: &Array2<f32>| head.logits(head.norm(hidden.slice(rows)).view());
             let was = logits(&own, clean);
             for ((probe, head), sum) in probes.iter().zip(&heads).zip(&mut sums) {
                 let is = logits(head.as_ref().unwrap_or(&own), &probe.hidden);
@@ -410,7 +421,8 @@ impl Law {
 }
 
 fn matrix_of(source: &Source, spec: &TensorSpec) -> Result<Array2<f32>> {
-    let loaded = source.load(&spec.name).map_err(|error| Failure::new(format!("`{}`: {error}", spec.name)))?;
+    let loaded =
+        source.load(&spec.name).map_err(|error| Failure::new(format!("`{}`: {error}", spec.name)))?;
     let [rows, cols] = rows_and_cols(spec);
     Ok(loaded.into_shape_with_order((rows, cols))?)
 }

@@ -11,7 +11,7 @@ use super::Job;
 use super::allocate::{Candidate, Group, Measuring, bits_of};
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::mix::{FILE_TYPES, Fallback, FileType, shape_fallback};
-use crate::plan::{Exact, Output, Plan, TypeRules, float_dtype};
+use crate::plan::{Exact, Plan, TypeRules, float_dtype};
 use crate::scheme::Scheme;
 use crate::talk::human_bytes;
 
@@ -75,19 +75,19 @@ impl Goal {
     ///
     /// # Errors
     /// Both a size and bits, a type that attar does not write.
-    pub fn of(
-        target_size: Option<u64>,
-        target_bpw: Option<f64>,
-        allow: &[GgmlType],
-    ) -> Result<Option<Self>> {
+    pub fn of(target_size: Option<u64>, target_bpw: Option<f64>, allow: &[GgmlType]) -> Result<Option<Self>> {
         let most = match (target_size, target_bpw) {
             (None, None) if allow.is_empty() => return Ok(None),
             (None, None) => {
-                return Err(Failure::new("the types that are allowed are chosen from for a target, and there is none")
-                    .hint("say how large the file may be: --target-size 4.2GB, or --target-bpw 4.5"));
+                return Err(Failure::new(
+                    "the types that are allowed are chosen from for a target, and there is none",
+                )
+                .hint("say how large the file may be: --target-size 4.2GB, or --target-bpw 4.5"));
             }
             (Some(_), Some(_)) => {
-                return Err(Failure::new("a file has one target").hint("leave --target-size or --target-bpw out"));
+                return Err(
+                    Failure::new("a file has one target").hint("leave --target-size or --target-bpw out")
+                );
             }
             (Some(bytes), None) => Most::Bytes(bytes),
             (None, Some(bits)) => Most::BitsPerWeight(bits),
@@ -129,19 +129,40 @@ impl Job<'_> {
         self.fit_inner(goal).doing(at)
     }
 
-    fn fit_inner(&self, goal: &Goal) -> Result<Fitted> {
+    /// What a plan says of it before the model can be measured.
+    ///
+    /// # Errors
+    /// An output that is no GGUF file, a target that no types come to.
+    pub fn promise_fit(&self, goal: &Goal) -> Result<String> {
+        let rules = self.check_fit()?;
+        let stand_in = Job { scheme: Some(Goal::stand_in()), rules: &rules, ..*self };
+        let plan = stand_in.plan()?;
+        let groups = groups(goal, &rules, self)?;
+        Sizes::new(&stand_in, &plan, &groups)?.check(&groups, goal)?;
+        let count = groups.iter().filter(|group| group.candidates.len() > 1).count();
+        Ok(format!(
+            "{}: types of {count} tensors are chosen by measured damage once the model is there\n",
+            goal.name()
+        ))
+    }
+
+    /// The rules without what is no matter where types are chosen: what does not fit a row is no candidate there.
+    fn check_fit(&self) -> Result<TypeRules> {
         if !super::is_gguf(self.output) {
             return Err(Failure::new("a folder of safetensors has no types to choose among")
                 .hint("let the output's name end in .gguf"));
         }
+        Ok(TypeRules { no_fallback: false, exact: None, ..self.rules.clone() })
+    }
+
+    fn fit_inner(&self, goal: &Goal) -> Result<Fitted> {
+        let rules = self.check_fit()?;
         let Some(calibration) = self.calibration else {
             return Err(Failure::new("damage is measured on a text, and there is none"));
         };
-        // What does not fit a row is no candidate there, so nothing is to be refused.
-        let rules = TypeRules { no_fallback: false, exact: None, ..self.rules.clone() };
         let stand_in = Job { scheme: Some(Goal::stand_in()), rules: &rules, ..*self };
         let plan = stand_in.plan()?;
-        let mut groups = groups(&plan, goal, &rules, self)?;
+        let mut groups = groups(goal, &rules, self)?;
         let sizes = Sizes::new(&stand_in, &plan, &groups)?;
         sizes.check(&groups, goal)?;
         Measuring {
@@ -154,7 +175,8 @@ impl Job<'_> {
         }
         .run(&mut groups)?;
         let chosen = sizes.choose(&groups, goal.most).ok_or_else(|| Failure::new("nothing fits"))?;
-        let types = groups.iter().zip(&chosen).map(|(group, at)| (group.name.to_owned(), group.candidates[*at].ggml));
+        let types =
+            groups.iter().zip(&chosen).map(|(group, at)| (group.name.to_owned(), group.candidates[*at].ggml));
         let exact = Exact { types: types.collect(), name: goal.name() };
         Ok(Fitted {
             file_type: file_type(&groups, &chosen),
@@ -165,14 +187,17 @@ impl Job<'_> {
 }
 
 /// The tensors of the file that become codes, and what each may become.
-fn groups<'a>(plan: &Plan, goal: &Goal, rules: &TypeRules, job: &Job<'a>) -> Result<Vec<Group<'a>>> {
+fn groups<'a>(goal: &Goal, rules: &TypeRules, job: &Job<'a>) -> Result<Vec<Group<'a>>> {
     let (source, mut groups) = (job.source, BTreeMap::<&'a str, Group<'a>>::new());
     let is_free = |spec: &attar_model::TensorSpec| spec.is_matrix() && spec.role != Role::Router;
     for spec in source.specs.iter().filter(|spec| is_free(spec)) {
         let name = spec.gguf_name.as_str();
-        groups.entry(name).or_insert_with(|| Group { name, specs: Vec::new(), candidates: Vec::new() }).specs.push(spec);
+        groups
+            .entry(name)
+            .or_insert_with(|| Group { name, specs: Vec::new(), candidates: Vec::new() })
+            .specs
+            .push(spec);
     }
-    debug_assert!(matches!(plan.output, Output::Gguf { .. }));
     let mut groups: Vec<_> = groups.into_values().collect();
     for group in &mut groups {
         let spec = group.specs[0];
@@ -235,10 +260,12 @@ impl Sizes {
 
     /// Refuses a target that even the smallest types pass, before anything is measured.
     fn check(&self, groups: &[Group<'_>], goal: &Goal) -> Result<()> {
-        let least = |group: &Group<'_>| (0..group.candidates.len()).min_by_key(|at| group.candidates[*at].bytes);
+        let least =
+            |group: &Group<'_>| (0..group.candidates.len()).min_by_key(|at| group.candidates[*at].bytes);
         let smallest: Vec<_> = groups.iter().filter_map(least).collect();
         let (counts, room) = self.room(goal.most);
-        let taken: u64 = groups.iter().zip(&smallest).map(|(group, at)| counts(group.candidates[*at].bytes)).sum();
+        let taken: u64 =
+            groups.iter().zip(&smallest).map(|(group, at)| counts(group.candidates[*at].bytes)).sum();
         let (file, bits) = (self.file_bytes(groups, &smallest), self.bits(groups, &smallest));
         if taken <= room && room > 0 {
             return Ok(());
@@ -252,19 +279,25 @@ impl Sizes {
         } else {
             "; or allow smaller types"
         };
-        let what = format!("with the smallest types the file takes {} at {bits:.3} bits per weight", human_bytes(file));
+        let what = format!(
+            "with the smallest types the file takes {} at {bits:.3} bits per weight",
+            human_bytes(file)
+        );
         Err(Failure::new(what).hint(format!("the least is {least}{more}")))
     }
 
     fn choose(&self, groups: &[Group<'_>], most: Most) -> Option<Vec<usize>> {
         let (counts, room) = self.room(most);
-        let choice = |candidate: &Candidate| Choice { bytes: counts(candidate.bytes), damage: candidate.damage };
-        let choices: Vec<Vec<_>> = groups.iter().map(|group| group.candidates.iter().map(choice).collect()).collect();
+        let choice =
+            |candidate: &Candidate| Choice { bytes: counts(candidate.bytes), damage: candidate.damage };
+        let choices: Vec<Vec<_>> =
+            groups.iter().map(|group| group.candidates.iter().map(choice).collect()).collect();
         allocate(&choices, room).map(|allocation| allocation.chosen)
     }
 
     fn file_bytes(&self, groups: &[Group<'_>], chosen: &[usize]) -> u64 {
-        self.around + groups.iter().zip(chosen).map(|(group, at)| padded(group.candidates[*at].bytes)).sum::<u64>()
+        self.around
+            + groups.iter().zip(chosen).map(|(group, at)| padded(group.candidates[*at].bytes)).sum::<u64>()
     }
 
     fn bits(&self, groups: &[Group<'_>], chosen: &[usize]) -> f64 {
@@ -295,7 +328,14 @@ impl Sizes {
         let curve = self.curve_bits(groups).filter_map(|bits| self.choose(groups, Most::BitsPerWeight(bits)));
         let mut curve: Vec<_> = curve.map(|chosen| point(&chosen)).collect();
         curve.dedup_by_key(|point| point.bytes);
-        report::Allocation { target_bytes, target_bits_per_weight, allowed, chosen: point(chosen), tensors, curve }
+        report::Allocation {
+            target_bytes,
+            target_bits_per_weight,
+            allowed,
+            chosen: point(chosen),
+            tensors,
+            curve,
+        }
     }
 
     /// Sizes from the smallest file to the largest below floats, each by the same factor larger than that before.
@@ -307,7 +347,8 @@ impl Sizes {
             [least, (0..group.candidates.len()).filter(quantized).max_by_key(by_bytes).unwrap_or(least)]
         };
         let ends: Vec<_> = groups.iter().map(ends).collect();
-        let [least, most] = [0, 1].map(|end| self.bits(groups, &ends.iter().map(|ends| ends[end]).collect::<Vec<_>>()));
+        let [least, most] =
+            [0, 1].map(|end| self.bits(groups, &ends.iter().map(|ends| ends[end]).collect::<Vec<_>>()));
         let factor = (most / least).powf(1.0 / (CURVE_POINTS - 1) as f64);
         (0..CURVE_POINTS).map(move |at| least * factor.powi(at as i32) * (1.0 + 1e-9))
     }
