@@ -546,6 +546,9 @@ fn parse_bits(text: &str) -> Result<f64, String> {
 }
 
 /// `16GB`, `512 MB`, `1.5GiB`, or plain bytes.
+///
+/// # Errors
+/// What is no size.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(split);

@@ -146,11 +146,17 @@ impl QuantizeArgs {
     }
 
     /// The size that types are to be chosen for, where one is named.
+    ///
+    /// # Errors
+    /// Types that are allowed without a size to choose them for.
     pub fn goal(&self) -> Result<Option<Goal>> {
         Goal::of(self.target.target_size, self.target.target_bpw, &self.target.allow)
     }
 
     /// What is said of tensor types besides the scheme.
+    ///
+    /// # Errors
+    /// A rule that is none.
     pub fn rules(&self) -> Result<TypeRules> {
         Ok(TypeRules {
             tensors: self.tensor.iter().map(|rule| rule.parse()).collect::<Result<_>>()?,

@@ -18,7 +18,7 @@ use attar_quant::{
     Factor, Rtn, Settings, Solver, Statistics, Sums, encoding, energy_by_column, weighted_energy,
 };
 use ndarray::parallel::prelude::*;
-use ndarray::{Array2, ArrayD, ArrayView2, Axis, s};
+use ndarray::{Array2, ArrayD, Axis, s};
 
 use super::compress::{STAGES, grid_of};
 use super::passage::Passage;
@@ -165,7 +165,9 @@ impl<'a> Measuring<'a> {
             let at = || format!("while measuring the damage to layer {layer}");
             let changed = self.layer(layer, groups, passage.as_mut(), &mut errors).doing(at)?;
             let block = Block::load(config, layer, self.source)?;
-            probes.iter_mut().for_each(|probe| block.forward(&mut probe.hidden, self.probe_ctx()));
+            for probe in &mut probes {
+                block.forward(&mut probe.hidden, self.probe_ctx());
+            }
             for (group, ggml, weights) in changed {
                 let mut hidden = clean.clone();
                 Block::load(config, layer, &weights)?.forward(&mut hidden, self.probe_ctx());
@@ -265,7 +267,7 @@ impl<'a> Measuring<'a> {
         let rounded = |ggml| {
             let weights = group.specs.iter().map(|spec| {
                 let weight = matrix_of(self.source, spec)?;
-                Ok((spec.name.as_str(), self.round(weight.view(), factor, ggml)?))
+                Ok((spec.name.as_str(), self.round(&weight, factor, ggml)?))
             });
             let weights = weights.collect::<Result<_>>()?;
             Ok((at, ggml, Changed { source: self.source, weights }))
@@ -277,10 +279,10 @@ impl<'a> Measuring<'a> {
     fn errors(&self, group: &Group<'_>, factor: Option<&Factor<'_>>) -> Result<Errors> {
         let sample = self.sample(group)?;
         let sums = factor.map(|factor| &factor.statistics().sums);
-        let all = energy(sample.view(), sums);
+        let all = energy(&sample, sums);
         let error = |candidate: &Candidate| {
-            let rounded = self.round(sample.view(), factor, candidate.ggml)?;
-            let lost = energy((&sample - &rounded).view(), sums);
+            let rounded = self.round(&sample, factor, candidate.ggml)?;
+            let lost = energy(&(&sample - &rounded), sums);
             Ok(if lost == 0.0 { 0.0 } else { lost / all })
         };
         group.candidates.par_iter().map(error).collect()
@@ -304,18 +306,13 @@ impl<'a> Measuring<'a> {
     }
 
     /// What a reader would get of a matrix in a type.
-    fn round(
-        &self,
-        w: ArrayView2<'_, f32>,
-        factor: Option<&Factor<'_>>,
-        ggml: GgmlType,
-    ) -> Result<Array2<f32>> {
+    fn round(&self, w: &Array2<f32>, factor: Option<&Factor<'_>>, ggml: GgmlType) -> Result<Array2<f32>> {
         if let Some(dtype) = float_dtype(ggml) {
             return stored(w, dtype);
         }
         let solver = if factor.is_some() { self.solver } else { &Rtn };
         let encoding = encoding(ggml.name()).ok_or_else(|| Failure::new(format!("{ggml} is not written")))?;
-        Ok(solver.solve(w, factor, grid_of(&encoding)?)?.decoded)
+        Ok(solver.solve(w.view(), factor, grid_of(&encoding)?)?.decoded)
     }
 
     /// The models whose embedding is rounded, where it is looked up.
@@ -402,7 +399,9 @@ struct Law {
 impl Law {
     fn of(mut points: Vec<[f64; 2]>) -> Self {
         points.retain(|[error, _]| *error > 0.0);
-        points.iter_mut().for_each(|[_, kl]| *kl = kl.max(NO_DAMAGE));
+        for [_, kl] in &mut points {
+            *kl = kl.max(NO_DAMAGE);
+        }
         points.sort_by(|[a, _], [b, _]| a.total_cmp(b));
         Self { points }
     }
@@ -427,15 +426,15 @@ fn matrix_of(source: &Source, spec: &TensorSpec) -> Result<Array2<f32>> {
     Ok(loaded.into_shape_with_order((rows, cols))?)
 }
 
-fn stored(w: ArrayView2<'_, f32>, dtype: Dtype) -> Result<Array2<f32>> {
+fn stored(w: &Array2<f32>, dtype: Dtype) -> Result<Array2<f32>> {
     let values: Vec<f32> = w.iter().copied().collect();
     Ok(Array2::from_shape_vec(w.dim(), decode_floats(dtype, &encode_floats(dtype, &values)?)?)?)
 }
 
-fn energy(x: ArrayView2<'_, f32>, sums: Option<&Sums>) -> f64 {
+fn energy(x: &Array2<f32>, sums: Option<&Sums>) -> f64 {
     match sums {
-        Some(Sums::Gram(gram)) => weighted_energy(x, gram.view()),
-        Some(Sums::Squares(squares)) => energy_by_column(x, squares.view()),
+        Some(Sums::Gram(gram)) => weighted_energy(x.view(), gram.view()),
+        Some(Sums::Squares(squares)) => energy_by_column(x.view(), squares.view()),
         None => x.iter().map(|&x| f64::from(x) * f64::from(x)).sum(),
     }
 }

@@ -82,7 +82,7 @@ impl Goal {
                 return Err(Failure::new(
                     "the types that are allowed are chosen from for a target, and there is none",
                 )
-                .hint("say how large the file may be: --target-size 4.2GB, or --target-bpw 4.5"));
+                .hint("say how large the file may be: --target-size 4.2GB or --target-bpw 4.5; in a recipe target_size, target_bpw"));
             }
             (Some(_), Some(_)) => {
                 return Err(

@@ -244,15 +244,15 @@ impl Target<'_> {
     /// # Errors
     /// What has no place in the format.
     pub fn file_bytes(&self) -> Result<u64> {
-        Ok(gguf::file_bytes(&self.metadata(0)?, &self.gguf_infos()?)?)
+        Ok(gguf::file_bytes(&self.metadata(0)?, &self.gguf_infos())?)
     }
 
     fn create_gguf(&self, file_type: u32) -> Result<Container> {
-        let (metadata, tensors) = (self.metadata(file_type)?, self.gguf_infos()?);
+        let (metadata, tensors) = (self.metadata(file_type)?, self.gguf_infos());
         Ok(Container::Gguf(gguf::Writer::create(self.path, self.overwrite, &metadata, &tensors)?))
     }
 
-    fn gguf_infos(&self) -> Result<Vec<TensorInfo>> {
+    fn gguf_infos(&self) -> Vec<TensorInfo> {
         let config = self.config;
         // All experts of a layer share a tensor, filled in their order.
         let is_new = |t: &&PlannedTensor| t.spec.expert.is_none_or(|expert| expert.index == 0);
@@ -260,7 +260,7 @@ impl Target<'_> {
         for (name, values) in config.gguf_tensors() {
             tensors.push(TensorInfo::new(name, Dtype::F32, &[values.len()]));
         }
-        Ok(tensors)
+        tensors
     }
 
     fn create_folder(&self) -> Result<Container> {
