@@ -8,7 +8,7 @@ use crate::commands::quantize::check_weights;
 use crate::device::Computer;
 use crate::diagnostic::{Failure, Result};
 use crate::pipeline::{Clock, Job, is_gguf};
-use crate::plan::NO_RULES;
+use crate::plan::{Correct, NO_RULES};
 use crate::source::Source;
 
 /// Plans, checks, writes, reopens, reports.
@@ -43,6 +43,8 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<()> {
         calibration: None,
         imatrix: None,
         learned: None,
+        tuning: None,
+        correct: Correct::Off,
         output: &args.output,
         overwrite: global.overwrite(),
         pre_tokenizer: args.pre_tokenizer.as_deref(),

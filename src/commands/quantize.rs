@@ -133,6 +133,8 @@ impl QuantizeArgs {
             output: &self.output,
             overwrite: global.overwrite(),
             pre_tokenizer: self.pre_tokenizer.as_deref(),
+            tuning: self.tune_tokens,
+            correct: self.correct_drift,
             precision: self.precision.into(),
             max_memory: global.max_memory,
             computer,
