@@ -217,8 +217,12 @@ pub struct QuantizeArgs {
     pub output: PathBuf,
 
     /// The number format: q4_k_m, q6_k, q8_0, ... or w4a16-g128, w4a16-g128-asym, ...
-    #[arg(long, value_parser = parse_scheme)]
-    pub scheme: Scheme,
+    #[arg(long, value_parser = parse_scheme, required_unless_present_any = ["target_size", "target_bpw"])]
+    pub scheme: Option<Scheme>,
+
+    /// How large the file may be, in place of a scheme.
+    #[command(flatten)]
+    pub target: TargetArgs,
 
     /// How the codes are chosen
     #[arg(long, value_enum, default_value_t = Method::Auto, conflicts_with = "sparsity")]
@@ -321,6 +325,23 @@ pub struct TypesArgs {
     /// Refuse rows that are no whole number of blocks instead
     #[arg(long)]
     pub no_fallback: bool,
+}
+
+/// A GGUF file of a given size.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "A GGUF file of a given size")]
+pub struct TargetArgs {
+    /// Choose a type for each tensor, by measured damage, so that the file is no larger than this, for example 4.2GB
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, conflicts_with_all = ["scheme", "target_bpw", "imatrix", "sparsity", "pure"])]
+    pub target_size: Option<u64>,
+
+    /// The same for an average of so many bits per weight, embeddings included, for example 4.5
+    #[arg(long, value_name = "BITS", value_parser = parse_bits, conflicts_with_all = ["scheme", "imatrix", "sparsity", "pure"])]
+    pub target_bpw: Option<f64>,
+
+    /// Types that may be chosen, for example q4_k,q6_k [default: all from iq2_xxs to f16]
+    #[arg(long, value_name = "TYPE", value_parser = parse_type, value_delimiter = ',', conflicts_with = "scheme")]
+    pub allow: Vec<GgmlType>,
 }
 
 /// Zeros in the matrices of the blocks.
@@ -525,8 +546,18 @@ fn parse_scheme(name: &str) -> Result<Scheme, String> {
     name.parse().map_err(|failure: Failure| failure.in_one_line())
 }
 
+fn parse_bits(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(bits) if bits > 0.0 && bits <= 32.0 => Ok(bits),
+        _ => Err("bits per weight are a number above 0 and up to 32, for example 4.5".to_owned()),
+    }
+}
+
 /// `16GB`, `512 MB`, `1.5GiB`, or plain bytes.
-fn parse_bytes(text: &str) -> Result<u64, String> {
+///
+/// # Errors
+/// What is no size.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let factor = match unit.trim().to_ascii_lowercase().as_str() {

@@ -9,6 +9,7 @@ mod pruned;
 mod scoring;
 mod training;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use attar_checkpoint::{Dtype, GgmlType};
@@ -154,6 +155,15 @@ impl std::str::FromStr for TensorRule {
     }
 }
 
+/// A type for every tensor of a GGUF file that has one chosen for it.
+#[derive(Clone, Debug)]
+pub struct Exact {
+    /// The type, by the tensor's name in the file.
+    pub types: BTreeMap<String, GgmlType>,
+    /// What they were chosen for, in place of a scheme's name.
+    pub name: String,
+}
+
 /// What the user says of tensor types besides the scheme.
 #[derive(Clone, Debug, Default)]
 pub struct TypeRules {
@@ -169,6 +179,8 @@ pub struct TypeRules {
     pub fallback: Fallback,
     /// Whether such rows are refused instead.
     pub no_fallback: bool,
+    /// Types that were chosen tensor by tensor, which nothing else changes.
+    pub exact: Option<Exact>,
 }
 
 /// Nothing but the scheme.
@@ -179,20 +191,17 @@ pub static NO_RULES: TypeRules = TypeRules {
     embedding: None,
     fallback: Fallback::LlamaCpp,
     no_fallback: false,
+    exact: None,
 };
 
 impl TypeRules {
     /// The type that was asked for a matrix, where one was.
     fn wanted(&self, spec: &TensorSpec, file_type: FileType, context: MixContext) -> Result<GgmlType> {
-        let is_head = spec.role == Role::Head || (spec.role == Role::Embedding && context.tied);
-        if let Some(wanted) = self.output.filter(|_| is_head) {
+        let exact = self.exact.as_ref().and_then(|exact| exact.types.get(&spec.gguf_name));
+        if let Some(wanted) =
+            exact.copied().map_or_else(|| self.asked(spec, context.tied), |t| Ok(Some(t)))?
+        {
             return Ok(wanted);
-        }
-        if let Some(wanted) = self.embedding.filter(|_| spec.role == Role::Embedding) {
-            return Ok(wanted);
-        }
-        if let Some(rule) = self.tensors.iter().find(|rule| rule.matches(spec)) {
-            return ggml_type(&rule.wanted);
         }
         if self.pure {
             return Ok(file_type.default_type);
@@ -204,6 +213,22 @@ impl TypeRules {
             is_expert: spec.expert.is_some(),
         };
         Ok(file_type.tensor_type(matrix, context))
+    }
+
+    /// The type that the user names for a matrix, where one is named.
+    ///
+    /// # Errors
+    /// A rule whose type no GGUF file has.
+    pub fn asked(&self, spec: &TensorSpec, tied: bool) -> Result<Option<GgmlType>> {
+        let is_head = spec.role == Role::Head || (spec.role == Role::Embedding && tied);
+        if let Some(wanted) = self.output.filter(|_| is_head) {
+            return Ok(Some(wanted));
+        }
+        if let Some(wanted) = self.embedding.filter(|_| spec.role == Role::Embedding) {
+            return Ok(Some(wanted));
+        }
+        let rule = self.tensors.iter().find(|rule| rule.matches(spec));
+        rule.map(|rule| ggml_type(&rule.wanted)).transpose()
     }
 
     /// Whether anything is said that only GGUF files have.
@@ -330,7 +355,7 @@ impl Plan {
 
     /// The type of most weights.
     pub fn main_type(&self) -> String {
-        let mut weights = std::collections::BTreeMap::<String, usize>::new();
+        let mut weights = BTreeMap::<String, usize>::new();
         for tensor in &self.tensors {
             *weights.entry(tensor.encoding_name()).or_default() += tensor.weights();
         }
@@ -650,7 +675,8 @@ fn written_types() -> Vec<&'static str> {
     types.into_iter().map(GgmlType::name).collect()
 }
 
-fn float_dtype(ggml_type: GgmlType) -> Option<Dtype> {
+/// The floats of a tensor type that has no blocks.
+pub fn float_dtype(ggml_type: GgmlType) -> Option<Dtype> {
     match ggml_type {
         GgmlType::F32 => Some(Dtype::F32),
         GgmlType::F16 => Some(Dtype::F16),

@@ -23,12 +23,14 @@ use toml::{Table, Value};
 
 use crate::cli::{
     CheckArgs, DistillArgs, LimitArgs, Method, PrecisionArg, PruneArgs, RunArgs, ZerosArgs, ZerosBy,
+    parse_bytes,
 };
 use crate::commands;
 use crate::commands::distill::state_of;
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::imatrix::Imatrix;
 use crate::mix::Fallback;
+use crate::pipeline::fit::Goal;
 use crate::pipeline::training::Kept;
 use crate::plan::{Correct, TypeRules, written_type};
 use crate::scheme::Scheme;
@@ -108,7 +110,11 @@ impl Default for EvaluationTable {
 #[serde(deny_unknown_fields)]
 struct QuantizeTable {
     output: PathBuf,
-    scheme: String,
+    scheme: Option<String>,
+    target_size: Option<String>,
+    target_bpw: Option<f64>,
+    #[serde(default)]
+    allow: Vec<String>,
     #[serde(default)]
     method: Method,
     sparsity: Option<Value>,
@@ -282,6 +288,36 @@ fn tidy(path: &Path) -> PathBuf {
 }
 
 impl QuantizeTable {
+    /// The size that types are to be chosen for, if one is named.
+    ///
+    /// # Errors
+    /// What does not go together, under the key that it is about.
+    fn goal(&self) -> std::result::Result<Option<Goal>, (&'static str, Failure)> {
+        let key = if self.target_size.is_some() { "target_size" } else { "target_bpw" };
+        let bytes = self.target_size.as_deref().map(|size| parse_bytes(size).map_err(Failure::new));
+        let bytes = bytes.transpose().map_err(|failure| ("target_size", failure))?;
+        let allow = self.allow.iter().map(|name| written_type(name)).collect::<Result<Vec<_>>>();
+        let allow = allow.map_err(|failure| ("allow", failure))?;
+        let key = if bytes.is_none() && self.target_bpw.is_none() { "allow" } else { key };
+        let goal = Goal::of(bytes, self.target_bpw, &allow).map_err(|failure| (key, failure))?;
+        let others = [
+            ("scheme", self.scheme.is_some()),
+            ("sparsity", self.sparsity.is_some()),
+            ("imatrix", self.imatrix.is_some()),
+            ("pure", self.pure),
+        ];
+        match others.iter().find(|(_, given)| goal.is_some() && *given) {
+            Some((other, _)) => {
+                let failure = Failure::new(format!("`{other}` and `{key}` do not go together"));
+                Err((
+                    key,
+                    failure.hint(format!("leave one of them out: `{key}` chooses a type for each tensor")),
+                ))
+            }
+            None => Ok(goal),
+        }
+    }
+
     /// The zeros that are asked for, alone or beside codes.
     ///
     /// # Errors
@@ -310,6 +346,7 @@ impl QuantizeTable {
 struct Order<'a> {
     table: &'a QuantizeTable,
     scheme: Scheme,
+    goal: Option<Goal>,
     zeros: Option<Box<dyn Solver>>,
     imatrix: Option<Imatrix>,
     rules: TypeRules,
@@ -329,7 +366,18 @@ impl<'a> Order<'a> {
             let way = [&[Step::Key("quantize"), Step::Item(number)], steps].concat();
             document.at(&way, failure)
         };
-        let scheme = table.scheme.parse().map_err(|failure| value(&[Step::Key("scheme")], failure));
+        let goal = table.goal().map_err(|(key, failure)| value(&[Step::Key(key)], failure)).doing(at)?;
+        let scheme = match &table.scheme {
+            Some(scheme) => scheme.parse().map_err(|failure| value(&[Step::Key("scheme")], failure)),
+            None if goal.is_some() => Ok(Goal::stand_in()),
+            None => {
+                let failure = Failure::new("it has no `scheme`, nor a size to choose types for");
+                Err(value(
+                    &[],
+                    failure.hint("scheme = \"q4_k_m\", target_size = \"4.2GB\" or target_bpw = 4.5"),
+                ))
+            }
+        };
         let rule = |(at, rule): (usize, &String)| {
             rule.parse().map_err(|failure| value(&[Step::Key("tensor"), Step::Item(at)], failure))
         };
@@ -346,6 +394,7 @@ impl<'a> Order<'a> {
             embedding: typed("embedding_type", &table.embedding_type)?,
             fallback: table.mix,
             no_fallback: table.no_fallback,
+            exact: None,
         };
         let zeros = table.zeros().map_err(|(key, failure)| value(&[Step::Key(key)], failure));
         let zeros = zeros.doing(at)?.solver();
@@ -358,12 +407,12 @@ impl<'a> Order<'a> {
             return Err(value(&[Step::Key("imatrix")], failure.hint("leave `imatrix` or `sparsity` out")))
                 .doing(at);
         }
-        Ok(Self { table, scheme, zeros, imatrix, rules })
+        Ok(Self { table, scheme, goal, zeros, imatrix, rules })
     }
 
     fn learns(&self, calibration: &CalibrationTable) -> bool {
         let by_text = self.table.method.learns(self.scheme, &calibration.files) && self.imatrix.is_none();
-        by_text || self.zeros.is_some()
+        by_text || self.zeros.is_some() || self.goal.is_some()
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! Keys are a contract: adding one is free, renaming or removing one needs a new schema.
 
+mod allocation;
 mod check;
 mod detail;
 mod difference;
@@ -16,6 +17,7 @@ use schemars::{JsonSchema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{Convention, Divergence, Perplexity};
+pub use allocation::{Allocated, Allocation, SizePoint};
 pub use check::{Check, Limit, Verdict};
 pub use detail::{Breakdown, ByWindow, Group, Histogram, Mean, Prediction, WorstToken};
 pub(crate) use difference::has_other_tokens;
@@ -63,6 +65,9 @@ pub struct Report {
     /// One entry per weight tensor, in the order of the file.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tensors: Vec<Tensor>,
+    /// How types were chosen for a file of a given size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocation: Option<Allocation>,
     /// The text statistics were collected on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub calibration: Option<Calibration>,
@@ -88,6 +93,7 @@ impl Report {
             tasks: Vec::new(),
             check: None,
             tensors: Vec::new(),
+            allocation: None,
             calibration: None,
             distillation: None,
             run: None,

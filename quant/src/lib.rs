@@ -35,6 +35,7 @@
 #![expect(clippy::needless_pass_by_value, reason = "a view is a reference already")]
 #![expect(clippy::needless_range_loop, reason = "loops over lanes index several arrays alike")]
 
+mod allocation;
 mod drift;
 pub mod encoding;
 mod error;
@@ -47,6 +48,7 @@ mod sparsity;
 mod statistics;
 mod vectors;
 
+pub use allocation::{Allocation, Choice, allocate};
 pub use drift::{Correction, Drift, ridge_for};
 pub use encoding::{
     Codebook, DeviceFit, ENCODINGS, Encoding, Fit, GridEncoding, IntEncoding, IntParts, Named, ScaleDtype,

@@ -27,6 +27,8 @@ Examples:
     attar quantize Qwen3-4B -o qwen3-4b-w4 --scheme w4a16-g128 --calib chats.txt --calib-tokens 262144
   By an importance matrix that there is already:
     attar quantize Qwen3-4B -o qwen3-4b-q4_k_m.gguf --scheme q4_k_m --imatrix qwen3-4b.imatrix.gguf
+  As little damage as a file of this size allows, a type chosen for each tensor by measuring:
+    attar quantize Qwen3-4B -o qwen3-4b.gguf --target-size 2.4GB --calib chats.txt
   More bits for the tensors that need them, and a report in every form:
     attar quantize Qwen3-4B -o q4.gguf --scheme q4_k_s --tensor 'ffn_down=q6_k' --report report";
 

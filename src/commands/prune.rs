@@ -4,7 +4,7 @@ use attar_checkpoint::tokenizer::Tokenizer;
 use attar_model::{Device, Precision};
 use attar_prune::criterion::{CRITERIA, Depth, Kind, Width, criterion};
 
-use crate::cli::{Global, Method, PrecisionArg, PruneArgs, QuantizeArgs, ShapeArgs, TypesArgs};
+use crate::cli::{Global, Method, PrecisionArg, PruneArgs, QuantizeArgs, ShapeArgs, TargetArgs, TypesArgs};
 use crate::commands::quantize::{self, check_weights};
 use crate::commands::{CalibrationRequest, ScoringRequest};
 use crate::device::{Computer, DeviceArg};
@@ -169,7 +169,8 @@ impl PruneArgs {
             seed: None,
             model: self.model.clone(),
             output: self.output.clone(),
-            scheme: source.matrix_dtype().to_string().parse()?,
+            scheme: Some(source.matrix_dtype().to_string().parse()?),
+            target: TargetArgs::default(),
             method: Method::Auto,
             zeros: self.zeros.clone(),
             calib: self.calib.clone(),

@@ -10,6 +10,7 @@ use crate::commands::{CalibrationRequest, ScoringRequest, prepare};
 use crate::device::Computer;
 use crate::diagnostic::Result;
 use crate::imatrix::Imatrix;
+use crate::pipeline::fit::{Fitted, Goal};
 use crate::pipeline::score::{Kept, Scoring};
 use crate::pipeline::teacher::open_cache_of;
 use crate::pipeline::{Calibration, Clock, Job, is_gguf, refuse_quantized};
@@ -27,13 +28,13 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
     let source = Source::open(&args.model)?;
     refuse_quantized(&source)?;
     args.layout_fits()?;
-    let rules = args.rules()?;
+    let (rules, goal) = (args.rules()?, args.goal()?);
 
     let zeros = args.zeros.solver();
-    let imatrix = args.imatrix.as_deref().map(|path| Imatrix::read(path, args.scheme, args.method));
+    let imatrix = args.imatrix.as_deref().map(|path| Imatrix::read(path, args.scheme(), args.method));
     let imatrix = imatrix.transpose()?;
-    let by_text = args.method.learns(args.scheme, &args.calib) && imatrix.is_none();
-    let learns = by_text || zeros.is_some();
+    let by_text = args.method.learns(args.scheme(), &args.calib) && imatrix.is_none();
+    let learns = by_text || zeros.is_some() || goal.is_some();
     let needs_tokens = learns || !args.no_eval || is_gguf(&args.output);
     let tokenizer = if needs_tokens { Some(source.tokenizer()?) } else { source.tokenizer().ok() };
     let calibration = match &tokenizer {
@@ -70,12 +71,17 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
     };
     let models = (&source, tokenizer.as_ref());
     let job = args.job(models, (zeros.as_deref(), &rules), calibration.as_ref(), &computer, global);
-    let job = Job { imatrix: imatrix.as_ref(), ..job };
+    let mut job = Job { imatrix: imatrix.as_ref(), ..job };
+    let mut clock = Clock::default();
+    let fitted = goal.map(|goal| clock.time("measure", || job.fit(&goal))).transpose()?;
+    if let Some(Fitted { file_type, rules, .. }) = &fitted {
+        job = Job { scheme: Some(Scheme::Gguf(*file_type)), rules, ..job };
+    }
     let Some(plan) = prepare(&job, &delivery, global)? else { return Ok(()) };
 
-    let mut clock = Clock::default();
     clock.time("check", || check_weights(&source, talk))?;
     let (written, mut report) = job.run(&plan, &mut clock)?;
+    report.allocation = fitted.as_ref().map(|fitted| fitted.report.clone());
     if let Some(scoring) = &scoring {
         let reference = match cache {
             Some(cache) => Reference::kept(cache),
@@ -117,7 +123,7 @@ impl QuantizeArgs {
         Job {
             source,
             tokenizer,
-            scheme: Some(self.scheme),
+            scheme: Some(self.scheme()),
             method: self.method,
             zeros,
             rules,
@@ -136,7 +142,23 @@ impl QuantizeArgs {
         }
     }
 
+    /// The scheme, or what stands for it until types are chosen.
+    pub fn scheme(&self) -> Scheme {
+        self.scheme.unwrap_or_else(Goal::stand_in)
+    }
+
+    /// The size that types are to be chosen for, where one is named.
+    ///
+    /// # Errors
+    /// Types that are allowed without a size to choose them for.
+    pub fn goal(&self) -> Result<Option<Goal>> {
+        Goal::of(self.target.target_size, self.target.target_bpw, &self.target.allow)
+    }
+
     /// What is said of tensor types besides the scheme.
+    ///
+    /// # Errors
+    /// A rule that is none.
     pub fn rules(&self) -> Result<TypeRules> {
         Ok(TypeRules {
             tensors: self.tensor.iter().map(|rule| rule.parse()).collect::<Result<_>>()?,
@@ -145,6 +167,7 @@ impl QuantizeArgs {
             embedding: self.types.embedding_type,
             fallback: self.types.mix,
             no_fallback: self.types.no_fallback,
+            exact: None,
         })
     }
 
@@ -155,13 +178,13 @@ impl QuantizeArgs {
 
         let Some(layout) = self.format else { return Ok(()) };
         let fits = match layout {
-            Layout::Plain => !self.scheme.has_codes(),
-            Layout::CompressedTensors => matches!(self.scheme, Scheme::Integer(_)),
+            Layout::Plain => !self.scheme().has_codes(),
+            Layout::CompressedTensors => matches!(self.scheme(), Scheme::Integer(_)),
         };
         if fits && !is_gguf(&self.output) {
             return Ok(());
         }
-        let (scheme, output) = (self.scheme.name(), self.output.display());
+        let (scheme, output) = (self.scheme().name(), self.output.display());
         Err(Failure::new(format!("--format {} does not go with scheme {scheme} and output `{output}`", layout.name()))
             .hint("plain holds f32, f16 and bf16, compressed-tensors holds wNa16-gG; a GGUF file has one layout only"))
     }

@@ -1,9 +1,11 @@
 //! From a plan to a file that has been reopened and scored.
 
+pub mod allocate;
 mod coded_there;
 pub mod collect;
 pub mod compress;
 mod experts;
+pub mod fit;
 mod importance;
 pub mod learned;
 pub mod local;
@@ -230,7 +232,8 @@ impl Job<'_> {
 
     /// The number format, and how many weights are 0.
     pub fn scheme_name(&self, plan: &Plan) -> String {
-        let scheme = self.scheme.map_or_else(|| plan.main_type(), Scheme::name);
+        let fitted = self.rules.exact.as_ref().map(|exact| exact.name.clone());
+        let scheme = fitted.unwrap_or_else(|| self.scheme.map_or_else(|| plan.main_type(), Scheme::name));
         match self.zeros.and_then(Solver::sparsity) {
             Some(sparsity) => format!("{scheme}-{sparsity}"),
             None => scheme,

@@ -239,15 +239,28 @@ impl Target<'_> {
         Ok(metadata)
     }
 
+    /// The length of the GGUF file, whatever its file type.
+    ///
+    /// # Errors
+    /// What has no place in the format.
+    pub fn file_bytes(&self) -> Result<u64> {
+        Ok(gguf::file_bytes(&self.metadata(0)?, &self.gguf_infos())?)
+    }
+
     fn create_gguf(&self, file_type: u32) -> Result<Container> {
-        let (config, metadata) = (self.config, self.metadata(file_type)?);
+        let (metadata, tensors) = (self.metadata(file_type)?, self.gguf_infos());
+        Ok(Container::Gguf(gguf::Writer::create(self.path, self.overwrite, &metadata, &tensors)?))
+    }
+
+    fn gguf_infos(&self) -> Vec<TensorInfo> {
+        let config = self.config;
         // All experts of a layer share a tensor, filled in their order.
         let is_new = |t: &&PlannedTensor| t.spec.expert.is_none_or(|expert| expert.index == 0);
         let mut tensors: Vec<_> = self.plan.tensors.iter().filter(is_new).map(gguf_info).collect();
         for (name, values) in config.gguf_tensors() {
             tensors.push(TensorInfo::new(name, Dtype::F32, &[values.len()]));
         }
-        Ok(Container::Gguf(gguf::Writer::create(self.path, self.overwrite, &metadata, &tensors)?))
+        tensors
     }
 
     fn create_folder(&self) -> Result<Container> {

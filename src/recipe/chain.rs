@@ -20,10 +20,12 @@ use crate::commands::quantize::{check_weights, devices};
 use crate::commands::{CalibrationRequest, ScoringRequest};
 use crate::device::Computer;
 use crate::diagnostic::{Explain, Failure, Result};
+use crate::pipeline::fit::{Fitted, Goal};
 use crate::pipeline::prune::shape::Shape;
 use crate::pipeline::score::{Kept, Scoring};
 use crate::pipeline::teacher::{Original, open_cache_of};
 use crate::pipeline::{Calibration, Clock, Job, describe, describe_written, refuse_quantized};
+use crate::scheme::Scheme;
 use crate::source::Source;
 use crate::talk::say;
 
@@ -187,12 +189,17 @@ impl<'a> Chain<'a> {
         let mut ahead = Ahead { pruning, cuts, school, taught, text: String::new() };
         for order in self.orders {
             for (at, source) in ahead.ends(self.source).into_iter().enumerate() {
-                let plan = self.job(order, source).plan().doing(|| match &self.pruning {
+                let job = self.job(order, source);
+                let plan = match &order.goal {
+                    Some(goal) => job.promise_fit(goal),
+                    None => job.plan().map(|plan| plan.to_string()),
+                };
+                let plan = plan.doing(|| match &self.pruning {
                     Some(_) => format!("while planning what is made of {}", Shape::of(&source.config)),
                     None => format!("while planning `{}`", order.table.output.display()),
                 })?;
                 if at == 0 {
-                    add(&order.table.output, &plan.to_string());
+                    add(&order.table.output, &plan);
                 }
             }
         }
@@ -329,17 +336,24 @@ impl<'a> Chain<'a> {
     }
 
     fn quantize(&self, order: &Order<'_>, source: &Source, scored: &Scored<'_>) -> Result<Report> {
-        let job = self.job(order, source);
-        let plan = job.plan()?;
+        let mut job = self.job(order, source);
         let mut clock = scored.begin(job.output);
-        let (written, mut report) = match self.kept(job.output, &[Shape::of(&source.config)])? {
+        let kept = self.kept(job.output, &[Shape::of(&source.config)])?;
+        let goal = order.goal.as_ref().filter(|_| kept.is_none());
+        let fitted = goal.map(|goal| clock.time("measure", || job.fit(goal))).transpose()?;
+        if let Some(Fitted { file_type, rules, .. }) = &fitted {
+            job = Job { scheme: Some(Scheme::Gguf(*file_type)), rules, ..job };
+        }
+        let plan = job.plan()?;
+        let (written, mut report) = match kept {
             Some(written) => {
-                let names = (job.scheme_name(&plan), job.method_name(&plan));
-                let report = self.found(&written, source, names)?;
+                let scheme = order.goal.as_ref().map_or_else(|| job.scheme_name(&plan), Goal::name);
+                let report = self.found(&written, source, (scheme, job.method_name(&plan)))?;
                 (written, report)
             }
             None => job.run(&plan, &mut clock)?,
         };
+        report.allocation = fitted.as_ref().map(|fitted| fitted.report.clone());
         scored.score(&written, &mut report, &mut clock)?;
         report.run = Some(clock.run(Some(job.precision), devices(&plan, Some(scored.scoring))));
         Ok(report)

@@ -7,6 +7,7 @@ use attar_model::Precision;
 
 use super::chain::Chain;
 use crate::cli::{Method, PruneArgs};
+use crate::pipeline::fit::Goal;
 use crate::pipeline::score::Scoring;
 use crate::talk::{human_bytes, thousands};
 
@@ -90,7 +91,8 @@ fn stages(chain: &Chain<'_>) -> Vec<String> {
             (None, Method::Rtn) => "rtn",
             (None, Method::Auto | Method::Gptq) => "gptq",
         };
-        to(format!("quantize {}, {method}", order.scheme.name()), &order.table.output)
+        let scheme = order.goal.as_ref().map_or_else(|| order.scheme.name(), Goal::name);
+        to(format!("quantize {scheme}, {method}"), &order.table.output)
     });
     prune.into_iter().chain(distill).chain(quantize).collect()
 }

@@ -77,7 +77,7 @@ impl Model {
             scheme: Some(scheme.parse().unwrap()),
             method: Method::Gptq,
             zeros: None,
-            rules: &[],
+            rules: &attar::plan::NO_RULES,
             calibration: Some(&self.calibration),
             imatrix: None,
             learned: None,

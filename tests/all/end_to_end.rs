@@ -8,6 +8,7 @@ mod distill;
 mod evaluate;
 mod experts;
 mod families;
+mod fit;
 mod foreign;
 mod imatrix;
 mod memory;

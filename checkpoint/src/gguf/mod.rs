@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 pub use flaw::Flaw;
 pub use value::{Array, Value};
-pub use write::Writer;
+pub use write::{Writer, file_bytes};
 
 use crate::container::Directory;
 use crate::listing::{Layout, Listing};

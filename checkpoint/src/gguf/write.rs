@@ -70,6 +70,14 @@ impl Writer {
     }
 }
 
+/// The length that a file of these tensors will have.
+///
+/// # Errors
+/// What breaks the format.
+pub fn file_bytes(metadata: &[(String, Value)], tensors: &[TensorInfo]) -> Result<u64, Misfit> {
+    plan(metadata, tensors).map(|(_, _, file_len)| file_len)
+}
+
 /// The header, each tensor's place, and the length of the whole file.
 fn plan(metadata: &[(String, Value)], tensors: &[TensorInfo]) -> Result<(Vec<u8>, Slots, u64), Misfit> {
     let alignment = alignment(metadata)?;

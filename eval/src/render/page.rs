@@ -1,5 +1,6 @@
 //! What a rendering for people shows, before it is laid out.
 
+mod allocation;
 mod comparison;
 mod difference;
 mod evaluation;
@@ -9,8 +10,10 @@ mod training;
 use super::figures::{bytes, duration, grouped, small};
 use super::{check, tasks};
 use crate::report::{
-    Breakdown, Calibration, Distillation, Evaluation, Model, Output, Report, Run, SCHEMA, Tensor, WorstToken,
+    Allocation, Breakdown, Calibration, Distillation, Evaluation, Model, Output, Report, Run, SCHEMA, Tensor,
+    WorstToken,
 };
+pub(super) use allocation::measured as measured_kl;
 pub(super) use comparison::{file_name, of_comparison, shared_passage, with_what_all_share};
 pub(super) use difference::of_difference;
 pub(super) use evaluation::{lower_bound, sides};
@@ -53,6 +56,8 @@ pub enum Figure<'a> {
     Tensors(&'a [Tensor]),
     /// Losses on the way.
     Curves(&'a Distillation),
+    /// What other sizes would have cost.
+    Sizes(&'a Report, &'a Allocation),
     /// Where the time went.
     Stages(&'a Run),
     /// Cost against size.
@@ -127,6 +132,7 @@ pub(super) fn of_report(report: &Report) -> Page<'_> {
     if !report.tensors.is_empty() {
         sections.push(tensors(&report.tensors));
     }
+    sections.extend(report.allocation.as_ref().map(|chosen| allocation::section(report, chosen)));
     sections.extend(report.calibration.as_ref().map(calibration));
     sections.extend(report.distillation.as_ref().map(training::distillation));
     sections.extend(report.run.as_ref().map(run));

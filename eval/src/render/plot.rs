@@ -9,6 +9,7 @@ mod divergence;
 mod label;
 mod pareto;
 mod scale;
+mod sizes;
 mod stages;
 mod tensors;
 
@@ -40,6 +41,7 @@ const NAMES: &[&str] = &[
     "breakdown",
     "tensor-errors",
     "tensor-error-map",
+    "kl-by-size",
     "distillation-loss",
     "distillation-perplexity",
     "stages",
@@ -223,6 +225,7 @@ pub(super) fn of_figure(figure: Figure<'_>) -> Vec<Plot> {
         Figure::Worst(_) => Vec::new(),
         Figure::Tensors(tensors) => tensors::plots(tensors),
         Figure::Curves(taught) => curves::plots(taught),
+        Figure::Sizes(report, allocation) => sizes::plot(report, allocation).into_iter().collect(),
         Figure::Stages(run) => stages::plot(run).into_iter().collect(),
         Figure::Pareto(reports) => pareto::plots(reports),
     }

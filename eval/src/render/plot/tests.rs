@@ -1,5 +1,5 @@
 use super::super::Subject;
-use crate::report::{Histogram, Report, example};
+use crate::report::{Allocated, Allocation, Histogram, Report, SizePoint, example};
 use crate::{Divergence, Perplexity};
 
 /// Every drawing, read as XML: as a file and as it stands in the page.
@@ -51,6 +51,31 @@ fn every_figure_is_a_file_of_its_own() {
     assert_eq!(names, ["distillation-loss", "distillation-perplexity"]);
     let names = well_formed(Subject::Comparison(&example::compared()));
     assert_eq!(names, ["pareto-kl", "pareto-perplexity"]);
+}
+
+/// Of a file of a given size, whatever the sizes and costs that stand there.
+#[test]
+fn what_other_sizes_would_have_cost_is_drawn() {
+    for (odd, drawn) in [(0.001, true), (f64::NAN, true), (0.0, true), (1e308, true)] {
+        let mut report = example::quantized();
+        let point = |bytes, predicted_kl| SizePoint { bytes, bits_per_weight: 4.0, predicted_kl };
+        report.allocation = Some(Allocation {
+            target_bytes: Some(5_000_000),
+            target_bits_per_weight: None,
+            allowed: vec!["q4_k".to_owned()],
+            chosen: point(4_800_000, 0.008),
+            tensors: vec![Allocated {
+                name: "output.weight".to_owned(),
+                encoding: "q6_k".to_owned(),
+                predicted_kl: odd,
+            }],
+            curve: vec![point(4_000_000, 0.02), point(u64::MAX, odd), point(6_000_000, odd)],
+        });
+        let names = well_formed(Subject::Report(&report));
+        assert_eq!(names.iter().any(|name| name == "kl-by-size"), drawn, "{odd}: {names:?}");
+        let text = Subject::Report(&report).text(crate::render::renderer("terminal").expect("it is there"));
+        assert!(text.contains("expected KL") && text.contains("chosen"), "{text}");
+    }
 }
 
 #[test]
