@@ -377,7 +377,8 @@ fn rescaled_grids_decode_to_rescaled_values() {
         let grid_encoding = encoding.grid().unwrap();
         let Some(unit) = grid_encoding.unit() else { continue };
         let fit = grid_encoding.search(w.view(), None);
-        let factors = Array2::from_shape_fn((3, 512 / unit), |(row, at)| 0.9 + 0.05 * ((row + at) % 5) as f32);
+        let factors =
+            Array2::from_shape_fn((3, 512 / unit), |(row, at)| 0.9 + 0.05 * ((row + at) % 5) as f32);
         let rescaled = grid_encoding.rescaled(&fit.grid, factors.view(), factors.view());
         let bytes = grid_encoding.pack(&rescaled, fit.codes.view());
         let decoded = encoding.unpack(&bytes, 3, 512).unwrap();
