@@ -11,8 +11,9 @@ use crate::device::Computer;
 use crate::diagnostic::Result;
 use crate::imatrix::Imatrix;
 use crate::pipeline::score::{Kept, Scoring};
+use crate::pipeline::site::check_split;
 use crate::pipeline::teacher::open_cache_of;
-use crate::pipeline::{Calibration, Clock, Job, is_gguf, refuse_quantized};
+use crate::pipeline::{Calibration, Clock, Job, is_gguf, refuse_quantized, twice_quantized};
 use crate::plan::{Plan, TypeRules};
 use crate::scheme::Scheme;
 use crate::source::Source;
@@ -25,8 +26,13 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
     let talk = global.talk();
     let delivery = global.delivery();
     let source = Source::open(&args.model)?;
-    refuse_quantized(&source)?;
+    if !args.allow_requantize {
+        refuse_quantized(&source)?;
+    } else if source.is_quantized() {
+        talk.warn(&twice_quantized(&source.main_type()));
+    }
     args.layout_fits()?;
+    check_split(args.split_max_size, &args.output)?;
     let rules = args.rules()?;
 
     let zeros = args.zeros.solver();
@@ -127,6 +133,7 @@ impl QuantizeArgs {
             output: &self.output,
             overwrite: global.overwrite(),
             pre_tokenizer: self.pre_tokenizer.as_deref(),
+            max_part_bytes: self.split_max_size,
             precision: self.precision.into(),
             max_memory: global.max_memory,
             computer,
