@@ -40,7 +40,7 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<()> {
                 ));
             }
             None | Some(FloatArg::F32) => {
-                talk.warn("the weights are quantized: they are decoded to f32, exactly")
+                talk.warn("the weights are quantized: they are decoded to f32, exactly");
             }
             Some(dtype) => talk.warn(&format!(
                 "the weights are quantized: they are decoded, and rounded to {}",

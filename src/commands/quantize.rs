@@ -142,6 +142,9 @@ impl QuantizeArgs {
     }
 
     /// What is said of tensor types besides the scheme.
+    ///
+    /// # Errors
+    /// A rule that is none.
     pub fn rules(&self) -> Result<TypeRules> {
         Ok(TypeRules {
             tensors: self.tensor.iter().map(|rule| rule.parse()).collect::<Result<_>>()?,

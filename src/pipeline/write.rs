@@ -208,7 +208,7 @@ impl Target<'_> {
         let tensors = self.plan.tensors.iter().filter(is_new).map(gguf_info);
         let constants = self.config.gguf_tensors();
         let constants =
-            constants.iter().map(|(name, values)| TensorInfo::new(name, Dtype::F32, &[values.len()]));
+            constants.iter().map(|(name, values)| TensorInfo::new(*name, Dtype::F32, &[values.len()]));
         tensors.chain(constants).collect()
     }
 

@@ -11,6 +11,7 @@ mod families;
 mod foreign;
 mod imatrix;
 mod memory;
+mod parts;
 mod prune;
 mod quality;
 mod recipes;
