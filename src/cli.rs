@@ -24,7 +24,7 @@ use crate::device::DeviceArg;
 use crate::diagnostic::Failure;
 use crate::mix::{Fallback, FileType};
 use crate::pipeline::teacher::SaveAs;
-use crate::plan::written_type;
+use crate::plan::{Correct, written_type};
 use crate::scheme::Scheme;
 pub use check::{CheckArgs, LimitArgs};
 pub use compare::{Calibrate, CompareArgs, Contender};
@@ -257,6 +257,14 @@ pub struct QuantizeArgs {
     /// Draw the windows to calibrate on from all over the texts, by this seed [default: the first windows of each text]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+
+    /// Run the unquantized model beside, so that each matrix makes up for what those before it have lost: three times the work of calibration
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
+    pub correct_drift: Correct,
+
+    /// Then tune scales and norms on N tokens of the calibration text by what the whole model predicts, both models in memory
+    #[arg(long, value_name = "N")]
+    pub tune_tokens: Option<usize>,
 
     /// Held-out text on which the written file is compared with the original [default: one that comes with attar]
     #[arg(long, value_name = "FILE")]

@@ -113,6 +113,8 @@ impl Imatrix {
             ctx: self.matrix.chunk_size.unwrap_or(CHUNK_SIZE).into(),
             seed: None,
             shared: false,
+            corrected: false,
+            tuned: None,
             routing: Vec::new(),
             imatrix: Some(report::Imatrix {
                 datasets: self.used.datasets.clone(),

@@ -14,8 +14,10 @@ use std::fmt::Write as _;
 use attar_checkpoint::{Dtype, GgmlType};
 use attar_model::device::{Aim, Work};
 use attar_model::{Device, ExpertNumbers, Precision, Role, TensorSpec};
-use attar_quant::{GridEncoding, IntEncoding, Named, ScaleDtype, Solver, Sparsity, encoding};
+use attar_quant::{Detail, GridEncoding, IntEncoding, Named, ScaleDtype, Solver, Sparsity, encoding};
+use clap::ValueEnum;
 use regex::Regex;
+use serde::Deserialize;
 
 use crate::device::{self, Computer};
 use crate::diagnostic::{Explain, Failure, Result, nearest};
@@ -250,6 +252,8 @@ pub struct Request<'a> {
     pub max_memory: Option<u64>,
     /// How exactly matrices are multiplied.
     pub precision: Precision,
+    /// Whether each matrix makes up for what those before it have lost.
+    pub correct: Correct,
     /// What computes.
     pub computer: &'a Computer,
     /// How codes are chosen where there are statistics.
@@ -283,7 +287,6 @@ impl Plan {
         }
         let has_codes = tensors.iter().any(|t| matches!(t.treatment, Treatment::Codes(_)));
         let calibration = request.calibration.filter(|_| has_codes || request.zeros.is_some());
-        let memory = memory::estimate(&request.source.config, &tensors, calibration, 0, request.max_memory)?;
         let there = request.zeros.unwrap_or(request.solver).on_device();
         let aim = if there.is_some() { Aim::Quantize } else { Aim::Observe };
         let device = match calibration {
@@ -294,11 +297,7 @@ impl Plan {
             None => Device::Cpu,
         };
         let experts = request.source.config.experts.clone();
-        let corrects = calibration.is_some()
-            && matches!(device, Device::Cpu)
-            && request.zeros.is_none()
-            && experts.is_none()
-            && std::env::var("ATTAR_CORRECT").is_ok();
+        let (memory, corrects) = correction(request, (&tensors, calibration), &device)?;
         let is_even = |t: &PlannedTensor| match &t.treatment {
             Treatment::Codes(encoding) => encoding.grid().is_none_or(GridEncoding::is_even),
             Treatment::Float(_) => true,
@@ -458,6 +457,56 @@ fn holds_zeros(spec: &TensorSpec, sparsity: Sparsity, treatment: &Treatment) -> 
             .hint("integers such as w4a16-g128, q4_0, q5_0, q6_k, q8_0 and floats can"));
     }
     Ok(())
+}
+
+/// Tokens per column from which on drift is corrected unless the user says otherwise: on fewer, what is regressed is mostly noise.
+const CORRECTED_FROM: usize = 16;
+
+/// What the pass will need, and whether the model as it was runs beside.
+fn correction(
+    request: &Request,
+    (tensors, calibration): (&[PlannedTensor], Option<CalibrationSize>),
+    device: &Device,
+) -> Result<(Memory, bool)> {
+    let config = &request.source.config;
+    let estimate = |twin| memory::estimate(config, tensors, calibration, (0, twin), request.max_memory);
+    let unable = match calibration {
+        None => Some("nothing is learned from a text"),
+        Some(_) if request.solver.reads() != Detail::Gram => Some("the method feeds no errors back"),
+        Some(_) if request.zeros.is_some() => Some("weights become 0"),
+        Some(_) if config.experts.is_some() => Some("the model has experts"),
+        Some(_) if !matches!(device, Device::Cpu) => Some("that is done on the processor only"),
+        Some(_) => None,
+    };
+    match (request.correct, unable) {
+        (Correct::On, Some(why)) => {
+            Err(Failure::new(format!("drift cannot be corrected: {why}")).hint("leave --correct-drift out"))
+        }
+        (Correct::On, None) => Ok((estimate(true)?, true)),
+        (Correct::Auto, None) => {
+            let widest = tensors.iter().filter(|t| reads_inputs(&t.spec)).map(|t| t.spec.shape[1]).max();
+            let tokens = calibration.map_or(0, |calibration| calibration.tokens);
+            let enough = tokens >= CORRECTED_FROM * widest.unwrap_or(0);
+            match estimate(true) {
+                Ok(memory) if enough && memory.fits(request.max_memory) => Ok((memory, true)),
+                _ => Ok((estimate(false)?, false)),
+            }
+        }
+        (Correct::Off, _) | (Correct::Auto, Some(_)) => Ok((estimate(false)?, false)),
+    }
+}
+
+/// Whether the unquantized model runs beside the one that becomes codes, so that each matrix makes up for what those before it have lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Correct {
+    /// Where there is text enough, and memory.
+    #[default]
+    Auto,
+    /// Yes, or not at all.
+    On,
+    /// No.
+    Off,
 }
 
 /// The type llama-quantize would give this matrix, or the user's rule, made to fit the row.
@@ -632,6 +681,12 @@ impl std::fmt::Display for Plan {
         )?;
         if let Some(CalibrationSize { tokens, ctx }) = self.calibration {
             writeln!(f, "calibration: {} tokens in windows of {ctx}", thousands(tokens as u64))?;
+            if self.corrects {
+                writeln!(
+                    f,
+                    "drift: the unquantized model runs beside, each matrix makes up for what is lost before it"
+                )?;
+            }
             if let Some(ExpertNumbers { num_experts, num_experts_per_tok, .. }) = &self.experts {
                 let each = thousands((tokens * num_experts_per_tok / num_experts) as u64);
                 writeln!(

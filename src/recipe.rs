@@ -30,7 +30,7 @@ use crate::diagnostic::{Explain, Failure, Result};
 use crate::imatrix::Imatrix;
 use crate::mix::Fallback;
 use crate::pipeline::training::Kept;
-use crate::plan::{TypeRules, written_type};
+use crate::plan::{Correct, TypeRules, written_type};
 use crate::scheme::Scheme;
 pub use chain::run;
 use document::{Document, Step};
@@ -124,6 +124,9 @@ struct QuantizeTable {
     mix: Fallback,
     #[serde(default)]
     no_fallback: bool,
+    tune_tokens: Option<usize>,
+    #[serde(default)]
+    correct_drift: Correct,
     pre_tokenizer: Option<String>,
 }
 

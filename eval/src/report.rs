@@ -364,6 +364,23 @@ pub struct Calibration {
     /// Of an importance matrix, which then is the one file: no text was run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imatrix: Option<Imatrix>,
+    /// Whether the unquantized model ran beside, so that each matrix made up for what those before it had lost.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub corrected: bool,
+    /// What tuning the whole model has brought.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tuned: Option<Tuned>,
+}
+
+/// Steps that a whole quantized model took toward what the unquantized one predicts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Tuned {
+    /// Tokens seen, some more than once.
+    pub tokens: u64,
+    /// The mean divergence of windows that were not learned from, before.
+    pub held_out_before: f64,
+    /// The same afterwards; where it is no less, nothing was changed.
+    pub held_out_after: f64,
 }
 
 /// What an importance matrix says of itself. The tokens are the most that stand behind one of its sums.

@@ -21,6 +21,7 @@ mod iq4_xs;
 mod mxfp4;
 mod nearest;
 mod nvfp4;
+mod pairs;
 mod q1_0;
 mod q2_0;
 mod q2_k;
@@ -156,6 +157,16 @@ pub trait GridEncoding: Encoding {
         let codes = cuda.upload_items(codes.as_slice().expect("standard layout"), w.dim())?;
         Ok(DeviceFit { there: fit.grid.upload(cuda)?, grid: fit.grid, codes })
     }
+
+    /// Consecutive columns whose scales can be multiplied by a number of their own, see [`rescaled`](Self::rescaled); `None` where scales are
+    /// too coarse for that.
+    fn unit(&self) -> Option<usize>;
+
+    /// The grid with scales and minima multiplied by `scale` and `min`, `[rows, cols / unit]`, as far as the file can tell them.
+    ///
+    /// # Panics
+    /// Where the shapes do not go together.
+    fn rescaled(&self, grid: &Grid, scale: ArrayView2<'_, f32>, min: ArrayView2<'_, f32>) -> Grid;
 
     /// The bytes of `codes`, `[rows, cols]`, on `grid`.
     ///

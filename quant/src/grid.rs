@@ -1,5 +1,5 @@
 use attar_tensor::cuda::{self, Cuda, CudaError};
-use ndarray::{Array2, ArrayView1, ArrayView2, Zip};
+use ndarray::{Array2, ArrayView1, ArrayView2, Axis, Zip};
 
 use crate::lanes::nearest;
 
@@ -81,6 +81,19 @@ impl Grid {
             }),
         }
         decoded
+    }
+
+    /// Adds the rows of another grid of the same columns below its own.
+    ///
+    /// # Panics
+    /// Where it is of other columns.
+    pub fn append(&mut self, below: &Self) {
+        for (own, below) in
+            [(&mut self.scale, &below.scale), (&mut self.zero, &below.zero), (&mut self.min, &below.min)]
+        {
+            own.append(Axis(0), below.view()).expect("grids of the same columns");
+        }
+        self.header.extend_from_slice(&below.header);
     }
 
     fn level(&self, code: u8) -> f32 {

@@ -374,6 +374,12 @@ mod tests {
         let a = lanes(|k| special[k % 8]);
         let b = lanes(|k| special[(k * 3 + k / 8) % 8]);
         let c = lanes(|k| k as f32 / 7.0 - 1.0);
-        assert_eq!(run(All([a, b, c])), All([a, b, c]).run::<Plain>());
+        let plain = All([a, b, c]).run::<Plain>();
+        assert_eq!(run(All([a, b, c])), plain);
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: AVX2 was just detected.
+            assert_eq!(unsafe { x86::avx2(All([a, b, c])) }, plain);
+        }
     }
 }

@@ -24,7 +24,7 @@ use crate::pipeline::learned::Learned;
 use crate::pipeline::score::Scoring;
 use crate::pipeline::verify::Facts;
 use crate::pipeline::{Calibration, Clock, Job, describe, describe_written, refuse_quantized};
-use crate::plan::{NO_RULES, Plan};
+use crate::plan::{Correct, NO_RULES, Plan};
 use crate::scheme::Scheme;
 use crate::source::Source;
 use crate::talk::{Talk, human_bytes, say};
@@ -275,6 +275,12 @@ impl<'a> Contest<'a> {
             calibration: self.calibration.filter(|_| self.args.learns(contender)),
             imatrix: None,
             learned,
+            tuning: None,
+            // What is learned of the model as it is knows of no drift.
+            correct: match self.args.calibrate {
+                Calibrate::Once => Correct::Off,
+                Calibrate::Each => Correct::Auto,
+            },
             output: path,
             overwrite: self.global.overwrite(),
             pre_tokenizer: None,

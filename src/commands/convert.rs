@@ -11,7 +11,7 @@ use crate::device::Computer;
 use crate::diagnostic::{Failure, Result};
 use crate::pipeline::site::check_split;
 use crate::pipeline::{Clock, Job, is_gguf};
-use crate::plan::NO_RULES;
+use crate::plan::{Correct, NO_RULES};
 use crate::scheme::Scheme;
 use crate::source::Source;
 use copy::Copy;
@@ -63,6 +63,8 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<()> {
         calibration: None,
         imatrix: None,
         learned: None,
+        tuning: None,
+        correct: Correct::Off,
         output: &args.output,
         overwrite: global.overwrite(),
         pre_tokenizer: args.pre_tokenizer.as_deref(),

@@ -232,6 +232,8 @@ impl ImatrixArgs {
             ctx: matrix.chunk_size.unwrap_or(CHUNK_SIZE).into(),
             seed: None,
             shared: false,
+            corrected: false,
+            tuned: None,
             routing: Vec::new(),
             imatrix: None,
         });

@@ -106,6 +106,8 @@ impl CalibrationRequest<'_> {
             tokens: windows.tokens().len() as u64,
             ctx: windows.ctx() as u64,
             shared: false,
+            corrected: false,
+            tuned: None,
             seed: self.seed,
             routing: Vec::new(),
             imatrix: None,

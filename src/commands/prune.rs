@@ -14,6 +14,7 @@ use crate::pipeline::prune::grid::Goal;
 use crate::pipeline::prune::shape::{Shape, Wanted};
 use crate::pipeline::prune::{Chooser, Compensation, PruneJob};
 use crate::pipeline::{Calibration, Clock, is_gguf, refuse_quantized};
+use crate::plan::Correct;
 use crate::source::Source;
 use crate::talk::say;
 
@@ -185,6 +186,8 @@ impl PruneArgs {
             no_eval: self.no_eval,
             tensor: Vec::new(),
             types: TypesArgs::default(),
+            tune_tokens: None,
+            correct_drift: Correct::Off,
             format: None,
             pre_tokenizer: self.pre_tokenizer.clone(),
         })

@@ -134,6 +134,8 @@ impl QuantizeArgs {
             overwrite: global.overwrite(),
             pre_tokenizer: self.pre_tokenizer.as_deref(),
             max_part_bytes: self.split_max_size,
+            tuning: self.tune_tokens,
+            correct: self.correct_drift,
             precision: self.precision.into(),
             max_memory: global.max_memory,
             computer,

@@ -9,15 +9,19 @@ use std::time::{Duration, Instant};
 use attar_checkpoint::{Dtype, decode_floats, encode_floats};
 use attar_eval::report;
 use attar_model::{
-    Block, Error as ModelError, HiddenStates, Precision, Role, Tap, TensorSpec, Weights, Windows,
+    Block, Error as ModelError, HiddenStates, Keep, Precision, Role, Step, Tap, TensorSpec, Weights, Windows,
     check_tokens, final_norm, scale_embeddings, while_reading_ahead,
 };
-use attar_quant::{Correction, DeviceGptq, Factor, Facts, Named, Rtn, Settings, Solver, Statistics};
+use attar_quant::{
+    Correction, DeviceGptq, Factor, Facts, Named, Rtn, Settings, Solution, Solver, Statistics,
+};
 use ndarray::{Array2, ArrayViewMut2, s};
 
 use super::learned::Learned;
 use super::outlet::{Outlet, writing_behind};
 use super::passage::Passage;
+use super::training;
+use super::tune::{Coded, Parts, Tuned, Tuning};
 use super::twin::Twin;
 use super::write::Sink;
 use crate::diagnostic::{Explain, Failure, Result};
@@ -45,6 +49,8 @@ pub struct Pass<'a> {
     pub learned: Option<&'a Learned>,
     /// What is known of the inputs without a text.
     pub imatrix: Option<&'a Imatrix>,
+    /// Tokens to tune the whole on when its codes are chosen, if any.
+    pub tuning: Option<usize>,
     /// How exactly matrices are multiplied.
     pub precision: Precision,
     /// Where progress is told.
@@ -57,6 +63,8 @@ pub struct Outcome {
     pub tensors: Vec<report::Tensor>,
     /// Where the calibration tokens went in layers with experts.
     pub routing: Vec<report::Routing>,
+    /// What tuning has brought, where it was asked for.
+    pub tuned: Option<Tuned>,
     /// How much of the time went to running the calibration tokens through the model and to the statistics of them.
     pub calibrating: Duration,
 }
@@ -68,6 +76,7 @@ impl Pass<'_> {
     /// A tensor that cannot be read, is not finite, or cannot be written.
     pub fn run(&self, sink: &mut Sink) -> Result<Outcome> {
         let stage = self.talk.stage("quantizing", self.plan.weights(), "weights");
+        let mut tuned = None;
         let work = |sink: Outlet<'_>| {
             let mut done = Done {
                 sink,
@@ -89,16 +98,57 @@ impl Pass<'_> {
             let Done { reports, routing, calibrating, .. } = done;
             Ok((reports, routing, calibrating))
         };
-        let (mut tensors, routing, calibrating) = if self.plan.solves_there && self.learned.is_none() {
-            writing_behind(sink, work)?
-        } else {
-            work(Outlet::Here(sink))?
+        let there = self.plan.solves_there && self.learned.is_none();
+        let (mut tensors, routing, calibrating) = match self.tuning {
+            Some(tokens) => {
+                let mut parts = Parts::default();
+                let found = work(Outlet::Kept { rows: sink.rows(), parts: &mut parts })?;
+                tuned = Some(self.tune(tokens, &mut parts)?);
+                self.write_parts(parts, sink)?;
+                found
+            }
+            None if there => writing_behind(sink, work)?,
+            None => work(Outlet::Here(sink))?,
         };
+        if tuned.is_some() {
+            // The errors of a matrix were those of codes that have changed since.
+            tensors.iter_mut().for_each(|t| (t.relative_error, t.rtn_relative_error) = (None, None));
+        }
         let names = self.plan.tensors.iter().map(|t| t.spec.name.as_str());
         let positions: HashMap<_, _> = names.enumerate().map(|(position, name)| (name, position)).collect();
         tensors.sort_by_key(|report| positions.get(report.name.as_str()));
         stage.done();
-        Ok(Outcome { tensors, routing, calibrating })
+        Ok(Outcome { tensors, routing, calibrating, tuned })
+    }
+
+    /// Tunes what was chosen.
+    fn tune(&self, tokens: usize, parts: &mut Parts) -> Result<Tuned> {
+        let windows = self.windows.ok_or_else(|| Failure::new("there is no text to tune by"))?;
+        let tuning = Tuning {
+            original: training::load(self.source)?,
+            student: training::load(self.source)?,
+            windows,
+            tokens,
+            step: Step { keep: Keep::Activations, precision: self.precision },
+            talk: self.talk,
+        };
+        tuning.run(&self.plan.tensors, parts).doing(|| "while tuning")
+    }
+
+    fn write_parts(&self, mut parts: Parts, sink: &mut Sink) -> Result<()> {
+        for tensor in &self.plan.tensors {
+            let name = &tensor.spec.name;
+            if let Some(coded) = parts.coded.remove(name) {
+                let decoded = coded.decoded();
+                let Coded { encoding, grid, codes, facts } = coded;
+                sink.codes(tensor, &encoding, &Solution { grid, codes, decoded, facts })?;
+            } else if let (Some(values), Treatment::Float(dtype)) =
+                (parts.floats.remove(name), &tensor.treatment)
+            {
+                sink.floats(tensor, *dtype, values)?;
+            }
+        }
+        Ok(())
     }
 
     fn with_data(&self, windows: &Windows, done: &mut Done) -> Result<()> {

@@ -19,7 +19,8 @@ pub mod stream;
 pub mod tasks;
 pub mod teacher;
 pub mod training;
-pub mod twin;
+pub mod tune;
+mod twin;
 pub mod verify;
 pub mod write;
 
@@ -39,7 +40,7 @@ use crate::cli::Method;
 use crate::device::{self, Computer};
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::imatrix::Imatrix;
-use crate::plan::{CalibrationSize, Output, Plan, Request, Treatment, TypeRules};
+use crate::plan::{CalibrationSize, Correct, Output, Plan, Request, Treatment, TypeRules};
 use crate::scheme::Scheme;
 use crate::source::Source;
 use crate::talk::Talk;
@@ -86,6 +87,10 @@ pub struct Job<'a> {
     pub pre_tokenizer: Option<&'a str>,
     /// Bytes of tensors that a GGUF is cut into parts of, where it is.
     pub max_part_bytes: Option<u64>,
+    /// Tokens to tune the whole on afterwards, if any.
+    pub tuning: Option<usize>,
+    /// Whether each matrix makes up for what those before it have lost.
+    pub correct: Correct,
     /// How exactly matrices are multiplied.
     pub precision: Precision,
     /// Memory the pass may use, if bounded.
@@ -123,6 +128,7 @@ impl Job<'_> {
             computer: self.computer,
             solver: self.solver(),
             zeros: self.zeros,
+            correct: self.correct,
         })
     }
 
@@ -198,10 +204,11 @@ impl Job<'_> {
             windows: self.calibration.filter(|_| plan.calibration.is_some()).map(|c| &c.windows),
             learned: self.learned.filter(|_| plan.calibration.is_some()),
             imatrix: self.imatrix,
+            tuning: self.tuning,
             precision: self.precision,
             talk: self.talk,
         };
-        let Outcome { mut tensors, routing, .. } = clock.time_within(
+        let Outcome { mut tensors, routing, tuned, .. } = clock.time_within(
             "quantize",
             || pass.run(&mut sink),
             |outcome| ("calibrate", outcome.calibrating),
@@ -231,7 +238,13 @@ impl Job<'_> {
         });
         report.tensors = tensors;
         report.calibration = self.calibration.filter(|_| plan.calibration.is_some()).map(|calibration| {
-            report::Calibration { routing, shared: self.learned.is_some(), ..calibration.facts.clone() }
+            let tuned = tuned.map(|tuned| report::Tuned {
+                tokens: tuned.tokens,
+                held_out_before: tuned.before,
+                held_out_after: tuned.after,
+            });
+            let (shared, corrected) = (self.learned.is_some(), plan.corrects);
+            report::Calibration { routing, shared, corrected, tuned, ..calibration.facts.clone() }
         });
         report.calibration = report.calibration.or_else(|| self.imatrix.map(Imatrix::facts));
         Ok((written, report))

@@ -7,6 +7,7 @@ use attar_checkpoint::Dtype;
 use attar_quant::{Facts, Grid, Named, Solution};
 use ndarray::Array2;
 
+use super::tune::Parts;
 use super::write::{Rows, Sink};
 use crate::diagnostic::{Failure, Result};
 use crate::plan::PlannedTensor;
@@ -21,6 +22,8 @@ pub(super) enum Outlet<'a> {
     Here(&'a mut Sink),
     /// To the thread that writes them.
     Behind { rows: Rows, pieces: SyncSender<Piece> },
+    /// Into memory, for what is still to change.
+    Kept { rows: Rows, parts: &'a mut Parts },
 }
 
 /// Rows of a tensor that are to be written.
@@ -46,7 +49,7 @@ impl Outlet<'_> {
     pub fn row_step(&self, tensor: &PlannedTensor, weights: usize) -> usize {
         match self {
             Self::Here(sink) => sink.rows().step(tensor, weights),
-            Self::Behind { rows, .. } => rows.step(tensor, weights),
+            Self::Behind { rows, .. } | Self::Kept { rows, .. } => rows.step(tensor, weights),
         }
     }
 
@@ -57,7 +60,7 @@ impl Outlet<'_> {
     pub fn codes(&mut self, tensor: &PlannedTensor, encoding: &Named, solution: &Solution) -> Result<()> {
         match self {
             Self::Here(sink) => sink.codes(tensor, encoding, solution),
-            Self::Behind { .. } => {
+            Self::Behind { .. } | Self::Kept { .. } => {
                 let Solution { grid, codes, facts, .. } = solution.clone();
                 self.grid_and_codes(tensor, encoding, (grid, codes), facts)
             }
@@ -92,6 +95,10 @@ impl Outlet<'_> {
             Self::Here(sink) => piece.write(sink),
             Self::Behind { pieces, .. } => {
                 pieces.send(piece).map_err(|_| Failure::new("nobody writes the output any more"))
+            }
+            Self::Kept { parts, .. } => {
+                parts.add(piece);
+                Ok(())
             }
         }
     }

@@ -21,7 +21,7 @@ use super::pupil::{HeldOut, Pupil};
 use super::write::Target;
 use crate::device::Computer;
 use crate::diagnostic::{Explain, Failure, Result};
-use crate::plan::{NO_RULES, Plan, Request, Treatment};
+use crate::plan::{Correct, NO_RULES, Plan, Request, Treatment};
 use crate::source::Source;
 use crate::talk::{Stage, Talk, human_bytes, thousands};
 
@@ -361,6 +361,7 @@ impl Run<'_> {
             computer: &Computer::cpu(),
             solver: &Rtn,
             zeros: None,
+            correct: Correct::Off,
         })?;
         let target = Target {
             plan: &plan,

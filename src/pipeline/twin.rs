@@ -109,6 +109,5 @@ impl Twin {
 }
 
 fn corrections(statistics: &Statistics, drift: &Drift) -> Option<Correction> {
-    let ridge = std::env::var("ATTAR_RIDGE").ok().and_then(|r| r.parse().ok());
-    Correction::new(statistics, drift, ridge.unwrap_or(ridge_for(statistics.tokens_per_column()))).ok()
+    Correction::new(statistics, drift, ridge_for(statistics.tokens_per_column())).ok()
 }

@@ -30,7 +30,7 @@ impl Plan {
             sparse: false,
         };
         let tensors: Vec<_> = source.specs.iter().map(planned).collect();
-        let memory = memory::estimate(config, &tensors, calibration, 0, max_memory)?;
+        let memory = memory::estimate(config, &tensors, calibration, (0, false), max_memory)?;
         let work = Work { tokens: tokens as u64, ctx: ctx as u64, aim: Aim::Observe, precision };
         Ok(Self {
             output: Output::Plain,

@@ -45,6 +45,17 @@ pub struct Memory {
     pub hidden_bytes: u64,
 }
 
+impl Memory {
+    /// Whether that is within `max_memory`, or what the machine can well spare.
+    pub(super) fn fits(&self, max_memory: Option<u64>) -> bool {
+        self.peak_bytes <= limit(max_memory)
+    }
+}
+
+fn limit(max_memory: Option<u64>) -> u64 {
+    max_memory.or_else(|| available_bytes().map(|bytes| bytes / SHARE)).unwrap_or(u64::MAX)
+}
+
 /// The ways to run, the fastest first. What is computed twice costs less than what is written and read.
 const WAYS: [Way; 4] = [
     Way { spilled: false, carry: Carry { attn_out: true, mlp_mid: true } },
@@ -68,11 +79,11 @@ pub fn estimate(
     config: &ModelConfig,
     tensors: &[PlannedTensor],
     calibration: Option<CalibrationSize>,
-    beside: u64,
+    (beside, twin): (u64, bool),
     max_memory: Option<u64>,
 ) -> Result<Memory> {
-    let work = Work { beside, ..Work::new(config, tensors, calibration) };
-    let limit = max_memory.or_else(|| available_bytes().map(|bytes| bytes / SHARE)).unwrap_or(u64::MAX);
+    let work = Work { beside, twin, ..Work::new(config, tensors, calibration) };
+    let limit = limit(max_memory);
     let [.., leanest] = WAYS;
     let way = WAYS.into_iter().find(|way| work.peak(*way) <= limit);
     let way = match (way, max_memory) {
@@ -96,6 +107,7 @@ struct Work {
     block: u64,     // the largest, of experts one, with the largest matrix of several parts once more
     part: u64,
     beside: u64, // bytes
+    twin: bool,  // whether the unquantized model runs beside
 }
 
 /// What a layer's MLP is made of.
@@ -148,6 +160,7 @@ impl Work {
             block: largest_block(config, tensors) + fused,
             part: (CHUNK_WEIGHTS as u64).min(tensors.iter().map(weights).max().unwrap_or(0)),
             beside: 0,
+            twin: false,
         }
     }
 
@@ -158,7 +171,7 @@ impl Work {
     /// Bytes of all that is kept as the hidden states are.
     fn kept_bytes(&self) -> u64 {
         let experts = self.mlps.iter().any(|mlp| matches!(mlp, Mlp::Experts { .. }));
-        self.hidden_bytes() * if experts { 2 } else { 1 }
+        self.hidden_bytes() * if experts || self.twin { 2 } else { 1 }
     }
 
     fn peak(&self, way: Way) -> u64 {
@@ -192,16 +205,20 @@ impl Work {
         // The memory of what a dense block carries is used again by the next.
         let dense = self.mlps.iter().map(|mlp| if let Mlp::Dense(ffn) = *mlp { ffn } else { 0 });
         let reused = keep_mid * dense.max().unwrap_or(0);
+        // The unquantized model has a stream and a block of its own; what one stream has lost of the other takes a matrix, and so do its
+        // regression on the inputs and the factor that makes it.
+        let (streams, drift) = if self.twin { (2, 3) } else { (1, 0) };
         let stage = |(features, carried, computed): (u64, u64, u64)| {
             let carried = carried.max(reused);
             let square = features * features * F32;
             // Beside the Gram matrix stand activations, then the triangle of its factor in f64, then that in f32 and a
             // solver's work.
             let beside = (chunk * (computed + moving) * F32).max(square).max(square / 2 + solving);
-            tokens * carried * F32 + square + beside
+            streams * tokens * carried * F32 + (1 + drift) * square + beside
         };
-        let kept = if way.spilled { 0 } else { self.hidden_bytes() };
-        let held = kept + block * F32 + attention.into_iter().chain(mlps).map(stage).max().unwrap_or(0);
+        let kept = if way.spilled { 0 } else { streams * self.hidden_bytes() };
+        let held =
+            kept + streams * block * F32 + attention.into_iter().chain(mlps).map(stage).max().unwrap_or(0);
         PROGRAM_BYTES + held + held / ALLOCATOR_PART + self.beside
     }
 

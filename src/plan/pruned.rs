@@ -69,7 +69,7 @@ fn pass_memory(
     let config = &source.config;
     let features = config.query_size().max(config.intermediate_size) as u64;
     let squares = if calibration.is_some() { SQUARES * features * features * memory::F32 } else { 0 };
-    let mut memory = memory::estimate(config, whole, calibration, squares + beside, max_memory)?;
+    let mut memory = memory::estimate(config, whole, calibration, (squares + beside, false), max_memory)?;
     memory.carry = Carry { attn_out: false, mlp_mid: false };
     Ok(memory)
 }

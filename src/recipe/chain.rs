@@ -244,6 +244,8 @@ impl<'a> Chain<'a> {
             calibration: self.calibration.filter(|_| order.learns(&self.recipe.calibration)),
             imatrix: order.imatrix.as_ref(),
             learned: None,
+            tuning: order.table.tune_tokens,
+            correct: order.table.correct_drift,
             output: &order.table.output,
             overwrite: self.global.overwrite(),
             pre_tokenizer: order.table.pre_tokenizer.as_deref(),

@@ -98,6 +98,8 @@ pub(crate) fn quantized() -> Report {
             routing: Vec::new(),
             imatrix: None,
             shared: false,
+            corrected: false,
+            tuned: None,
             seed: None,
         }),
         run: Some(Run {

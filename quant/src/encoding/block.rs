@@ -30,6 +30,10 @@ pub(super) trait BlockFormat: Send + Sync + fmt::Debug + 'static {
     const MAX_CODE: u8;
     /// What the codes stand for where they are not their own levels, rising.
     const LEVELS: Option<&'static [f32]> = None;
+    /// Where in the header the half-precision unit of all scales of a block is; `None` where they have none.
+    const SCALE_AT: Option<usize> = Some(0);
+    /// Where that of its minima is.
+    const MIN_AT: Option<usize> = None;
     /// Whether each group has a minimum besides its scale, so that 0 need not be among its values.
     const HAS_MIN: bool = false;
 
@@ -40,6 +44,16 @@ pub(super) trait BlockFormat: Send + Sync + fmt::Debug + 'static {
 
     /// Headers and codes for whole rows, block after block.
     fn search(rows: &Rows<'_>, headers: &mut [u8], codes: &mut [u8]);
+
+    /// Multiplies all scales of a block, and all minima.
+    fn rescale(header: &mut [u8], scale: f32, min: f32) {
+        for (at, factor) in [(Self::SCALE_AT, scale), (Self::MIN_AT, min)] {
+            if let Some(at) = at {
+                let unit = half_bytes(half_at(header, at) * factor);
+                header[at..at + 2].copy_from_slice(&unit);
+            }
+        }
+    }
 
     /// What a header says of group `group` of its block.
     fn group(header: &[u8], group: usize) -> Group;
@@ -194,6 +208,19 @@ impl<F: BlockFormat> GridEncoding for F {
 
     fn codebook(&self) -> Option<&'static dyn Codebook> {
         F::codebook()
+    }
+
+    fn unit(&self) -> Option<usize> {
+        F::SCALE_AT.map(|_| F::BLOCK)
+    }
+
+    fn rescaled(&self, g: &Grid, scale: ArrayView2<'_, f32>, min: ArrayView2<'_, f32>) -> Grid {
+        let (rows, cols) = (g.scale.nrows(), g.scale.ncols() * F::GROUP);
+        assert_eq!(scale.dim(), (rows, cols / F::BLOCK), "a factor for each block");
+        let mut header = g.header.clone();
+        let blocks = header.chunks_exact_mut(F::HEADER).zip(scale.iter().zip(min));
+        blocks.for_each(|(header, (&scale, &min))| F::rescale(header, scale, min));
+        grid::<F>(header, rows, cols)
     }
 
     fn pack(&self, grid: &Grid, codes: ArrayView2<'_, u8>) -> Vec<u8> {

@@ -2,7 +2,8 @@
 
 use super::block::{Group, half_at};
 use super::nearest::Halves;
-use super::word_search::{Pairs, SUPER};
+use super::pairs::Pairs;
+use super::word_search::SUPER;
 use super::words::{Signs, Words};
 
 /// Weights in a run that share signs or a word of eight.

@@ -290,6 +290,16 @@ impl GridEncoding for IntEncoding {
         Ok(DeviceFit { grid, there, codes })
     }
 
+    fn unit(&self) -> Option<usize> {
+        Some(self.group_size)
+    }
+
+    fn rescaled(&self, grid: &Grid, scale: ArrayView2<'_, f32>, _min: ArrayView2<'_, f32>) -> Grid {
+        assert_eq!(scale.dim(), grid.scale.dim(), "a factor for each group");
+        let scale = (&grid.scale * &scale).mapv(|scale| self.scale.rounded(scale));
+        self.searched(scale, grid.zero.clone())
+    }
+
     fn pack(&self, grid: &Grid, codes: ArrayView2<'_, u8>) -> Vec<u8> {
         let (rows, cols) = codes.dim();
         assert_eq!(

@@ -54,6 +54,16 @@ impl BlockFormat for Iq1M {
         Group { scale: f16::from_bits(unit).to_f32() * f32::from(2 * level + 1), zero: 0.0, min: 0.0 }
     }
 
+    /// The unit is in the high nibbles of the four words of levels.
+    fn rescale(header: &mut [u8], scale: f32, _min: f32) {
+        let unit = (0..4).fold(0u16, |unit, i| unit | u16::from(header[2 * i + 1] >> 4) << (4 * i));
+        let unit = f16::from_f32(f16::from_bits(unit).to_f32() * scale).to_bits();
+        for i in 0..4 {
+            let nibble = (unit >> (4 * i) & 15) as u8;
+            header[2 * i + 1] = header[2 * i + 1] & 15 | nibble << 4;
+        }
+    }
+
     /// The low bytes of the words, then for each a nibble of its high bits and its shift.
     fn write(header: &[u8], codes: &[u8], block: &mut [u8]) {
         for (r, run) in codes.chunks_exact(RUN).enumerate() {

@@ -17,6 +17,7 @@ impl BlockFormat for Mxfp4 {
     const HEADER: usize = 1;
     const BYTES: usize = 17;
     const MAX_CODE: u8 = 15;
+    const SCALE_AT: Option<usize> = None;
     const LEVELS: Option<&'static [f32]> = Some(&LEVELS);
 
     fn search(rows: &Rows<'_>, headers: &mut [u8], codes: &mut [u8]) {

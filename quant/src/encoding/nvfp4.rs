@@ -20,6 +20,7 @@ impl BlockFormat for Nvfp4 {
     const HEADER: usize = GROUPS;
     const BYTES: usize = GROUPS + BLOCK / 2;
     const MAX_CODE: u8 = 15;
+    const SCALE_AT: Option<usize> = None;
     const LEVELS: Option<&'static [f32]> = Some(&LEVELS);
 
     fn search(rows: &Rows<'_>, headers: &mut [u8], codes: &mut [u8]) {

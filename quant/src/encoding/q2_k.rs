@@ -19,6 +19,8 @@ impl BlockFormat for Q2K {
     const HEADER: usize = BLOCKS + 4;
     const BYTES: usize = CODES + Self::HEADER;
     const MAX_CODE: u8 = 3;
+    const SCALE_AT: Option<usize> = Some(BLOCKS);
+    const MIN_AT: Option<usize> = Some(BLOCKS + 2);
     const HAS_MIN: bool = true;
 
     /// # Source

@@ -21,6 +21,7 @@ impl BlockFormat for Q3K {
     const HEADER: usize = LEVELS + 2;
     const BYTES: usize = THIRD + CODES + Self::HEADER;
     const MAX_CODE: u8 = 7;
+    const SCALE_AT: Option<usize> = Some(LEVELS);
 
     /// # Source
     /// `quantize_row_q3_K_ref` and `quantize_row_q3_K_impl` of llama.cpp.

@@ -15,6 +15,7 @@ impl BlockFormat for Q4_1 {
     const HEADER: usize = 4;
     const BYTES: usize = 20;
     const MAX_CODE: u8 = 15;
+    const MIN_AT: Option<usize> = Some(2);
     const HAS_MIN: bool = true;
 
     fn search(rows: &Rows<'_>, headers: &mut [u8], codes: &mut [u8]) {

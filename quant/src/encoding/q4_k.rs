@@ -14,6 +14,7 @@ impl BlockFormat for Q4K {
     const HEADER: usize = HEADER;
     const BYTES: usize = HEADER + SUPER / 2;
     const MAX_CODE: u8 = 15;
+    const MIN_AT: Option<usize> = Some(2);
     const HAS_MIN: bool = true;
 
     fn search(rows: &Rows<'_>, headers: &mut [u8], codes: &mut [u8]) {

@@ -15,6 +15,7 @@ impl BlockFormat for Q5_1 {
     const HEADER: usize = 4;
     const BYTES: usize = 24;
     const MAX_CODE: u8 = 31;
+    const MIN_AT: Option<usize> = Some(2);
     const HAS_MIN: bool = true;
 
     fn search(rows: &Rows<'_>, headers: &mut [u8], codes: &mut [u8]) {

@@ -19,6 +19,7 @@ impl BlockFormat for Q5K {
     const HEADER: usize = HEADER;
     const BYTES: usize = HEADER + FIFTH + SUPER / 2;
     const MAX_CODE: u8 = 31;
+    const MIN_AT: Option<usize> = Some(2);
     const HAS_MIN: bool = true;
 
     fn search(rows: &Rows<'_>, headers: &mut [u8], codes: &mut [u8]) {

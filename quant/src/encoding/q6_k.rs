@@ -20,6 +20,7 @@ impl BlockFormat for Q6K {
     const HEADER: usize = BLOCKS + 2;
     const BYTES: usize = LOW + HIGH + Self::HEADER;
     const MAX_CODE: u8 = 63;
+    const SCALE_AT: Option<usize> = Some(BLOCKS);
 
     fn search(rows: &Rows<'_>, headers: &mut [u8], codes: &mut [u8]) {
         widest(Search { rows, headers, codes });

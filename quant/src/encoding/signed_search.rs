@@ -1,9 +1,8 @@
 //! The search of the codebook types whose words are magnitudes with signs: `iq2_xxs` to `iq3_s`.
 
 use super::block::Rows;
-use super::word_search::{
-    Blocks, Cheapest, Choice, Chooser, Header, Pairs, SUPER, Scales, Scratch, Want, costs, minima, sums,
-};
+use super::pairs::{Cheapest, Pairs, minima, sums};
+use super::word_search::{Blocks, Choice, Chooser, Header, SUPER, Scales, Scratch, Want, costs};
 use super::words::{Signs, signed_code};
 use crate::lanes::{LANES, Lanes, gather, lanes};
 use crate::vectors::{self, Wide, WideKernel};
@@ -102,21 +101,19 @@ impl<'a, V: Wide, const N: usize, const R: usize, const L: usize> Chosen<'a, V, 
         let square = scale * scale;
         for part in 0..2 {
             let first = r * Self::WORD + part * half;
-            let mut places = [[V::splat(0.0); L]; 4];
-            let mut flips = [[V::splat(0.0); L]; 4];
             for i in 0..half {
                 let (w, wx) = (self.blocks.w[first + i] * square, self.blocks.wx[first + i] * twice);
                 for m in 0..L {
                     let level = self.format.magnitudes[m];
                     let linear = wx * V::splat(level);
-                    places[i][m] = w * V::splat(level * level) - linear;
-                    flips[i][m] = linear + linear;
+                    scratch.places[i * L + m] = w * V::splat(level * level) - linear;
+                    scratch.flips[i * L + m] = linear + linear;
                 }
             }
-            sums(&places[..half], &mut scratch.kept[part]);
+            sums::<V, L>(&scratch.places[..half * L], &mut scratch.kept[part]);
             if self.format.signs == Signs::Even {
                 let flipped = &mut scratch.flipped[part];
-                minima(&flips[..half], flipped);
+                minima::<V, L>(&scratch.flips[..half * L], flipped);
                 for i in 0..L.pow(half as u32) {
                     flipped[i] = flipped[i] + scratch.kept[part][i];
                 }
@@ -129,7 +126,7 @@ impl<'a, V: Wide, const N: usize, const R: usize, const L: usize> Chosen<'a, V, 
     fn cheapest(&self, r: usize, scale: V, want: Want, scratch: &mut Scratch<V>) -> [Cheapest<V>; 2] {
         self.tables(r, scale, scratch);
         let pairs = self.format.pairs;
-        let Scratch { kept: [head, tail], flipped: [head_flipped, tail_flipped] } = scratch;
+        let Scratch { kept: [head, tail], flipped: [head_flipped, tail_flipped], .. } = scratch;
         let (heads, tails) = ([&*head, head_flipped], [&*tail, tail_flipped]);
         let mut found = match self.format.signs {
             Signs::Free => [pairs.cheapest(head, tail); 2],

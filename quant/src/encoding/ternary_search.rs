@@ -1,9 +1,8 @@
 //! The search of the codebook types whose words are ternary, all of a word shifted up or down: `iq1_s` and `iq1_m`.
 
 use super::block::Rows;
-use super::word_search::{
-    Blocks, Cheapest, Choice, Chooser, Header, Pairs, SUPER, Scales, Scratch, Want, costs, sums,
-};
+use super::pairs::{Cheapest, Pairs, sums};
+use super::word_search::{Blocks, Choice, Chooser, Header, SUPER, Scales, Scratch, Want, costs};
 use crate::lanes::{LANES, gather};
 use crate::vectors::{self, Wide, WideKernel};
 
@@ -94,14 +93,13 @@ impl<V: Wide, const N: usize, const R: usize> Chosen<'_, V, N, R> {
         let levels = [shift - V::splat(1.0), shift, shift + V::splat(1.0)];
         for (part, table) in scratch.kept.iter_mut().enumerate() {
             let first = r * WORD + part * WORD / 2;
-            let mut places = [[V::splat(0.0); 3]; WORD / 2];
             for i in 0..WORD / 2 {
                 let (w, wx) = (self.blocks.w[first + i] * square, self.blocks.wx[first + i] * twice);
                 for m in 0..3 {
-                    places[i][m] = w * (levels[m] * levels[m]) - wx * levels[m];
+                    scratch.places[3 * i + m] = w * (levels[m] * levels[m]) - wx * levels[m];
                 }
             }
-            sums(&places, table);
+            sums::<V, 3>(&scratch.places[..3 * WORD / 2], table);
         }
         let mut found = self.format.pairs.cheapest(&scratch.kept[0], &scratch.kept[1]);
         if want == Want::Words {
@@ -202,7 +200,8 @@ impl<V: Wide, const N: usize, const R: usize> Chosen<'_, V, N, R> {
             for (choice, codes) in choice.iter().zip(codes.chunks_exact_mut(WORD)) {
                 let index = choice.lane(k);
                 let up = u8::from(index < DOWN);
-                for (code, &place) in codes.iter_mut().zip(self.format.pairs.places(index % DOWN)) {
+                let word = if index < DOWN { index } else { index - DOWN };
+                for (code, &place) in codes.iter_mut().zip(self.format.pairs.places(word)) {
                     *code = if self.format.together { place } else { 2 * place + up };
                 }
             }

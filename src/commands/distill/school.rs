@@ -24,7 +24,7 @@ use crate::pipeline::score::Scoring;
 use crate::pipeline::teacher::Original;
 use crate::pipeline::training::{self, Data, Kept, Record, Run};
 use crate::pipeline::{Clock, Job, describe};
-use crate::plan::{NO_RULES, Plan, Treatment};
+use crate::plan::{Correct, NO_RULES, Plan, Treatment};
 use crate::scheme::Scheme;
 use crate::source::Source;
 use crate::talk::{Talk, thousands};
@@ -112,6 +112,8 @@ impl<'a> School<'a> {
             calibration: None,
             imatrix: None,
             learned: None,
+            tuning: None,
+            correct: Correct::Off,
             output: &self.args.output,
             overwrite: self.overwrite,
             pre_tokenizer: None,

@@ -47,6 +47,12 @@ impl ScaleDtype {
     }
 
     /// Reads one scale from its [`width_bytes`](Self::width_bytes).
+    /// The nearest it can hold.
+    pub(super) fn rounded(self, x: f32) -> f32 {
+        let bytes: Vec<u8> = self.bytes(x).collect();
+        self.read(&bytes)
+    }
+
     pub(super) fn read(self, bytes: &[u8]) -> f32 {
         match self {
             Self::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
