@@ -7,7 +7,7 @@ use attar::commands::{CalibrationRequest, ScoringRequest};
 use attar::device::Computer;
 use attar::pipeline::passage::Passage;
 use attar::pipeline::{Calibration, Clock, Job};
-use attar::plan::{NO_RULES, Plan};
+use attar::plan::{Correct, NO_RULES, Plan};
 use attar::source::Source;
 use attar::talk::{Talk, Verbosity};
 use attar_checkpoint::atomic::Overwrite;
@@ -85,6 +85,8 @@ impl Model {
             overwrite: Overwrite::No,
             pre_tokenizer: None,
             max_part_bytes: None,
+            tuning: None,
+            correct: Correct::default(),
             precision,
             max_memory: None,
             computer,
