@@ -383,7 +383,7 @@ pub struct ConvertArgs {
     #[arg(long, short)]
     pub output: PathBuf,
 
-    /// Round every matrix to this type [default: floats as they are; what is quantized is decoded to f32, exactly]
+    /// Round floats to this type; a GGUF keeps vectors in f32 [default: floats as they are; what is quantized is decoded to f32, exactly]
     #[arg(long, value_enum, value_name = "TYPE")]
     pub dtype: Option<FloatArg>,
 
