@@ -22,7 +22,7 @@ use serde::Deserialize;
 
 use crate::device::DeviceArg;
 use crate::diagnostic::Failure;
-use crate::mix::Fallback;
+use crate::mix::{Fallback, FileType};
 use crate::pipeline::teacher::SaveAs;
 use crate::plan::{Correct, written_type};
 use crate::scheme::Scheme;
@@ -209,12 +209,21 @@ pub const CALIB_TOKENS: usize = 131_072;
 /// `attar quantize`.
 #[derive(Args, Clone, Debug)]
 pub struct QuantizeArgs {
-    /// A Hugging Face folder or a .gguf file of floats
+    /// A Hugging Face folder or a .gguf file of floats, or any part of one that is split
     pub model: PathBuf,
 
     /// Where to write: a name ending in .gguf is a GGUF, anything else a folder of safetensors
     #[arg(long, short)]
     pub output: PathBuf,
+
+    /// Cut a GGUF into parts of at most so many bytes of tensors, for example 2GB: OUT-00001-of-00003.gguf and so on, as
+    /// llama-gguf-split does; where all fits into one it is a file like any other
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub split_max_size: Option<u64>,
+
+    /// Quantize what is quantized already: it is decoded and quantized again, and what that had cost stays in it
+    #[arg(long)]
+    pub allow_requantize: bool,
 
     /// The number format: q4_k_m, q6_k, q8_0, ... or w4a16-g128, w4a16-g128-asym, ...
     #[arg(long, value_parser = parse_scheme, required_unless_present_any = ["target_size", "target_bpw"])]
@@ -387,22 +396,55 @@ impl ZerosArgs {
 /// `attar convert`.
 #[derive(Args, Clone, Debug)]
 pub struct ConvertArgs {
-    /// A Hugging Face folder or a .gguf file
+    /// A Hugging Face folder, a .gguf file, or any part of one that is split
     pub model: PathBuf,
 
-    /// Where to write: a name ending in .gguf is a GGUF, anything else a folder of safetensors
+    /// Where to write: a name ending in .gguf is a GGUF, anything else a folder of safetensors; out of a GGUF into a GGUF every
+    /// tensor is copied as it is, quantized ones too
     #[arg(long, short)]
     pub output: PathBuf,
+
+    /// Round floats to this type; a GGUF keeps vectors in f32 [default: floats as they are; what is quantized is decoded to f32, exactly]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub dtype: Option<FloatArg>,
+
+    /// Cut a GGUF into parts of at most so many bytes of tensors, for example 2GB: OUT-00001-of-00003.gguf and so on, as
+    /// llama-gguf-split does; where all fits into one it is a file like any other, which puts parts together
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub split_max_size: Option<u64>,
 
     /// Name for `tokenizer.ggml.pre`, where attar does not recognise the tokenizer's splitting rule
     #[arg(long, value_name = "NAME")]
     pub pre_tokenizer: Option<String>,
 }
 
+/// What floats are rounded to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FloatArg {
+    /// 4 bytes; nothing is rounded
+    F32,
+    /// 2 bytes, 8 bits of them the exponent
+    Bf16,
+    /// 2 bytes, 5 bits of them the exponent
+    F16,
+}
+
+impl FloatArg {
+    /// The scheme of that name.
+    pub fn scheme(self) -> Option<Scheme> {
+        let name = match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        };
+        FileType::named(name).map(Scheme::Gguf)
+    }
+}
+
 /// `attar eval`.
 #[derive(Args, Clone, Debug)]
 pub struct EvalArgs {
-    /// A Hugging Face folder (float or compressed-tensors) or a .gguf file
+    /// A Hugging Face folder (float or compressed-tensors), a .gguf file, or any part of one that is split
     pub model: PathBuf,
 
     /// The text to score; may be given more than once, each is scored alone

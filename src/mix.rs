@@ -338,8 +338,7 @@ pub fn shape_fallback(wanted: GgmlType, row_length: usize, fallback: Fallback) -
         other => other,
     };
     let smaller = match (fallback, official) {
-        (Fallback::Fitting, GgmlType::Q4_0) => GgmlType::Iq4Nl,
-        (Fallback::Fitting, GgmlType::Q5_0) => GgmlType::Iq4Nl,
+        (Fallback::Fitting, GgmlType::Q4_0 | GgmlType::Q5_0) => GgmlType::Iq4Nl,
         (Fallback::Fitting, GgmlType::Q5_1) => GgmlType::Q5_0,
         (_, GgmlType::Q2_0) if !fits(GgmlType::Q2_0) => GgmlType::Q4_0,
         (_, official) => official,

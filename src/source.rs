@@ -397,6 +397,15 @@ impl Source {
         self.specs.iter().find(|spec| spec.tap.is_some()).map_or(Dtype::F32, |spec| self.float_dtype(spec))
     }
 
+    /// The storage type of most weights, for people.
+    pub fn main_type(&self) -> String {
+        let mut weights = std::collections::BTreeMap::<String, usize>::new();
+        for spec in &self.specs {
+            *weights.entry(self.stored_type(spec)).or_default() += spec.len();
+        }
+        weights.into_iter().max_by_key(|(_, weights)| *weights).map_or_else(String::new, |(name, _)| name)
+    }
+
     /// Whether the numbers are already those of a quantized model.
     pub fn is_quantized(&self) -> bool {
         self.specs.iter().any(|spec| matches!(self.stored(spec), Ok(Stored::Blocks(..) | Stored::Packed(_))))
@@ -405,8 +414,25 @@ impl Source {
     /// What the model is called: the name of its folder, or of its file without the ending.
     pub fn name(&self) -> String {
         let path = self.path.canonicalize().unwrap_or_else(|_| self.path.clone());
-        let name = if self.is_gguf() { path.file_stem() } else { path.file_name() };
-        name.map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+        if self.is_gguf() {
+            return gguf::split::stem_of(&path);
+        }
+        path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+    }
+
+    /// The GGUF file, where the model is one.
+    pub fn gguf(&self) -> Option<&gguf::File> {
+        match &self.opened {
+            Opened::Gguf(file) => Some(file),
+            Opened::Folder { .. } => None,
+        }
+    }
+
+    /// Whether `path` is what the model is read from, or a part of it.
+    pub fn is_at(&self, path: &Path) -> bool {
+        let Ok(path) = path.canonicalize() else { return false };
+        let parts = self.gguf().map_or(&[][..], gguf::File::parts);
+        std::iter::once(&self.path).chain(parts).any(|own| own.canonicalize().is_ok_and(|own| own == path))
     }
 
     /// Whether the model is a GGUF file.

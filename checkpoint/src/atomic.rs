@@ -90,6 +90,39 @@ impl AtomicFile {
     }
 }
 
+/// Flushes all of `files`, and gives them their names once every one is on the disk.
+///
+/// The first is what readers begin with: an old one goes before any other gets its name, and the new one is the last to come, so
+/// that at no moment old files and new ones pass for one model.
+///
+/// # Errors
+/// As [`AtomicFile::finish`]; where a name has been taken meanwhile none of them appears.
+pub fn finish_together(files: Vec<AtomicFile>) -> Result<(), Error> {
+    if files.len() > 1 {
+        for AtomicFile { temp, path, overwrite } in &files {
+            temp.as_file().sync_all().map_err(Error::io("write", path))?;
+            refuse_existing(path, *overwrite, Kind::File)?;
+        }
+        if let Some(AtomicFile { path, .. }) = files.first().filter(|first| first.path.exists()) {
+            fs::remove_file(path).map_err(Error::io("replace", path))?;
+        }
+    }
+    let mut named: Vec<PathBuf> = Vec::new();
+    let mut files = files.into_iter();
+    let first = files.next();
+    for file in files.chain(first) {
+        let path = file.path.clone();
+        if let Err(error) = file.finish() {
+            for path in named {
+                let _ = fs::remove_file(path); // of no use without the others
+            }
+            return Err(error);
+        }
+        named.push(path);
+    }
+    Ok(())
+}
+
 /// A folder that appears under its name only when finished.
 #[derive(Debug)]
 pub struct AtomicFolder {

@@ -185,6 +185,8 @@ pub enum Misfit {
     WrongSize { name: String, dtype: Dtype, shape: Vec<usize>, planned: u64 },
     #[error("`general.alignment` must be a power of two stored as u32")]
     Alignment,
+    #[error("it would be cut into {parts} parts; a model has at most {most}")]
+    TooManyParts { parts: usize, most: usize },
     #[error("the header takes {bytes} bytes; readers accept at most {most}")]
     HeaderTooLong { bytes: usize, most: usize },
     #[error("the tensor `{name}` is not in the plan")]

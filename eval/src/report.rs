@@ -191,6 +191,10 @@ pub struct Model {
     pub parameters: u64,
     /// Bytes of all weight tensors.
     pub bytes: u64,
+    /// The number format of most of its weights, where they had been quantized before and were quantized again: what that cost is
+    /// in none of the figures, which compare with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantized_as: Option<String>,
 }
 
 /// The compressed model that was written.
@@ -212,7 +216,7 @@ pub struct Output {
     pub bytes: u64,
     /// 8 times the bytes of all weight tensors over their element count, embeddings and head included.
     pub bits_per_weight: f64,
-    /// SHA-256 of the file, of a folder's weight files in order of name; lower-case hex.
+    /// SHA-256 of the file, of a folder's weight files or of a GGUF's parts in order of name; lower-case hex.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
 }

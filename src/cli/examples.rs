@@ -46,7 +46,10 @@ Examples:
   A folder as one GGUF file, its floats as they are:
     attar convert Qwen3-4B -o qwen3-4b.gguf
   And back:
-    attar convert qwen3-4b.gguf -o qwen3-4b";
+    attar convert qwen3-4b.gguf -o qwen3-4b
+  A file in parts of 2 GB, and parts in one file:
+    attar convert qwen3-4b-q4_k_m.gguf -o parts/qwen3-4b-q4_k_m.gguf --split-max-size 2GB
+    attar convert parts/qwen3-4b-q4_k_m-00001-of-00002.gguf -o whole.gguf";
 
 pub const EVAL: &str = "\
 Examples:

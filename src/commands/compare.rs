@@ -284,6 +284,7 @@ impl<'a> Contest<'a> {
             output: path,
             overwrite: self.global.overwrite(),
             pre_tokenizer: None,
+            max_part_bytes: None,
             precision: self.args.precision.into(),
             max_memory: self.global.max_memory,
             computer: self.computer,

@@ -9,7 +9,7 @@ use attar_eval::render::{self, Renderer, Subject};
 use attar_eval::{Report, report};
 
 use crate::diagnostic::{Explain, Failure, Result};
-use crate::pipeline::write::NewFolders;
+use crate::pipeline::site::NewFolders;
 use crate::talk::{self, say};
 
 /// What the files of `--report` are called, before their extension.

@@ -17,8 +17,8 @@ use crate::device;
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::imatrix::check_belongs;
 use crate::pipeline::collect::Collecting;
+use crate::pipeline::site::NewFolders;
 use crate::pipeline::verify::Facts;
-use crate::pipeline::write::NewFolders;
 use crate::pipeline::{Clock, describe};
 use crate::plan::{CalibrationSize, Plan};
 use crate::source::Source;
@@ -217,8 +217,13 @@ impl ImatrixArgs {
 
     fn report(&self, work: Option<&Work>, matrix: &ImportanceMatrix, clock: &Clock) -> Report {
         let output = self.output.display().to_string();
-        let of_files =
-            || report::Model { source: output, family: "imatrix".to_owned(), parameters: 0, bytes: 0 };
+        let of_files = || report::Model {
+            source: output,
+            family: "imatrix".to_owned(),
+            parameters: 0,
+            bytes: 0,
+            quantized_as: None,
+        };
         let mut report = Report::new(work.map_or_else(of_files, |work| describe(&work.source)));
         report.calibration = work.map(|work| report::Calibration {
             files: work.runs.iter().flat_map(|(run, _)| run.names.clone()).collect(),

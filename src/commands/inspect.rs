@@ -186,6 +186,7 @@ fn foreign(subject: &Subject, contents: &Contents<'_>) -> report::Model {
             .unwrap_or_else(|| "unknown".to_owned()),
         parameters: contents.parameters(),
         bytes: contents.bytes(),
+        quantized_as: None,
     }
 }
 

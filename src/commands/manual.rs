@@ -9,7 +9,7 @@ use clap_mangen::Man;
 
 use crate::cli::{Cli, Global};
 use crate::diagnostic::{Explain, Result};
-use crate::pipeline::write::NewFolders;
+use crate::pipeline::site::NewFolders;
 use crate::talk::say;
 
 /// Prints the script that a shell reads.

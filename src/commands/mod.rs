@@ -69,7 +69,8 @@ impl Global {
 pub fn prepare(job: &Job<'_>, delivery: &Delivery, global: &Global) -> Result<Option<Plan>> {
     let plan = job.plan()?;
     if global.dry_run {
-        say(&format!("{plan}\n"))?;
+        let notes = job.notes(&plan).into_iter().fold(String::new(), |text, note| text + &note + "\n");
+        say(&format!("{plan}\n{notes}"))?;
         return Ok(None);
     }
     job.check(&plan)?;

@@ -166,6 +166,8 @@ impl PruneArgs {
                 .hint("prune the shape first, then its output with --sparsity"));
         }
         Ok(QuantizeArgs {
+            split_max_size: None,
+            allow_requantize: false,
             seed: None,
             model: self.model.clone(),
             output: self.output.clone(),

@@ -12,8 +12,9 @@ use crate::diagnostic::Result;
 use crate::imatrix::Imatrix;
 use crate::pipeline::fit::{Fitted, Goal};
 use crate::pipeline::score::{Kept, Scoring};
+use crate::pipeline::site::check_split;
 use crate::pipeline::teacher::open_cache_of;
-use crate::pipeline::{Calibration, Clock, Job, is_gguf, refuse_quantized};
+use crate::pipeline::{Calibration, Clock, Job, is_gguf, refuse_quantized, twice_quantized};
 use crate::plan::{Plan, TypeRules};
 use crate::scheme::Scheme;
 use crate::source::Source;
@@ -26,8 +27,13 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
     let talk = global.talk();
     let delivery = global.delivery();
     let source = Source::open(&args.model)?;
-    refuse_quantized(&source)?;
+    if !args.allow_requantize {
+        refuse_quantized(&source)?;
+    } else if source.is_quantized() {
+        talk.warn(&twice_quantized(&source.main_type()));
+    }
     args.layout_fits()?;
+    check_split(args.split_max_size, &args.output)?;
     let (rules, goal) = (args.rules()?, args.goal()?);
 
     let zeros = args.zeros.solver();
@@ -133,6 +139,7 @@ impl QuantizeArgs {
             output: &self.output,
             overwrite: global.overwrite(),
             pre_tokenizer: self.pre_tokenizer.as_deref(),
+            max_part_bytes: self.split_max_size,
             tuning: self.tune_tokens,
             correct: self.correct_drift,
             precision: self.precision.into(),

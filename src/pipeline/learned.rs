@@ -18,7 +18,7 @@ use ndarray::Array2;
 use super::Calibration;
 use super::compress::{Done, Pass, STAGES};
 use super::passage::Passage;
-use super::write::NewFolders;
+use super::site::NewFolders;
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::plan::{Plan, Treatment};
 use crate::source::{Source, rows_and_cols};

@@ -16,6 +16,7 @@ pub mod passage;
 pub mod prune;
 pub mod pupil;
 pub mod score;
+pub mod site;
 pub mod stream;
 pub mod tasks;
 pub mod teacher;
@@ -26,7 +27,7 @@ pub mod verify;
 pub mod write;
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use attar_checkpoint::atomic::Overwrite;
@@ -47,6 +48,7 @@ use crate::source::Source;
 use crate::talk::Talk;
 use compress::{Outcome, Pass};
 use learned::Learned;
+use site::told_parts;
 use verify::Facts;
 use write::Target;
 
@@ -85,6 +87,8 @@ pub struct Job<'a> {
     pub overwrite: Overwrite,
     /// The user's word for `tokenizer.ggml.pre`.
     pub pre_tokenizer: Option<&'a str>,
+    /// Bytes of tensors that a GGUF is cut into parts of, where it is.
+    pub max_part_bytes: Option<u64>,
     /// Tokens to tune the whole on afterwards, if any.
     pub tuning: Option<usize>,
     /// Whether each matrix makes up for what those before it have lost.
@@ -139,7 +143,23 @@ impl Job<'_> {
             path: self.output,
             overwrite: self.overwrite,
             pre_tokenizer: self.pre_tokenizer,
+            max_part_bytes: self.max_part_bytes,
         }
+    }
+
+    /// What is said of a plan besides itself: the files it makes, and what the model has lost before.
+    pub fn notes(&self, plan: &Plan) -> Vec<String> {
+        let parts = told_parts(&self.target(plan).parts());
+        parts
+            .into_iter()
+            .chain(self.quantized_before().map(|main_type| twice_quantized(&main_type)))
+            .collect()
+    }
+
+    /// The type of most weights of a model that has been quantized and is to be again.
+    fn quantized_before(&self) -> Option<String> {
+        let again = self.scheme.is_some_and(Scheme::has_codes) && self.source.is_quantized();
+        again.then(|| self.source.main_type())
     }
 
     /// What would keep the output from being written, as far as can be told without writing.
@@ -196,8 +216,9 @@ impl Job<'_> {
             |outcome| ("calibrate", outcome.calibrating),
         )?;
         let hashes = clock.time("write", || sink.finish(plan))?;
-        let (written, facts) =
-            clock.time("verify", || verify::reopen(self.output, plan, &hashes, self.talk))?;
+        let parts = self.target(plan).parts();
+        let output = parts.first().map_or(self.output, PathBuf::as_path);
+        let (written, facts) = clock.time("verify", || verify::reopen(output, plan, &hashes, self.talk))?;
         let specs: HashMap<_, _> = plan.tensors.iter().map(|t| (t.spec.name.as_str(), &t.spec)).collect();
         for tensor in &mut tensors {
             tensor.decoded_sha256 = hashes.get(&tensor.name).cloned();
@@ -205,9 +226,10 @@ impl Job<'_> {
             tensor.stored_name =
                 spec.filter(|spec| written.stored_name(spec) != spec.name).map(|spec| spec.gguf_name.clone());
         }
-        let mut report = Report::new(describe(self.source));
+        let quantized_as = self.quantized_before();
+        let mut report = Report::new(report::Model { quantized_as, ..describe(self.source) });
         report.output = Some(report::Output {
-            path: self.output.display().to_string(),
+            path: output.display().to_string(),
             format: plan.output.format().to_owned(),
             scheme: self.scheme_name(plan),
             method: self.method_name(plan),
@@ -255,6 +277,7 @@ pub fn describe(source: &Source) -> report::Model {
         family: source.config.family.name.to_owned(),
         parameters: source.parameters(),
         bytes: source.bytes(),
+        quantized_as: None,
     }
 }
 
@@ -298,8 +321,17 @@ pub fn refuse_quantized(source: &Source) -> Result<()> {
         return Ok(());
     }
     Err(Failure::new(format!("`{}` is quantized already", source.path.display())).hint(
-        "start from the full-precision model; attar convert decodes this one to floats, if there is no other",
+        "start from the full-precision model; if there is no other, attar convert decodes this one to floats, and attar quantize \
+         --allow-requantize quantizes it again",
     ))
+}
+
+/// What is said of a model of this type that is quantized again.
+pub fn twice_quantized(main_type: &str) -> String {
+    format!(
+        "the model is quantized already, most of it as {main_type}: what that cost stays in it, and the figures are of what is \
+         lost besides"
+    )
 }
 
 impl Output {

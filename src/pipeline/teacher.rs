@@ -11,7 +11,7 @@ use attar_model::teacher::{self, Cache, Facts, LogProbs, LogProbsWriter, Signal,
 use attar_model::{Role, TensorSpec};
 
 use super::score::{Kept, Scoring};
-use super::write::NewFolders;
+use super::site::NewFolders;
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::source::Source;
 use crate::talk::{Talk, human_bytes};

@@ -371,6 +371,7 @@ impl Run<'_> {
             path: self.state,
             overwrite: Overwrite::Yes,
             pre_tokenizer: None,
+            max_part_bytes: None,
         };
         let mut sink = target.create()?;
         for tensor in &plan.tensors {

@@ -4,9 +4,11 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use attar_checkpoint::gguf;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use super::is_gguf;
 use super::write::Hashes;
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::plan::Plan;
@@ -69,10 +71,12 @@ impl Facts {
     }
 }
 
-/// The file, or a folder's files in order of name.
+/// The file, or its parts where it is a GGUF of several, or a folder's files in order of name.
 fn files(path: &Path) -> std::io::Result<Vec<PathBuf>> {
     if !path.is_dir() {
-        return Ok(vec![path.to_owned()]);
+        // What does not open is a file like any other here.
+        let parts = gguf::File::open(path).ok().filter(|_| is_gguf(path));
+        return Ok(parts.map_or_else(|| vec![path.to_owned()], |file| file.parts().to_vec()));
     }
     let mut files =
         fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use attar_checkpoint::atomic::{self, AtomicFolder, Overwrite};
+use attar_checkpoint::atomic::{AtomicFolder, Overwrite};
 use attar_checkpoint::compressed_tensors::{self, Group, Packed};
 use attar_checkpoint::tokenizer::Tokenizer;
 use attar_checkpoint::{Dtype, GgmlType, TensorInfo, decode_floats, encode_floats, gguf, hf, safetensors};
@@ -14,11 +14,11 @@ use ndarray::{Axis, CowArray};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::site::{NewFolders, Site, part_paths};
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::imatrix::Used;
 use crate::plan::{Output, Plan, PlannedTensor, Treatment};
 use crate::source::{Source, hash_floats, rows_and_cols};
-use crate::talk::human_bytes;
 use crate::text::hex;
 
 /// Files of more weights than this are cut into shards.
@@ -26,9 +26,6 @@ const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// What llama.cpp calls the format of quantized blocks.
 const QUANTIZATION_VERSION: u32 = 2;
-
-/// What to do about something in the way.
-const ANOTHER: &str = "name another output, or move away what is there";
 
 /// What stands beside the weights of a Hugging Face folder and is copied as it is.
 const COMPANIONS: [&str; 11] = [
@@ -61,6 +58,8 @@ pub struct Target<'a> {
     pub overwrite: Overwrite,
     /// The user's word for `tokenizer.ggml.pre`.
     pub pre_tokenizer: Option<&'a str>,
+    /// Bytes of tensors that a GGUF is cut into parts of, where it is.
+    pub max_part_bytes: Option<u64>,
 }
 
 /// SHA-256 of what a reader gets for each tensor, by Hugging Face name.
@@ -111,65 +110,21 @@ impl Target<'_> {
     /// What would keep the output from being written, as far as can be told without writing.
     ///
     /// # Errors
-    /// An output that exists, a folder that is missing or read-only, a disk too full.
+    /// As [`Site::check`]; something the container has no place for, such as an unknown tokenizer.
     pub fn check(&self) -> Result<()> {
-        let at = || format!("while preparing `{}`", self.path.display());
+        let (parts, bytes) = (self.parts(), self.plan.bytes());
         let is_gguf = matches!(self.plan.output, Output::Gguf { .. });
-        if self.path.exists() && self.path.canonicalize().ok() == self.source.path.canonicalize().ok() {
-            return Err(Failure::new("the output is the model itself").hint("name another output")).doing(at);
-        }
-        if is_gguf && self.path.as_os_str().as_encoded_bytes().last() == Some(&b'/') {
-            return Err(Failure::new("a GGUF is a file, and its name ends in `/`").hint("leave that out"))
-                .doing(at);
-        }
-        if is_gguf && self.path.is_dir() {
-            return Err(Failure::new("a folder is in the way of the GGUF file").hint(ANOTHER)).doing(at);
-        }
-        if !is_gguf && self.path.is_file() {
-            return Err(Failure::new("a file is in the way of the folder").hint(ANOTHER)).doing(at);
-        }
-        let taken = if is_gguf {
-            self.path.exists()
-        } else {
-            self.path.read_dir().is_ok_and(|mut entries| entries.next().is_some())
-        };
-        if taken && self.overwrite == Overwrite::No {
-            return Err(Failure::new(format!("`{}` exists already", self.path.display()))
-                .hint("--force replaces it, or name another output"));
-        }
-        if taken && !is_gguf && self.holds_source() {
-            return Err(Failure::new("the model lies in the folder that would be replaced").hint(ANOTHER))
-                .doing(at);
-        }
-        if taken && !is_gguf && !self.path.join(hf::CONFIG).is_file() {
-            return Err(Failure::new("the folder is not empty, and there is no model in it")
-                .hint("--force replaces models only: name another output, or empty the folder"))
-            .doing(at);
-        }
-        if is_gguf {
-            self.metadata(0).doing(at)?;
-        } else {
-            self.config_json().doing(at)?;
-        }
-        let _tried = NewFolders::above(self.path).doing(at)?;
-        atomic::check_writable(self.path).doing(at)?;
-        match atomic::free_bytes(self.path) {
-            Some(free) if free < self.plan.bytes() => Err(Failure::new(format!(
-                "the output takes {}, the disk has {} left",
-                human_bytes(self.plan.bytes()),
-                human_bytes(free)
-            ))
-            .hint("make room, or write to another disk")),
-            _ => Ok(()),
-        }
-        .doing(at)
+        let Self { source, path, overwrite, .. } = *self;
+        Site { source, path, parts: &parts, is_gguf, overwrite }.check(bytes, || {
+            if is_gguf { self.metadata(0).map(|_| ()) } else { self.config_json().map(|_| ()) }
+        })
     }
 
-    /// Whether the model lies somewhere in the output.
-    fn holds_source(&self) -> bool {
-        match (self.source.path.canonicalize(), self.path.canonicalize()) {
-            (Ok(source), Ok(output)) => source.starts_with(output),
-            _ => false,
+    /// The files of a GGUF as it will be: one, or the parts it is cut into; of a folder that alone.
+    pub fn parts(&self) -> Vec<PathBuf> {
+        match self.plan.output {
+            Output::Gguf { .. } => part_paths(self.path, &self.gguf_tensors(), self.max_part_bytes),
+            _ => vec![self.path.to_owned()],
         }
     }
 
@@ -244,23 +199,25 @@ impl Target<'_> {
     /// # Errors
     /// What has no place in the format.
     pub fn file_bytes(&self) -> Result<u64> {
-        Ok(gguf::file_bytes(&self.metadata(0)?, &self.gguf_infos())?)
+        Ok(gguf::file_bytes(&self.metadata(0)?, &self.gguf_tensors())?)
     }
 
     fn create_gguf(&self, file_type: u32) -> Result<Container> {
-        let (metadata, tensors) = (self.metadata(file_type)?, self.gguf_infos());
-        Ok(Container::Gguf(gguf::Writer::create(self.path, self.overwrite, &metadata, &tensors)?))
+        let (metadata, tensors) = (self.metadata(file_type)?, self.gguf_tensors());
+        let most = self.max_part_bytes.unwrap_or(u64::MAX);
+        let writer = gguf::Writer::create_parts(self.path, self.overwrite, &metadata, &tensors, most)?;
+        Ok(Container::Gguf(writer))
     }
 
-    fn gguf_infos(&self) -> Vec<TensorInfo> {
-        let config = self.config;
+    /// The tensors of a GGUF, in the order of the file.
+    fn gguf_tensors(&self) -> Vec<TensorInfo> {
         // All experts of a layer share a tensor, filled in their order.
         let is_new = |t: &&PlannedTensor| t.spec.expert.is_none_or(|expert| expert.index == 0);
-        let mut tensors: Vec<_> = self.plan.tensors.iter().filter(is_new).map(gguf_info).collect();
-        for (name, values) in config.gguf_tensors() {
-            tensors.push(TensorInfo::new(name, Dtype::F32, &[values.len()]));
-        }
-        tensors
+        let tensors = self.plan.tensors.iter().filter(is_new).map(gguf_info);
+        let constants = self.config.gguf_tensors();
+        let constants =
+            constants.iter().map(|(name, values)| TensorInfo::new(*name, Dtype::F32, &[values.len()]));
+        tensors.chain(constants).collect()
     }
 
     fn create_folder(&self) -> Result<Container> {
@@ -350,34 +307,6 @@ fn reshaped(config: &Value, before: &ModelConfig, after: &ModelConfig) -> Result
         .hint("prune along fewer axes; attar prune --dry-run shows the shape"));
     }
     Ok(config)
-}
-
-/// The folders that had to be made above an output. Those that are empty when this is dropped go again.
-#[derive(Debug)]
-pub struct NewFolders(Vec<PathBuf>); // innermost first
-
-impl NewFolders {
-    /// Makes every missing folder above `path`.
-    ///
-    /// # Errors
-    /// A file in the way, a folder that is read-only.
-    pub fn above(path: &Path) -> std::io::Result<Self> {
-        let missing =
-            path.ancestors().skip(1).take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists());
-        let made = Self(missing.map(Path::to_path_buf).collect());
-        match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            Some(parent) => std::fs::create_dir_all(parent).map(|()| made),
-            None => Ok(made),
-        }
-    }
-}
-
-impl Drop for NewFolders {
-    fn drop(&mut self) {
-        for folder in &self.0 {
-            let _ = std::fs::remove_dir(folder); // which spares what is not empty
-        }
-    }
 }
 
 fn torch_name(dtype: Dtype) -> Option<&'static str> {

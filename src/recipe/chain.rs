@@ -256,6 +256,7 @@ impl<'a> Chain<'a> {
             output: &order.table.output,
             overwrite: self.global.overwrite(),
             pre_tokenizer: order.table.pre_tokenizer.as_deref(),
+            max_part_bytes: None,
             precision: self.recipe.precision.into(),
             max_memory: self.global.max_memory,
             computer: self.computer,

@@ -3,6 +3,7 @@
 mod gate;
 mod models;
 mod outputs;
+mod parts;
 mod reports;
 mod requests;
 mod tasks;

@@ -7,7 +7,7 @@ use attar::commands::{CalibrationRequest, ScoringRequest};
 use attar::device::Computer;
 use attar::pipeline::passage::Passage;
 use attar::pipeline::{Calibration, Clock, Job};
-use attar::plan::Plan;
+use attar::plan::{Correct, NO_RULES, Plan};
 use attar::source::Source;
 use attar::talk::{Talk, Verbosity};
 use attar_checkpoint::atomic::Overwrite;
@@ -77,13 +77,16 @@ impl Model {
             scheme: Some(scheme.parse().unwrap()),
             method: Method::Gptq,
             zeros: None,
-            rules: &attar::plan::NO_RULES,
+            rules: &NO_RULES,
             calibration: Some(&self.calibration),
             imatrix: None,
             learned: None,
             output,
             overwrite: Overwrite::No,
             pre_tokenizer: None,
+            max_part_bytes: None,
+            tuning: None,
+            correct: Correct::default(),
             precision,
             max_memory: None,
             computer,

@@ -12,6 +12,7 @@ mod fit;
 mod foreign;
 mod imatrix;
 mod memory;
+mod parts;
 mod prune;
 mod quality;
 mod recipes;

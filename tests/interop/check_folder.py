@@ -27,7 +27,7 @@ first = [tokenizer.bos_token_id] if tokenizer("x")["input_ids"][0] == tokenizer.
 step = ctx - len(first)
 total, count = 0.0, 0
 with torch.no_grad():
-    for start in range(0, len(ids) - step + 1, step):
+    for start in list(range(0, len(ids) - step + 1, step))[: evaluation["chunks"]]:
         window = torch.tensor([first + ids[start : start + step]])
         log_probs = model(window).logits[0, :-1].float().log_softmax(-1)
         total -= log_probs.gather(1, window[0, 1:, None]).double().sum().item()

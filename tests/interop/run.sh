@@ -45,6 +45,19 @@ for scheme in w4a16-g64 w4a16-g64-asym w3a16-g64 w8a16-g128; do
   "$python" "$here/check_folder.py" "$work/$scheme" "$work/$scheme.json" "$text" 2>"$work/log" || { cat "$work/log"; exit 1; }
 done
 
+echo "--- transformers: loads the folders that GGUF files of every kind of type become, and scores what attar says of the file"
+"$attar" imatrix "$model" --text "$calib" --chunks 8 -o "$work/folders.imatrix.gguf" --quiet >/dev/null
+for scheme in f32 bf16 q8_0 q4_0 q5_1 q4_k_m q6_k iq4_xs nvfp4 iq3_s iq2_xs iq1_m q2_0 tq1_0 q1_0; do
+  by=(--method rtn)
+  [[ $scheme == @(f32|bf16) ]] || by+=(--imatrix "$work/folders.imatrix.gguf")
+  "$attar" quantize "$model" -o "$work/out.gguf" --scheme "$scheme" "${by[@]}" --no-eval --quiet --force --split-max-size 1MB >/dev/null
+  file=$(ls "$work"/out.gguf "$work"/out-00002-of-*.gguf 2>/dev/null | tail -1) # any part is the whole
+  "$attar" convert "$file" -o "$work/back-$scheme" --quiet >/dev/null
+  "$attar" eval "$file" "${scores[@]}" --convention hf --chunks 8 --quiet --json "$work/back.json" >/dev/null
+  "$python" "$here/check_folder.py" "$work/back-$scheme" "$work/back.json" "$text" 2>"$work/log" || { cat "$work/log"; exit 1; }
+  rm -f "$work"/out.gguf "$work"/out-0*.gguf
+done
+
 echo "--- lm-evaluation-harness: the same answers, item by item"
 tasks=("$shared"/text/tasks/{arc_easy,piqa,winogrande,lambada_openai}.jsonl)
 if [[ ! -e ${tasks[0]} ]]; then
@@ -69,11 +82,14 @@ if [[ ! -e $shared/tools/peers/kld.sh ]]; then
   exit 0
 fi
 echo "--- llama.cpp: loads our GGUF files, and agrees with our figures"
-"$here/check_llamacpp.sh" "$attar" "$shared/tools/peers" "$peers/llamacpp" "$work"
+PYTHON=$python "$here/check_llamacpp.sh" "$attar" "$shared/tools/peers" "$peers/llamacpp" "$work"
 "$here/check_logits.sh" "$attar" "$peers/llamacpp" "$work"
 
 echo "--- importance matrices: those of llama-imatrix, read and used by either"
 "$here/check_imatrix.sh" "$attar" "$python" "$peers/llamacpp" "$work"
+
+echo "--- file types: the tensor types, sizes and blocks of llama-quantize"
+"$here/check_types.sh" "$attar" "$python" "$peers/llamacpp" "$shared" "$work"
 pruned
 
 echo "--- every family: transformers and llama.cpp load what we write of it, and agree with our figures"

@@ -46,6 +46,8 @@ pub enum Flaw {
     OutsideData { name: String, offset: u64, bytes: u64, data_len: u64 },
     #[error("`{first}` and `{second}` share bytes")]
     Overlap { first: String, second: String },
+    #[error("it is one of {count} parts, and `{name}`, part {no}, is not there")]
+    MissingPart { no: usize, count: usize, name: String },
     #[error("`{key}` says {value}, but {because}")]
     Split { key: &'static str, value: u64, because: String },
 }
@@ -60,7 +62,7 @@ impl Flaw {
             Self::Version { .. } | Self::TensorType { removed: true, .. } => {
                 Some("convert the model again with a current tool")
             }
-            Self::Split { .. } => {
+            Self::Split { .. } | Self::MissingPart { .. } => {
                 Some("keep all parts of a split model in one folder, under their own names")
             }
             _ => None,

@@ -4,6 +4,7 @@
 
 mod flaw;
 mod parse;
+pub mod split;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -21,11 +22,13 @@ use crate::container::Directory;
 use crate::listing::{Layout, Listing};
 use crate::map::Map;
 use crate::{Container, Error, TensorInfo};
+use split::{check_part, check_tensors, part_paths};
 
 /// An opened GGUF file; where the model is split, all of its parts.
 #[derive(Debug)]
 pub struct File {
     path: PathBuf,
+    paths: Vec<PathBuf>, // of the parts, in their order
     parts: Vec<Map>,
     version: u32,
     metadata: Vec<(String, Value)>,
@@ -40,18 +43,10 @@ impl File {
     /// [`Error::Io`] where a file cannot be opened, [`Error::Gguf`] where one is broken.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let (map, header) = open_part(path)?;
-        let part_paths = part_paths(path, &header.metadata).map_err(flawed(path))?;
+        let paths = part_paths(path, &header.metadata).map_err(flawed(path))?;
         let (mut parts, mut headers) = (vec![map], vec![header]);
-        if part_paths.len() > 1 {
-            (parts, headers) = part_paths
-                .iter()
-                .map(|path| open_part(path))
-                .collect::<Result<Vec<_>, _>>()?
-                .into_iter()
-                .unzip();
-            for (no, (part, header)) in part_paths.iter().zip(&headers).enumerate() {
-                check_part(no, part_paths.len(), &header.metadata).map_err(flawed(part))?;
-            }
+        if paths.len() > 1 {
+            (parts, headers) = open_parts(path, &paths)?.into_iter().unzip();
         }
 
         let version = headers[0].version;
@@ -62,12 +57,17 @@ impl File {
         });
         let tensors =
             Directory::new(entries.collect()).map_err(|name| flawed(path)(Flaw::DuplicateTensor { name }))?;
-        Ok(Self { path: path.to_path_buf(), parts, version, metadata, by_key, tensors })
+        Ok(Self { path: path.to_path_buf(), paths, parts, version, metadata, by_key, tensors })
     }
 
     /// The format's version, 2 or 3.
     pub fn version(&self) -> u32 {
         self.version
+    }
+
+    /// The files it is made of, in the order of their numbers.
+    pub fn parts(&self) -> &[PathBuf] {
+        &self.paths
     }
 
     /// The metadata value of `key`.
@@ -115,7 +115,7 @@ impl Container for File {
 /// What the headers of the file at `path` and of its sister parts say, whatever the types of its tensors.
 ///
 /// # Errors
-/// As [`File::open`], but for types that are unknown and for sister parts that are not there.
+/// As [`File::open`], but for types that are unknown, for sister parts that are not there, and for tensors that are.
 pub(crate) fn list(path: &Path) -> Result<Listing, Error> {
     let read = |path: &Path| {
         let map = Map::open(path)?;
@@ -131,9 +131,11 @@ pub(crate) fn list(path: &Path) -> Result<Listing, Error> {
         listing.metadata = first.metadata;
         return Ok(listing);
     }
-    for part in parts {
+    let count = parts.len();
+    for (no, part) in parts.into_iter().enumerate() {
         if part.exists() {
             let (listed, len) = read(&part)?;
+            check_part(no, count, &listed.metadata).map_err(flawed(&part))?;
             listing.add_file(&part, len, listed.tensors);
             if listing.metadata.len() < listed.metadata.len() {
                 listing.metadata = listed.metadata; // the first part has all that is said of the model
@@ -151,46 +153,24 @@ fn open_part(path: &Path) -> Result<(Map, parse::Header), Error> {
     Ok((map, header))
 }
 
+/// All parts of the model that the one at `path` belongs to, each held to what it says of itself and of all.
+fn open_parts(path: &Path, paths: &[PathBuf]) -> Result<Vec<(Map, parse::Header)>, Error> {
+    if let Some(no) = paths.iter().position(|part| !part.exists()) {
+        let name = paths[no].file_name().unwrap_or_default().to_string_lossy().into_owned();
+        return Err(flawed(path)(Flaw::MissingPart { no: no + 1, count: paths.len(), name }));
+    }
+    let parts = paths.iter().map(|path| open_part(path)).collect::<Result<Vec<_>, _>>()?;
+    let tensors = parts.iter().map(|(_, header)| header.tensors.len()).sum();
+    for (no, (path, (_, header))) in paths.iter().zip(&parts).enumerate() {
+        check_part(no, paths.len(), &header.metadata).map_err(flawed(path))?;
+        check_tensors(&header.metadata, tensors).map_err(flawed(path))?;
+    }
+    Ok(parts)
+}
+
 fn flawed(path: &Path) -> impl FnOnce(Flaw) -> Error + use<> {
     let path = path.to_path_buf();
     move |source| Error::Gguf { path, source }
-}
-
-const SPLIT_NO: &str = "split.no";
-const SPLIT_COUNT: &str = "split.count";
-
-fn integer(metadata: &[(String, Value)], wanted: &str) -> Option<u64> {
-    metadata.iter().find(|(key, _)| key == wanted).and_then(|(_, value)| value.as_u64())
-}
-
-/// The paths of all parts of the model whose part at `path` has these metadata: `NAME-00001-of-00003.gguf` and so on.
-fn part_paths(path: &Path, metadata: &[(String, Value)]) -> Result<Vec<PathBuf>, Flaw> {
-    let count = integer(metadata, SPLIT_COUNT).unwrap_or(1);
-    if count <= 1 {
-        return Ok(vec![path.to_path_buf()]);
-    }
-    let split = |key, value, because| Flaw::Split { key, value, because };
-    if count > u64::from(u16::MAX) {
-        return Err(split(SPLIT_COUNT, count, "a model has at most 65535 parts".to_owned()));
-    }
-    let no = integer(metadata, SPLIT_NO).unwrap_or(0);
-    let suffix = format!("-{:05}-of-{count:05}.gguf", no.saturating_add(1));
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let Some(stem) = name.strip_suffix(&suffix) else {
-        return Err(split(SPLIT_COUNT, count, format!("the file's name does not end in `{suffix}`")));
-    };
-    Ok((1..=count).map(|no| path.with_file_name(format!("{stem}-{no:05}-of-{count:05}.gguf"))).collect())
-}
-
-/// Holds part `no` of `count` to its own word.
-fn check_part(no: usize, count: usize, metadata: &[(String, Value)]) -> Result<(), Flaw> {
-    for (key, expected) in [(SPLIT_NO, no), (SPLIT_COUNT, count)] {
-        let value = integer(metadata, key).unwrap_or(0);
-        if value != expected as u64 {
-            return Err(Flaw::Split { key, value, because: format!("the file's name says {expected}") });
-        }
-    }
-    Ok(())
 }
 
 /// The least multiple of `alignment`, a power of two, that is not below `at`.

@@ -1,12 +1,13 @@
-//! Writing a GGUF file whose every offset is known before the first tensor is.
+//! Writing a GGUF file, or the parts of one, whose every offset is known before the first tensor is.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::parse::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAX_DIMS};
+use super::split::{MAX_PARTS, metadata_of_part, part_path, part_sizes};
 use super::value::write_text;
 use super::{Value, align_up};
-use crate::atomic::{AtomicFile, Overwrite};
+use crate::atomic::{self, AtomicFile, Overwrite};
 use crate::error::Misfit;
 use crate::slots::{Slot, Slots};
 use crate::{Error, TensorInfo};
@@ -16,11 +17,12 @@ const MAX_NAME_BYTES: usize = 63;
 
 /// A GGUF file being written: the header at once, the tensors as they come.
 ///
-/// Tensors may come in any order and in pieces. The file appears under its name on [`Writer::finish`]; dropped before
-/// that it leaves nothing.
+/// Tensors may come in any order and in pieces. The file appears under its name on [`Writer::finish`], all of its parts where it
+/// has several; dropped before that it leaves nothing.
 #[derive(Debug)]
 pub struct Writer {
-    file: AtomicFile,
+    path: PathBuf,
+    parts: Vec<AtomicFile>,
     slots: Slots,
 }
 
@@ -38,12 +40,42 @@ impl Writer {
         metadata: &[(String, Value)],
         tensors: &[TensorInfo],
     ) -> Result<Self, Error> {
+        Self::create_parts(path, overwrite, metadata, tensors, u64::MAX)
+    }
+
+    /// The same in parts of at most `max_part_bytes` of tensors each, named as [`part_path`] says; a larger tensor has a part to
+    /// itself. Where all fits into one it is a file like any other.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn create_parts(
+        path: &Path,
+        overwrite: Overwrite,
+        metadata: &[(String, Value)],
+        tensors: &[TensorInfo],
+        max_part_bytes: u64,
+    ) -> Result<Self, Error> {
         let misfit = |source| Error::Unwritable { path: path.to_path_buf(), source };
-        let (header, slots, file_len) = plan(metadata, tensors).map_err(misfit)?;
-        let mut file = AtomicFile::create(path, overwrite)?;
-        file.write_at(0, &header)?;
-        file.set_len(file_len)?;
-        Ok(Self { file, slots })
+        let sizes = part_sizes(tensors, max_part_bytes);
+        let count = sizes.len();
+        if count > MAX_PARTS {
+            return Err(misfit(Misfit::TooManyParts { parts: count, most: MAX_PARTS }));
+        }
+        let (mut parts, mut slots, mut rest) = (Vec::with_capacity(count), Vec::new(), tensors);
+        for (no, size) in sizes.into_iter().enumerate() {
+            let (own, others) = rest.split_at(size);
+            rest = others;
+            let told = (count > 1).then(|| metadata_of_part(metadata, no, count, tensors.len()));
+            let (header, own, file_len) =
+                plan(told.as_deref().unwrap_or(metadata), own, no).map_err(misfit)?;
+            slots.extend(own);
+            let mut file = AtomicFile::create(&part_path(path, no + 1, count), overwrite)?;
+            file.write_at(0, &header)?;
+            file.set_len(file_len)?;
+            parts.push(file);
+        }
+        let slots = Slots::new(slots).map_err(misfit)?;
+        Ok(Self { path: path.to_path_buf(), parts, slots })
     }
 
     /// Writes the next bytes of the tensor `name`.
@@ -52,21 +84,21 @@ impl Writer {
     /// [`Error::Unwritable`] where the tensor is not planned, or has more bytes than planned; [`Error::Io`] where the
     /// disk refuses.
     pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<(), Error> {
-        let (_, at) = self.slots.advance(name, bytes.len()).map_err(|source| self.misfit(source))?;
-        self.file.write_at(at, bytes)
+        let (part, at) = self.slots.advance(name, bytes.len()).map_err(|source| self.misfit(source))?;
+        self.parts[part].write_at(at, bytes)
     }
 
-    /// Flushes to the disk and gives the file its name.
+    /// Flushes to the disk and gives the file its name, or its parts theirs once all are complete.
     ///
     /// # Errors
     /// [`Error::Unwritable`] where a tensor is not complete; otherwise as [`AtomicFile::finish`].
     pub fn finish(self) -> Result<(), Error> {
         self.slots.check_complete().map_err(|source| self.misfit(source))?;
-        self.file.finish()
+        atomic::finish_together(self.parts)
     }
 
     fn misfit(&self, source: Misfit) -> Error {
-        Error::Unwritable { path: self.file.path().to_path_buf(), source }
+        Error::Unwritable { path: self.path.clone(), source }
     }
 }
 
@@ -75,11 +107,18 @@ impl Writer {
 /// # Errors
 /// What breaks the format.
 pub fn file_bytes(metadata: &[(String, Value)], tensors: &[TensorInfo]) -> Result<u64, Misfit> {
-    plan(metadata, tensors).map(|(_, _, file_len)| file_len)
+    plan(metadata, tensors, 0).map(|(_, _, file_len)| file_len)
 }
 
-/// The header, each tensor's place, and the length of the whole file.
-fn plan(metadata: &[(String, Value)], tensors: &[TensorInfo]) -> Result<(Vec<u8>, Slots, u64), Misfit> {
+/// Tensors and where each of them goes.
+type Placed = Vec<(TensorInfo, Slot)>;
+
+/// The header of part `no`, each tensor's place, and the length of the whole file.
+fn plan(
+    metadata: &[(String, Value)],
+    tensors: &[TensorInfo],
+    no: usize,
+) -> Result<(Vec<u8>, Placed, u64), Misfit> {
     let alignment = alignment(metadata)?;
     let mut header = b"GGUF".to_vec();
     header.extend(3u32.to_le_bytes());
@@ -98,7 +137,7 @@ fn plan(metadata: &[(String, Value)], tensors: &[TensorInfo]) -> Result<(Vec<u8>
     let mut slots = Vec::with_capacity(tensors.len());
     for info in tensors {
         write_entry(&mut header, info, offset)?;
-        slots.push((info.clone(), Slot::new(0, offset)));
+        slots.push((info.clone(), Slot::new(no, offset)));
         // llama.cpp wants every tensor right behind the one before, padded to the alignment; the last one too
         offset = align_up(offset.saturating_add(info.bytes), alignment);
     }
@@ -108,7 +147,7 @@ fn plan(metadata: &[(String, Value)], tensors: &[TensorInfo]) -> Result<(Vec<u8>
     for (_, slot) in &mut slots {
         slot.start = slot.start.saturating_add(data_start);
     }
-    Ok((header, Slots::new(slots)?, data_start.saturating_add(offset)))
+    Ok((header, slots, data_start.saturating_add(offset)))
 }
 
 fn alignment(metadata: &[(String, Value)]) -> Result<u64, Misfit> {

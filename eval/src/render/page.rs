@@ -140,12 +140,15 @@ pub(super) fn of_report(report: &Report) -> Page<'_> {
 }
 
 fn model(model: &Model) -> Section<'static> {
-    let facts = vec![
+    let mut facts = vec![
         ("source", model.source.clone()),
         ("family", model.family.clone()),
         ("parameters", grouped(model.parameters)),
         ("weights", bytes(model.bytes)),
     ];
+    let again =
+        |main_type| format!("already, most of it as {main_type}: what that cost comes on top of the figures");
+    facts.extend(model.quantized_as.as_ref().map(|main_type| ("quantized", again(main_type))));
     Section { heading: "Model", facts, ..Section::default() }
 }
 

@@ -14,6 +14,7 @@ use crate::{Convention, Divergence, Perplexity};
 
 pub(crate) fn model() -> Model {
     Model {
+        quantized_as: None,
         source: "models/books-7m".to_owned(),
         family: "llama".to_owned(),
         parameters: 7_344_384,

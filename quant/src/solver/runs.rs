@@ -16,7 +16,7 @@ impl Runs {
     /// `U^T U` the inverse of the Hessian, and what the later columns cannot make up for costs `e' (U' U)^-1 e` on the run.
     ///
     /// # Source
-    /// Tseng et al., "QuIP#", arXiv:2402.04396, section 4.1 (BlockLDLQ).
+    /// Tseng et al., "`QuIP`#", arXiv:2402.04396, section 4.1 (`BlockLDLQ`).
     pub fn before_later(codebook: &'static dyn Codebook, triangle: ArrayView2<'_, f32>) -> Self {
         Self::new(codebook, triangle, |block| {
             let inverse = inverse_upper(block);

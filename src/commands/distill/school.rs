@@ -117,6 +117,7 @@ impl<'a> School<'a> {
             output: &self.args.output,
             overwrite: self.overwrite,
             pre_tokenizer: None,
+            max_part_bytes: None,
             precision: self.args.precision.into(),
             max_memory: self.max_memory,
             computer: &self.cpu,

@@ -49,7 +49,13 @@ pub fn run(path: &Path, global: &Global) -> Result<()> {
     let page = Page { schema: report::SCHEMA, title, sections: vec![first, table(&statistics)] };
     let columns = statistics.iter().map(|entry| entry.columns as u64).sum();
     let source = path.display().to_string();
-    let model = report::Model { source, family: "imatrix".to_owned(), parameters: columns, bytes };
+    let model = report::Model {
+        source,
+        family: "imatrix".to_owned(),
+        parameters: columns,
+        bytes,
+        quantized_as: None,
+    };
     let found: serde_json::Map<_, _> =
         page.sections[0].facts.iter().map(|(label, text)| ((*label).to_owned(), json!(text))).collect();
     let inspection = json!({"facts": found, "statistics": statistics});

@@ -295,6 +295,7 @@ impl PruneJob<'_> {
             path: self.output,
             overwrite: self.overwrite,
             pre_tokenizer: self.pre_tokenizer,
+            max_part_bytes: None,
         }
     }
 
