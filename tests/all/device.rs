@@ -56,6 +56,8 @@ impl Model {
             imatrix: None,
             shared: false,
             seed: None,
+            corrected: false,
+            tuned: None,
         };
         Self {
             source,
@@ -84,6 +86,8 @@ impl Model {
             output,
             overwrite: Overwrite::No,
             pre_tokenizer: None,
+            tuning: None,
+            correct: attar::plan::Correct::Off,
             precision,
             max_memory: None,
             computer,
