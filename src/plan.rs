@@ -511,11 +511,9 @@ fn correction(
         (Correct::Auto, None) => {
             let widest = tensors.iter().filter(|t| reads_inputs(&t.spec)).map(|t| t.spec.shape[1]).max();
             let tokens = calibration.map_or(0, |calibration| calibration.tokens);
+            // Never by memory: a budget changes no output.
             let enough = tokens >= CORRECTED_FROM * widest.unwrap_or(0);
-            match estimate(true) {
-                Ok(memory) if enough && memory.fits(request.max_memory) => Ok((memory, true)),
-                _ => Ok((estimate(false)?, false)),
-            }
+            Ok((estimate(enough)?, enough))
         }
         (Correct::Off, _) | (Correct::Auto, Some(_)) => Ok((estimate(false)?, false)),
     }
@@ -525,7 +523,7 @@ fn correction(
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Correct {
-    /// Where there is text enough, and memory.
+    /// Where there is text enough.
     #[default]
     Auto,
     /// Yes, or not at all.

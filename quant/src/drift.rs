@@ -135,7 +135,7 @@ mod tests {
         statistics.observe(now.view());
         let mut drift = Drift::new(w.ncols(), lost.map(|_| w.nrows()));
         drift.observe(was.view(), now.view(), lost.map(|lost| lost.view()));
-        Correction::new(&statistics, &drift, ridge).unwrap().corrected(w.view(), 0)
+        Correction::new(&statistics, &drift, ridge).expect("positive definite").corrected(w.view(), 0)
     }
 
     fn squared(x: &Array2<f32>) -> f64 {

@@ -112,13 +112,15 @@ impl Pass<'_> {
         };
         if tuned.is_some() {
             // The errors of a matrix were those of codes that have changed since.
-            tensors.iter_mut().for_each(|t| (t.relative_error, t.rtn_relative_error) = (None, None));
+            for tensor in &mut tensors {
+                (tensor.relative_error, tensor.rtn_relative_error) = (None, None);
+            }
         }
         let names = self.plan.tensors.iter().map(|t| t.spec.name.as_str());
         let positions: HashMap<_, _> = names.enumerate().map(|(position, name)| (name, position)).collect();
         tensors.sort_by_key(|report| positions.get(report.name.as_str()));
         stage.done();
-        Ok(Outcome { tensors, routing, calibrating, tuned })
+        Ok(Outcome { tensors, routing, tuned, calibrating })
     }
 
     /// Tunes what was chosen.

@@ -147,7 +147,7 @@ impl<'a> Learner<'a> {
     }
 
     /// Moves against a gradient of the values, `[out_features, in_features]`.
-    fn step(&mut self, number: u32, d: ArrayView2<'_, f32>, rate: f32) {
+    fn step(&mut self, number: u32, d: &Array2<f32>, rate: f32) {
         let Some(encoding) = self.held.encoding.grid() else { return };
         let [d_scale, d_min] = by_factors(self.held, d, self.scale.view().dim());
         self.scale.step(number, d_scale, rate);
@@ -157,7 +157,7 @@ impl<'a> Learner<'a> {
 }
 
 /// The gradients of the factors of scales and of minima, `[out_features, units]`: `value = scale * (level - zero) - min`.
-fn by_factors(held: &Coded, d: ArrayView2<'_, f32>, shape: (usize, usize)) -> [Array2<f32>; 2] {
+fn by_factors(held: &Coded, d: &Array2<f32>, shape: (usize, usize)) -> [Array2<f32>; 2] {
     let (grid, codes) = (&held.grid, &held.codes);
     let unit = codes.ncols() / shape.1;
     let decoded = grid.decode_all(codes.view());
@@ -196,7 +196,8 @@ impl Tuning<'_> {
         let floats = parts.floats.clone();
         let tokens = self.learn(tensors, &learned, parts)?;
         let after = self.score(&held_out)?;
-        if !(after < before) {
+        let helped = after < before;
+        if !helped {
             parts.coded.values_mut().zip(grids).for_each(|(coded, grid)| coded.grid = grid);
             parts.floats = floats;
         }
@@ -257,7 +258,7 @@ impl Tuning<'_> {
                 let Some(gradients) = gradients.get(&tensor.spec.layer) else { continue };
                 let (name, spec) = (tensor.spec.name.as_str(), &tensor.spec);
                 if let (Some(learner), Some(d)) = (learners.get_mut(name), gathered(gradients, tensor)) {
-                    learner.step(number, d.view(), rate);
+                    learner.step(number, &d, rate);
                     put(&mut self.student, tensor, &learner.held.decoded());
                 } else if let (Some(d), Some(mut weight), Some(kept)) = (
                     gradients.get(spec.role).filter(|d| d.ndim() == 1),

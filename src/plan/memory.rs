@@ -45,17 +45,6 @@ pub struct Memory {
     pub hidden_bytes: u64,
 }
 
-impl Memory {
-    /// Whether that is within `max_memory`, or what the machine can well spare.
-    pub(super) fn fits(&self, max_memory: Option<u64>) -> bool {
-        self.peak_bytes <= limit(max_memory)
-    }
-}
-
-fn limit(max_memory: Option<u64>) -> u64 {
-    max_memory.or_else(|| available_bytes().map(|bytes| bytes / SHARE)).unwrap_or(u64::MAX)
-}
-
 /// The ways to run, the fastest first. What is computed twice costs less than what is written and read.
 const WAYS: [Way; 4] = [
     Way { spilled: false, carry: Carry { attn_out: true, mlp_mid: true } },
@@ -83,7 +72,7 @@ pub fn estimate(
     max_memory: Option<u64>,
 ) -> Result<Memory> {
     let work = Work { beside, twin, ..Work::new(config, tensors, calibration) };
-    let limit = limit(max_memory);
+    let limit = max_memory.or_else(|| available_bytes().map(|bytes| bytes / SHARE)).unwrap_or(u64::MAX);
     let [.., leanest] = WAYS;
     let way = WAYS.into_iter().find(|way| work.peak(*way) <= limit);
     let way = match (way, max_memory) {
@@ -229,6 +218,8 @@ impl Work {
                 "a block, the Gram matrix of its widest input and what is made of that alone need this much"
             } else if self.tokens == 0 {
                 "the largest matrix alone needs this much"
+            } else if self.twin {
+                "a block, the same block unquantized, and what tells them apart need this much; --correct-drift off needs about half"
             } else {
                 "a block and its statistics alone need this much; --method rtn needs neither"
             },

@@ -55,6 +55,8 @@ impl Model {
             routing: Vec::new(),
             imatrix: None,
             shared: false,
+            corrected: false,
+            tuned: None,
             seed: None,
         };
         Self {

@@ -163,6 +163,8 @@ fn open_parts(path: &Path, paths: &[PathBuf]) -> Result<Vec<(Map, parse::Header)
     let tensors = parts.iter().map(|(_, header)| header.tensors.len()).sum();
     for (no, (path, (_, header))) in paths.iter().zip(&parts).enumerate() {
         check_part(no, paths.len(), &header.metadata).map_err(flawed(path))?;
+    }
+    for (path, (_, header)) in paths.iter().zip(&parts) {
         check_tensors(&header.metadata, tensors).map_err(flawed(path))?;
     }
     Ok(parts)

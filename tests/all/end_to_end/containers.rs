@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use attar::mix::FILE_TYPES;
-use attar_checkpoint::{Container, decode_floats, safetensors};
+use attar_checkpoint::{Container, GgmlType, decode_floats, safetensors};
 use serde_json::Value;
 
 use super::QUICK;
@@ -39,15 +39,26 @@ fn inspect_names_the_family_and_what_each_scheme_would_make_of_it() {
     }
 }
 
-/// The `gguf` crate knows nothing of attar. It reads headers, of the types up to 18: all but bf16.
+/// The last type whose number the `gguf` crate knows.
+const LAST_KNOWN: u32 = 18;
+
+/// The `gguf` crate knows nothing of attar. It reads headers, of the types up to 18.
 #[test]
 fn an_independent_reader_finds_every_tensor_of_every_file_type() {
     let place = Place::new();
-    for file_type in FILE_TYPES.iter().filter(|file_type| file_type.name != "bf16") {
+    for file_type in FILE_TYPES {
         let scheme = file_type.name;
         place.done(&format!(
-            "quantize books-2m -o {scheme}.gguf --scheme {scheme} --method rtn --no-eval --quiet --json report.json"
+            "quantize books-2m -o {scheme}.gguf --scheme {scheme} --calib-tokens 256 --no-eval --quiet --json report.json"
         ));
+        let ours = place.json("report.json");
+        let known = |tensor: &serde_json::Value| {
+            let encoding = GgmlType::from_name(tensor["encoding"].as_str().unwrap()).unwrap();
+            encoding.id() <= LAST_KNOWN
+        };
+        if !ours["tensors"].as_array().unwrap().iter().all(known) {
+            continue;
+        }
         let file = fs::read(place.at(&format!("{scheme}.gguf"))).unwrap();
         let theirs = gguf::GGUFFile::read(&file).unwrap().unwrap();
         let metadata: BTreeMap<&str, String> = theirs
@@ -66,7 +77,8 @@ fn an_independent_reader_finds_every_tensor_of_every_file_type() {
             let name = tensor["stored_name"].as_str().unwrap();
             let their =
                 theirs.tensors.iter().find(|their| their.name == name).unwrap_or_else(|| panic!("{name}"));
-            let encoding = tensor["encoding"].as_str().unwrap().replace("_k", "k");
+            let encoding =
+                tensor["encoding"].as_str().unwrap().replace("_k", "k").replace("iq2_xxs", "iq2xxs");
             assert_eq!(format!("{:?}", their.tensor_type).to_lowercase(), encoding, "{scheme}: {name}");
         }
     }
