@@ -294,7 +294,8 @@ impl QuantizeTable {
     /// What does not go together, under the key that it is about.
     fn goal(&self) -> std::result::Result<Option<Goal>, (&'static str, Failure)> {
         let key = if self.target_size.is_some() { "target_size" } else { "target_bpw" };
-        let bytes = self.target_size.as_deref().map(|size| parse_bytes(size).map_err(Failure::new));
+        let too_odd = |why| Failure::new(why).hint("a size is a number and a unit: target_size = \"4.2GB\"");
+        let bytes = self.target_size.as_deref().map(|size| parse_bytes(size).map_err(too_odd));
         let bytes = bytes.transpose().map_err(|failure| ("target_size", failure))?;
         let allow = self.allow.iter().map(|name| written_type(name)).collect::<Result<Vec<_>>>();
         let allow = allow.map_err(|failure| ("allow", failure))?;
