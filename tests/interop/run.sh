@@ -51,7 +51,7 @@ for scheme in f32 bf16 q8_0 q4_0 q5_1 q4_k_m q6_k iq4_xs nvfp4 iq3_s iq2_xs iq1_
   by=(--method rtn)
   [[ $scheme == @(f32|bf16) ]] || by+=(--imatrix "$work/folders.imatrix.gguf")
   "$attar" quantize "$model" -o "$work/out.gguf" --scheme "$scheme" "${by[@]}" --no-eval --quiet --force --split-max-size 1MB >/dev/null
-  file=$(ls "$work"/out.gguf "$work"/out-00002-of-*.gguf 2>/dev/null | tail -1) # any part is the whole
+  file=$(ls "$work"/out.gguf "$work"/out-00002-of-*.gguf 2>/dev/null | tail -1 || true) # any part is the whole
   "$attar" convert "$file" -o "$work/back-$scheme" --quiet >/dev/null
   "$attar" eval "$file" "${scores[@]}" --convention hf --chunks 8 --quiet --json "$work/back.json" >/dev/null
   "$python" "$here/check_folder.py" "$work/back-$scheme" "$work/back.json" "$text" 2>"$work/log" || { cat "$work/log"; exit 1; }
