@@ -86,7 +86,9 @@ pub(super) fn metadata_of_part(
     let mut told: Vec<_> = metadata.iter().filter(|(key, _)| is_told(key)).cloned().collect();
     let [no, count] = [no, count].map(|value| Value::U16(u16::try_from(value).unwrap_or(u16::MAX)));
     let tensors = Value::I32(i32::try_from(tensors).unwrap_or(i32::MAX));
-    told.extend(SPLIT_KEYS.map(str::to_owned).into_iter().zip([no, count, tensors]));
+    // In the order of llama-gguf-split, which learns the number of parts last.
+    let keys = [(SPLIT_NO, no), (SPLIT_TENSORS, tensors), (SPLIT_COUNT, count)];
+    told.extend(keys.map(|(key, value)| (key.to_owned(), value)));
     told
 }
 
