@@ -85,7 +85,7 @@ fn parts_are_written_as_they_are_read_and_only_the_first_describes_the_model() {
     assert_eq!((file.parts(), file.tensors()), (&parts[..], &tensors[..]));
     assert!((0..4).all(|no| file.bytes(&format!("t{no}")).unwrap() == [no as u8; 40]));
     let keys = |file: &File| file.all_metadata().iter().map(|(key, _)| key.clone()).collect::<Vec<_>>();
-    let split = ["split.no", "split.count", "split.tensors.count"];
+    let split = ["split.no", "split.tensors.count", "split.count"];
     assert_eq!(keys(&file), [&["about", "general.alignment"][..], &split].concat());
     assert_eq!(file.metadata("split.tensors.count"), Some(&Value::I32(4)));
     assert_eq!(names_in(folder.path()), ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"]);
