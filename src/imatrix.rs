@@ -111,15 +111,11 @@ impl Imatrix {
             sha256: self.sha256.clone(),
             tokens: self.matrix.most_counted(),
             ctx: self.matrix.chunk_size.unwrap_or(CHUNK_SIZE).into(),
-            seed: None,
-            shared: false,
-            corrected: false,
-            tuned: None,
-            routing: Vec::new(),
             imatrix: Some(report::Imatrix {
                 datasets: self.used.datasets.clone(),
                 entries: self.used.entries as u64,
             }),
+            ..report::Calibration::default()
         }
     }
 }

@@ -431,9 +431,8 @@ mod tests {
     fn the_fitting_type_is_never_larger_than_the_official_one() {
         for wanted in GgmlType::all().filter(|t| t.block_len() > 1) {
             for row_length in [32, 64, 96, 128, 172, 320, 352] {
-                let bits = |t: GgmlType| 8.0 * t.block_bytes() as f64 / t.block_len() as f64;
                 let [official, fitting] = [Fallback::LlamaCpp, Fallback::Fitting]
-                    .map(|fallback| bits(shape_fallback(wanted, row_length, fallback)));
+                    .map(|fallback| shape_fallback(wanted, row_length, fallback).bits_per_weight());
                 assert!(fitting <= official, "{wanted} in rows of {row_length}: {fitting} beside {official}");
             }
         }

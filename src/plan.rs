@@ -1,6 +1,7 @@
 //! What will happen: every tensor, its type and size, what it takes, and what cannot work, before any work starts.
 
 mod collecting;
+mod drift;
 mod lines;
 mod local;
 mod machine;
@@ -8,30 +9,28 @@ mod memory;
 mod pruned;
 mod scoring;
 mod training;
+mod types;
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use attar_checkpoint::{Dtype, GgmlType};
 use attar_model::device::{Aim, Work};
 use attar_model::{Device, ExpertNumbers, Precision, Role, TensorSpec};
-use attar_quant::{Detail, GridEncoding, IntEncoding, Named, ScaleDtype, Solver, Sparsity, encoding};
-use clap::ValueEnum;
-use regex::Regex;
-use serde::Deserialize;
+use attar_quant::{GridEncoding, IntEncoding, Named, ScaleDtype, Solver, Sparsity};
 
 use crate::device::{self, Computer};
-use crate::diagnostic::{Explain, Failure, Result, nearest};
+use crate::diagnostic::{Explain, Failure, Result};
 use crate::imatrix::{Imatrix, Used};
-use crate::mix::{Fallback, FileType, Matrix, MixContext, shape_fallback};
 use crate::scheme::{IntegerScheme, Scheme};
-use crate::source::Source;
+use crate::source::{Source, of_most};
 use crate::talk::{human_bytes, thousands};
+pub use drift::Correct;
 pub use local::{LocalMemory, PART_TOKENS};
 pub(crate) use machine::in_kib;
 pub use memory::Memory;
 pub use scoring::{ScoringMemory, ScoringSize};
 pub use training::{STEP_TOKENS, Teaching, TrainingMemory, TrainingSize};
+pub use types::{Exact, NO_RULES, TensorRule, TypeRules, float_dtype, written_type};
 
 /// What becomes of one tensor.
 #[derive(Clone, Copy, Debug)]
@@ -126,139 +125,6 @@ pub struct Plan {
     pub experts: Option<ExpertNumbers>,
 }
 
-/// What the user may say about single tensors: `REGEX=TYPE`.
-#[derive(Clone, Debug)]
-pub struct TensorRule {
-    pattern: Regex,
-    wanted: String,
-}
-
-impl std::str::FromStr for TensorRule {
-    type Err = Failure;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let (pattern, wanted) = text.rsplit_once('=').ok_or_else(|| {
-            Failure::new(format!("`{text}` is not a tensor rule"))
-                .hint("write REGEX=TYPE, for example --tensor 'ffn_down=q6_k'")
-        })?;
-        let pattern = Regex::new(pattern).doing(|| format!("while reading the tensor rule `{text}`")).hint(
-            || "what stands before the `=` is a regular expression, for example --tensor 'ffn_down=q6_k'",
-        )?;
-        let wanted = wanted.to_ascii_lowercase();
-        if wanted != "float" && GgmlType::from_name(&wanted).is_none() && wanted.parse::<Scheme>().is_err() {
-            let types = GgmlType::all().map(GgmlType::name).filter(|name| encoding(name).is_some());
-            let meant = nearest(&wanted, types.chain(["float"]));
-            return Err(not_written(&wanted).did_you_mean(meant))
-                .doing(|| format!("while reading the tensor rule `{text}`"));
-        }
-        Ok(Self { pattern, wanted })
-    }
-}
-
-/// A type for every tensor of a GGUF file that has one chosen for it.
-#[derive(Clone, Debug)]
-pub struct Exact {
-    /// The type, by the tensor's name in the file.
-    pub types: BTreeMap<String, GgmlType>,
-    /// What they were chosen for, in place of a scheme's name.
-    pub name: String,
-}
-
-/// What the user says of tensor types besides the scheme.
-#[derive(Clone, Debug, Default)]
-pub struct TypeRules {
-    /// Rules for single tensors, first match wins.
-    pub tensors: Vec<TensorRule>,
-    /// Every matrix gets the file type's main type.
-    pub pure: bool,
-    /// The type of the head.
-    pub output: Option<GgmlType>,
-    /// The type of the embedding.
-    pub embedding: Option<GgmlType>,
-    /// What becomes of rows that do not fit.
-    pub fallback: Fallback,
-    /// Whether such rows are refused instead.
-    pub no_fallback: bool,
-    /// Types that were chosen tensor by tensor, which nothing else changes.
-    pub exact: Option<Exact>,
-}
-
-/// Nothing but the scheme.
-pub static NO_RULES: TypeRules = TypeRules {
-    tensors: Vec::new(),
-    pure: false,
-    output: None,
-    embedding: None,
-    fallback: Fallback::LlamaCpp,
-    no_fallback: false,
-    exact: None,
-};
-
-impl TypeRules {
-    /// The type that was asked for a matrix, where one was.
-    fn wanted(&self, spec: &TensorSpec, file_type: FileType, context: MixContext) -> Result<GgmlType> {
-        let exact = self.exact.as_ref().and_then(|exact| exact.types.get(&spec.gguf_name));
-        if let Some(wanted) =
-            exact.copied().map_or_else(|| self.asked(spec, context.tied), |t| Ok(Some(t)))?
-        {
-            return Ok(wanted);
-        }
-        if self.pure {
-            return Ok(file_type.default_type);
-        }
-        let matrix = Matrix {
-            role: spec.role,
-            layer: spec.layer.unwrap_or(0),
-            row_length: spec.shape[1],
-            is_expert: spec.expert.is_some(),
-        };
-        Ok(file_type.tensor_type(matrix, context))
-    }
-
-    /// The type that the user names for a matrix, where one is named.
-    ///
-    /// # Errors
-    /// A rule whose type no GGUF file has.
-    pub fn asked(&self, spec: &TensorSpec, tied: bool) -> Result<Option<GgmlType>> {
-        let is_head = spec.role == Role::Head || (spec.role == Role::Embedding && tied);
-        if let Some(wanted) = self.output.filter(|_| is_head) {
-            return Ok(Some(wanted));
-        }
-        if let Some(wanted) = self.embedding.filter(|_| spec.role == Role::Embedding) {
-            return Ok(Some(wanted));
-        }
-        let rule = self.tensors.iter().find(|rule| rule.matches(spec));
-        rule.map(|rule| ggml_type(&rule.wanted)).transpose()
-    }
-
-    /// Whether anything is said that only GGUF files have.
-    fn is_for_gguf(&self) -> bool {
-        self.pure
-            || self.no_fallback
-            || self.output.is_some()
-            || self.embedding.is_some()
-            || self.fallback != Fallback::LlamaCpp
-    }
-}
-
-/// The tensor type of a name that attar writes.
-///
-/// # Errors
-/// With the nearest name.
-pub fn written_type(name: &str) -> Result<GgmlType> {
-    let name = name.to_ascii_lowercase();
-    ggml_type(&name).map_err(|failure| {
-        let types = GgmlType::all().map(GgmlType::name).filter(|name| encoding(name).is_some());
-        failure.did_you_mean(nearest(&name, types))
-    })
-}
-
-impl TensorRule {
-    fn matches(&self, spec: &TensorSpec) -> bool {
-        self.pattern.is_match(&spec.name) || self.pattern.is_match(&spec.gguf_name)
-    }
-}
-
 /// What is asked of a plan.
 pub struct Request<'a> {
     /// The model to be compressed.
@@ -322,7 +188,7 @@ impl Plan {
             None => Device::Cpu,
         };
         let experts = request.source.config.experts.clone();
-        let (memory, corrects) = correction(request, (&tensors, calibration), &device)?;
+        let (memory, corrects) = drift::correction(request, (&tensors, calibration), &device)?;
         let is_even = |t: &PlannedTensor| match &t.treatment {
             Treatment::Codes(encoding) => encoding.grid().is_none_or(GridEncoding::is_even),
             Treatment::Float(_) => true,
@@ -336,6 +202,12 @@ impl Plan {
     /// The tensors of one layer.
     pub fn of_layer(&self, layer: usize) -> impl Iterator<Item = &PlannedTensor> {
         self.tensors.iter().filter(move |t| t.spec.layer == Some(layer))
+    }
+
+    /// The names of what is loaded first of a layer, if there is such a layer: experts but the first come one by one.
+    pub fn first_of(&self, layer: usize) -> Vec<String> {
+        let is_first = |t: &&PlannedTensor| t.spec.expert.is_none_or(|expert| expert.index == 0);
+        self.of_layer(layer).filter(is_first).map(|t| t.spec.name.clone()).collect()
     }
 
     /// Embedding, final norm, head.
@@ -355,11 +227,7 @@ impl Plan {
 
     /// The type of most weights.
     pub fn main_type(&self) -> String {
-        let mut weights = BTreeMap::<String, usize>::new();
-        for tensor in &self.tensors {
-            *weights.entry(tensor.encoding_name()).or_default() += tensor.weights();
-        }
-        weights.into_iter().max_by_key(|(_, weights)| *weights).map_or_else(String::new, |(name, _)| name)
+        of_most(self.tensors.iter().map(|t| (t.encoding_name(), t.weights()))).unwrap_or_default()
     }
 
     /// Average bits per weight, embeddings and head included.
@@ -439,7 +307,7 @@ fn plan_tensor(spec: &TensorSpec, request: &Request, output: &Output) -> Result<
     let rule = request.rules.tensors.iter().find(|rule| rule.matches(spec));
     let (treatment, fallback) = match (output, &spec.shape[..]) {
         (Output::Gguf { .. }, _) if spec.role == Role::Router => (Treatment::Float(Dtype::F32), None),
-        (Output::Gguf { .. }, [_, row_length]) => gguf_matrix(spec, *row_length, request)?,
+        (Output::Gguf { .. }, [_, row_length]) => types::gguf_matrix(spec, *row_length, request)?,
         (Output::Gguf { .. }, _) => (Treatment::Float(Dtype::F32), None),
         (Output::Plain, _) => (Treatment::Float(plain_dtype(spec, request, rule)?), None),
         (Output::CompressedTensors(scheme), _) => (folder_matrix(spec, request, *scheme, rule)?, None),
@@ -482,102 +350,6 @@ fn holds_zeros(spec: &TensorSpec, sparsity: Sparsity, treatment: &Treatment) -> 
             .hint("integers such as w4a16-g128, q4_0, q5_0, q6_k, q8_0 and floats can"));
     }
     Ok(())
-}
-
-/// Tokens per column from which on drift is corrected unless the user says otherwise: on fewer, what is regressed is mostly noise.
-const CORRECTED_FROM: usize = 16;
-
-/// What the pass will need, and whether the model as it was runs beside.
-fn correction(
-    request: &Request,
-    (tensors, calibration): (&[PlannedTensor], Option<CalibrationSize>),
-    device: &Device,
-) -> Result<(Memory, bool)> {
-    let config = &request.source.config;
-    let estimate = |twin| memory::estimate(config, tensors, calibration, (0, twin), request.max_memory);
-    let unable = match calibration {
-        None => Some("nothing is learned from a text"),
-        Some(_) if request.solver.reads() != Detail::Gram => Some("the method feeds no errors back"),
-        Some(_) if request.zeros.is_some() => Some("weights become 0"),
-        Some(_) if config.experts.is_some() => Some("the model has experts"),
-        Some(_) if !matches!(device, Device::Cpu) => Some("that is done on the processor only"),
-        Some(_) => None,
-    };
-    match (request.correct, unable) {
-        (Correct::On, Some(why)) => {
-            Err(Failure::new(format!("drift cannot be corrected: {why}")).hint("leave --correct-drift out"))
-        }
-        (Correct::On, None) => Ok((estimate(true)?, true)),
-        (Correct::Auto, None) => {
-            let widest = tensors.iter().filter(|t| reads_inputs(&t.spec)).map(|t| t.spec.shape[1]).max();
-            let tokens = calibration.map_or(0, |calibration| calibration.tokens);
-            // Never by memory: a budget changes no output.
-            let enough = tokens >= CORRECTED_FROM * widest.unwrap_or(0);
-            Ok((estimate(enough)?, enough))
-        }
-        (Correct::Off, _) | (Correct::Auto, Some(_)) => Ok((estimate(false)?, false)),
-    }
-}
-
-/// Whether the unquantized model runs beside the one that becomes codes, so that each matrix makes up for what those before it have lost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Correct {
-    /// Where there is text enough.
-    #[default]
-    Auto,
-    /// Yes, or not at all.
-    On,
-    /// No.
-    Off,
-}
-
-/// The type llama-quantize would give this matrix, or the user's rule, made to fit the row.
-fn gguf_matrix(
-    spec: &TensorSpec,
-    row_length: usize,
-    request: &Request,
-) -> Result<(Treatment, Option<String>)> {
-    let Some(Scheme::Gguf(file_type)) = request.scheme else {
-        return Ok((Treatment::Float(request.source.float_dtype(spec)), None));
-    };
-    let config = &request.source.config;
-    let experts = config.experts.as_ref().map_or(0, |experts| experts.num_experts);
-    let context = MixContext {
-        experts,
-        layers: config.num_hidden_layers,
-        tied: config.tie_word_embeddings,
-        with_data: request.calibration.is_some() || request.imatrix.is_some(),
-        is_llama_70b: config.family.gguf_arch == "llama"
-            && config.num_hidden_layers == 80
-            && experts != 8
-            && config.num_attention_heads != config.num_key_value_heads,
-        queries_per_key: config.num_attention_heads / config.num_key_value_heads.max(1),
-    };
-    let wanted = request.rules.wanted(spec, file_type, context)?;
-    let chosen = shape_fallback(wanted, row_length, request.rules.fallback);
-    let unfit =
-        || format!("rows of {row_length} do not fit {} (blocks of {})", wanted.name(), wanted.block_len());
-    if chosen != wanted && request.rules.no_fallback {
-        return Err(Failure::new(unfit()).hint(format!(
-            "leave --no-fallback out to have it as {}, or say what it is to be: --tensor '{}=q8_0'",
-            chosen.name(),
-            spec.role.as_str()
-        )));
-    }
-    if !context.with_data && file_type.needs_data(spec.role, chosen) {
-        return Err(Failure::new(format!(
-            "{} is no use without knowing what its inputs are like",
-            chosen.name()
-        ))
-        .hint("calibrate (leave --method out), give an importance matrix, or choose q2_k or a larger type"));
-    }
-    let fallback = (chosen != wanted).then(|| format!("{}: {}", unfit(), chosen.name()));
-    let treatment = match float_dtype(chosen) {
-        Some(dtype) => Treatment::Float(dtype),
-        None => Treatment::Codes(encoding(chosen.name()).ok_or_else(|| not_written(chosen.name()))?),
-    };
-    Ok((treatment, fallback))
 }
 
 /// Integers for the matrices of the blocks, everything else as it is.
@@ -655,32 +427,6 @@ fn plain_dtype(spec: &TensorSpec, request: &Request, rule: Option<&TensorRule>) 
         Some(Scheme::Gguf(file_type)) => float_dtype(file_type.default_type).unwrap_or(Dtype::F32),
         _ => request.source.float_dtype(spec),
     })
-}
-
-fn ggml_type(name: &str) -> Result<GgmlType> {
-    GgmlType::from_name(name).filter(|t| encoding(t.name()).is_some()).ok_or_else(|| not_written(name))
-}
-
-fn not_written(name: &str) -> Failure {
-    Failure::new(format!("attar does not write the tensor type `{name}`"))
-        .hint(format!("types: {}", written_types().join(" ")))
-}
-
-/// The names of the types attar writes, the one of most bits first.
-fn written_types() -> Vec<&'static str> {
-    let mut types: Vec<_> = GgmlType::all().filter(|t| encoding(t.name()).is_some()).collect();
-    types.sort_by_key(|t| std::cmp::Reverse(t.block_bytes() * 1024 / t.block_len()));
-    types.into_iter().map(GgmlType::name).collect()
-}
-
-/// The floats of a tensor type that has no blocks.
-pub fn float_dtype(ggml_type: GgmlType) -> Option<Dtype> {
-    match ggml_type {
-        GgmlType::F32 => Some(Dtype::F32),
-        GgmlType::F16 => Some(Dtype::F16),
-        GgmlType::Bf16 => Some(Dtype::Bf16),
-        _ => None,
-    }
 }
 
 /// The plan as a person reads it: one line per distinct treatment, then the sums.

@@ -251,6 +251,11 @@ impl GgmlType {
     pub fn block_bytes(self) -> usize {
         self.row().4
     }
+
+    /// Bits that a value takes on average.
+    pub fn bits_per_weight(self) -> f64 {
+        8.0 * self.block_bytes() as f64 / self.block_len() as f64
+    }
 }
 
 impl fmt::Display for GgmlType {

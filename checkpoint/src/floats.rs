@@ -37,6 +37,14 @@ pub fn decode_floats(dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>, Error> {
     Ok(out)
 }
 
+/// What is left of `values` once they are stored as `dtype`.
+///
+/// # Errors
+/// As [`encode_floats`].
+pub fn round_floats(dtype: Dtype, values: &[f32]) -> Result<Vec<f32>, Error> {
+    decode_floats(dtype, &encode_floats(dtype, values)?)
+}
+
 /// Encodes `values` as little-endian floats, rounded to the nearest value the type has, ties to even.
 ///
 /// What is too large for the type becomes infinite.

@@ -26,7 +26,7 @@ mod unwritten;
 pub use container::{Container, TensorInfo};
 pub use dtype::{Dtype, GgmlType};
 pub use error::Error;
-pub use floats::{decode_floats, encode_floats};
+pub use floats::{decode_floats, encode_floats, round_floats};
 pub use format::{FORMATS, Format, open};
 pub use listing::Listing;
 pub use scratch::Scratch;

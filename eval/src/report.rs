@@ -299,7 +299,7 @@ pub struct Reference {
 }
 
 /// What became of one weight tensor.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Tensor {
     /// Hugging Face name.
     pub name: String,
@@ -348,7 +348,7 @@ impl Tensor {
 }
 
 /// The text statistics were collected on.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Calibration {
     /// Its files, as given.
     pub files: Vec<String>,

@@ -140,6 +140,12 @@ impl Share {
         self.weights.extend(&below.weights);
     }
 
+    /// [`append`](Self::append) of every expert's share.
+    pub fn append_all(all: &mut Vec<Self>, first: usize, below: &[Self]) {
+        all.resize(below.len(), Self::default());
+        all.iter_mut().zip(below).for_each(|(all, below)| all.append(first, below));
+    }
+
     /// Whether there are no tokens.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()

@@ -323,6 +323,11 @@ pub struct Streaming {
 }
 
 impl Streaming {
+    /// By default but for where hidden states are kept.
+    pub fn kept(keeping: &Keeping) -> Self {
+        Self { keeping: keeping.clone(), ..Self::default() }
+    }
+
     /// Row ranges of whole windows of `ctx` tokens that pass through a block together.
     pub fn chunks(&self, tokens: usize, ctx: usize) -> impl Iterator<Item = Range<usize>> + use<> {
         let step = match self.tokens_at_once {

@@ -57,7 +57,7 @@ pub use encoding::{
 pub use error::Error;
 pub use factor::{Factor, Feedback, Refusal, Settings, shrinkage_for};
 pub use grid::Grid;
-pub use loss::{energy_by_column, weighted_energy};
+pub use loss::{energy, energy_by_column, weighted_energy};
 pub use solver::{
     DeviceFactor, DeviceGptq, DeviceSolution, DeviceStatistics, Facts, FloatSolution, Gptq, Rtn, SOLVERS,
     Solution, Solver, SparseGpt, Step, Wanda, solver,

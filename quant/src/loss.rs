@@ -1,3 +1,4 @@
+use crate::Sums;
 use attar_tensor::matmul;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis, Zip, s};
@@ -32,6 +33,19 @@ pub fn energy_by_column(e: ArrayView2<'_, f32>, h: ArrayView1<'_, f32>) -> f64 {
         *sum = Zip::from(e).and(h).fold(0.0, |sum, &e, &h| sum + f64::from(h) * f64::from(e) * f64::from(e));
     });
     rows.iter().sum()
+}
+
+/// The energy of `e`, `[rows, n]`, in the metric of the inputs that `sums` are of: the squares alone where there are none.
+///
+/// # Panics
+/// Where the sums are not of as many inputs as `e` has columns.
+#[must_use]
+pub fn energy(e: ArrayView2<'_, f32>, sums: Option<&Sums>) -> f64 {
+    match sums {
+        Some(Sums::Gram(gram)) => weighted_energy(e, gram.view()),
+        Some(Sums::Squares(squares)) => energy_by_column(e, squares.view()),
+        None => e.iter().map(|&x| f64::from(x) * f64::from(x)).sum(),
+    }
 }
 
 /// By blocks on the diagonal and twice those left of it.

@@ -22,7 +22,7 @@ pub use self::rtn::Rtn;
 pub use self::sparse_gpt::SparseGpt;
 pub use self::wanda::Wanda;
 use crate::factor::{Feedback, Refusal};
-use crate::loss::{energy_by_column, weighted_energy};
+use crate::loss::energy;
 use crate::{Codebook, Detail, Error, Factor, Fit, Grid, GridEncoding, Settings, Sparsity, Sums};
 
 /// A way to choose the codes of a weight matrix.
@@ -275,14 +275,6 @@ fn with_feedback(
         return Solution { facts: facts.in_vain(relative_error), ..plain };
     }
     Solution { grid, codes, decoded, facts: Facts { relative_error, ..facts } }
-}
-
-fn energy(x: ArrayView2<'_, f32>, sums: Option<&Sums>) -> f64 {
-    match sums {
-        Some(Sums::Gram(gram)) => weighted_energy(x, gram.view()),
-        Some(Sums::Squares(squares)) => energy_by_column(x, squares.view()),
-        None => x.iter().map(|&x| f64::from(x) * f64::from(x)).sum(),
-    }
 }
 
 /// The reference's own codes, what they decode to, and the facts: the whole of `rtn` and where `gptq` starts.

@@ -230,12 +230,7 @@ impl ImatrixArgs {
             sha256: work.sha256.clone(),
             tokens: work.runs.iter().map(|(run, _)| run.windows.tokens().len() as u64).sum(),
             ctx: matrix.chunk_size.unwrap_or(CHUNK_SIZE).into(),
-            seed: None,
-            shared: false,
-            corrected: false,
-            tuned: None,
-            routing: Vec::new(),
-            imatrix: None,
+            ..report::Calibration::default()
         });
         let devices = work.iter().flat_map(|work| &work.runs).map(|(_, plan)| &plan.device);
         report.run = Some(clock.run(work.map(|_| self.precision.into()), devices));

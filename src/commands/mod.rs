@@ -105,12 +105,8 @@ impl CalibrationRequest<'_> {
             sha256: text::sha256(&texts),
             tokens: windows.tokens().len() as u64,
             ctx: windows.ctx() as u64,
-            shared: false,
-            corrected: false,
-            tuned: None,
             seed: self.seed,
-            routing: Vec::new(),
-            imatrix: None,
+            ..attar_eval::report::Calibration::default()
         };
         Ok(Calibration { windows, facts })
     }

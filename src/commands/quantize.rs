@@ -10,7 +10,7 @@ use crate::commands::{CalibrationRequest, ScoringRequest, prepare};
 use crate::device::Computer;
 use crate::diagnostic::Result;
 use crate::imatrix::Imatrix;
-use crate::pipeline::fit::{Fitted, Goal};
+use crate::pipeline::fit::Goal;
 use crate::pipeline::score::{Kept, Scoring};
 use crate::pipeline::site::check_split;
 use crate::pipeline::teacher::open_cache_of;
@@ -80,8 +80,8 @@ pub fn run(args: &QuantizeArgs, global: &Global) -> Result<()> {
     let mut job = Job { imatrix: imatrix.as_ref(), ..job };
     let mut clock = Clock::default();
     let fitted = goal.map(|goal| clock.time("measure", || job.fit(&goal))).transpose()?;
-    if let Some(Fitted { file_type, rules, .. }) = &fitted {
-        job = Job { scheme: Some(Scheme::Gguf(*file_type)), rules, ..job };
+    if let Some(fitted) = &fitted {
+        job = fitted.applied_to(&job);
     }
     let Some(plan) = prepare(&job, &delivery, global)? else { return Ok(()) };
 

@@ -8,19 +8,17 @@
 
 use std::collections::BTreeMap;
 
-use attar_checkpoint::{Dtype, GgmlType, decode_floats, encode_floats};
+use attar_checkpoint::{GgmlType, round_floats};
 use attar_eval::divergence::kl_divergences;
 use attar_model::{
-    Block, Head, LoadError, ModelConfig, Precision, Role, Streaming, Tap, TensorSpec, Weights, Windows,
-    embed, final_norm, streamed_embeddings,
+    Block, Head, LoadError, ModelConfig, Precision, Role, Tap, TensorSpec, Weights, Windows, embed,
+    final_norm,
 };
-use attar_quant::{
-    Factor, Rtn, Settings, Solver, Statistics, Sums, encoding, energy_by_column, weighted_energy,
-};
+use attar_quant::{Factor, Rtn, Settings, Solver, Statistics, encoding, energy};
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayD, Axis, s};
 
-use super::compress::{STAGES, grid_of};
+use super::compress::grid_of;
 use super::passage::Passage;
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::plan::{Plan, float_dtype};
@@ -69,8 +67,8 @@ pub struct Group<'a> {
 
 impl Group<'_> {
     /// Number of weights.
-    pub fn weights(&self) -> u64 {
-        self.specs.iter().map(|spec| spec.len() as u64).sum()
+    pub fn weights(&self) -> usize {
+        self.specs.iter().map(|spec| spec.len()).sum()
     }
 
     fn first(&self) -> &TensorSpec {
@@ -80,7 +78,7 @@ impl Group<'_> {
     /// The candidates that the whole matrix is rounded to: one or two of them.
     fn probed(&self) -> Vec<GgmlType> {
         let nearest = |bits: f64| {
-            let far = |ggml: GgmlType| (bits_of(ggml) - bits).abs();
+            let far = |ggml: GgmlType| (ggml.bits_per_weight() - bits).abs();
             let types = self.candidates.iter().map(|candidate| candidate.ggml);
             types.min_by(|a, b| far(*a).total_cmp(&far(*b)))
         };
@@ -88,11 +86,6 @@ impl Group<'_> {
         types.dedup();
         types
     }
-}
-
-/// Bits per weight of a type.
-pub fn bits_of(ggml: GgmlType) -> f64 {
-    8.0 * ggml.block_bytes() as f64 / ggml.block_len() as f64
 }
 
 /// What measures damages.
@@ -207,13 +200,9 @@ impl<'a> Measuring<'a> {
 
     /// The calibration text at the first block; of experts nothing is summed.
     fn passage(&self) -> Result<Option<Passage>> {
-        let config = &self.source.config;
-        if config.experts.is_some() {
-            return Ok(None);
-        }
-        let streaming = Streaming { keeping: self.plan.memory.keeping.clone(), ..Streaming::default() };
-        let hidden = streamed_embeddings(config, self.source, self.windows, &streaming)?;
-        Passage::new(self.plan, self.source, hidden, self.windows.ctx(), self.precision).map(Some)
+        let is_dense = self.source.config.experts.is_none();
+        let begin = || Passage::unquantized(self.plan, self.source, self.windows, self.precision);
+        is_dense.then(begin).transpose()
     }
 
     /// The matrices of a layer rounded, each alone, and the errors of all types there.
@@ -237,20 +226,15 @@ impl<'a> Measuring<'a> {
             }
             return Ok(changed);
         };
-        let config = &self.source.config;
-        let mut block = Block::load(config, layer, self.source)?;
-        for tap in STAGES {
-            let wanted = Statistics::with(self.solver.reads(), config.of_layer(layer).tap_features(tap));
-            let statistics = passage.observe(&block, tap, Some(wanted))?;
+        let mut block = Block::load(&self.source.config, layer, self.source)?;
+        passage.observe_all((self.plan, layer, &mut block), self.solver.reads(), |tap, statistics| {
             let factor =
                 statistics.as_ref().map(|statistics| Factor::new(statistics, self.solver.settings()));
             for at in here(Some(tap)) {
                 changed.extend(self.matrix(at, &groups[at], factor.as_ref(), &mut errors[at])?);
             }
-            for tensor in self.plan.of_layer(layer).filter(|t| t.spec.tap == Some(tap)) {
-                passage.settle(&mut block, tensor.spec.role)?;
-            }
-        }
+            Ok(())
+        })?;
         passage.finish(&block)?;
         Ok(changed)
     }
@@ -279,10 +263,10 @@ impl<'a> Measuring<'a> {
     fn errors(&self, group: &Group<'_>, factor: Option<&Factor<'_>>) -> Result<Errors> {
         let sample = self.sample(group)?;
         let sums = factor.map(|factor| &factor.statistics().sums);
-        let all = energy(&sample, sums);
+        let all = energy(sample.view(), sums);
         let error = |candidate: &Candidate| {
             let rounded = self.round(&sample, factor, candidate.ggml)?;
-            let lost = energy(&(&sample - &rounded), sums);
+            let lost = energy((&sample - &rounded).view(), sums);
             Ok(if lost == 0.0 { 0.0 } else { lost / all })
         };
         group.candidates.par_iter().map(error).collect()
@@ -308,7 +292,8 @@ impl<'a> Measuring<'a> {
     /// What a reader would get of a matrix in a type.
     fn round(&self, w: &Array2<f32>, factor: Option<&Factor<'_>>, ggml: GgmlType) -> Result<Array2<f32>> {
         if let Some(dtype) = float_dtype(ggml) {
-            return stored(w, dtype);
+            let values: Vec<f32> = w.iter().copied().collect();
+            return Ok(Array2::from_shape_vec(w.dim(), round_floats(dtype, &values)?)?);
         }
         let solver = if factor.is_some() { self.solver } else { &Rtn };
         let encoding = encoding(ggml.name()).ok_or_else(|| Failure::new(format!("{ggml} is not written")))?;
@@ -424,19 +409,6 @@ fn matrix_of(source: &Source, spec: &TensorSpec) -> Result<Array2<f32>> {
         source.load(&spec.name).map_err(|error| Failure::new(format!("`{}`: {error}", spec.name)))?;
     let [rows, cols] = rows_and_cols(spec);
     Ok(loaded.into_shape_with_order((rows, cols))?)
-}
-
-fn stored(w: &Array2<f32>, dtype: Dtype) -> Result<Array2<f32>> {
-    let values: Vec<f32> = w.iter().copied().collect();
-    Ok(Array2::from_shape_vec(w.dim(), decode_floats(dtype, &encode_floats(dtype, &values)?)?)?)
-}
-
-fn energy(x: &Array2<f32>, sums: Option<&Sums>) -> f64 {
-    match sums {
-        Some(Sums::Gram(gram)) => weighted_energy(x.view(), gram.view()),
-        Some(Sums::Squares(squares)) => energy_by_column(x.view(), squares.view()),
-        None => x.iter().map(|&x| f64::from(x) * f64::from(x)).sum(),
-    }
 }
 
 /// Tokens whose logits stand at once.

@@ -43,7 +43,7 @@ impl Pass<'_> {
                 stream.take(tensor.spec.role, matrix);
             }
         }
-        let next = self.first_of(layer + 1);
+        let next = self.plan.first_of(layer + 1);
         done.calibrating(|| while_reading_ahead(next, self.source, || stream.finish()))?;
         Ok(())
     }

@@ -3,10 +3,7 @@
 use std::collections::BTreeMap;
 
 use attar_checkpoint::imatrix::{Entry, ImportanceMatrix};
-use attar_model::{
-    Block, Gated, Precision, Role, Share, Streaming, Tap, Windows, final_norm, streamed_embeddings,
-    while_reading_ahead,
-};
+use attar_model::{Block, Gated, Precision, Role, Share, Tap, Windows, final_norm, while_reading_ahead};
 use attar_quant::{Detail, Statistics};
 
 use super::compress::STAGES;
@@ -50,9 +47,7 @@ impl Collecting<'_> {
         let (config, tokens) = (&self.source.config, windows.tokens().len());
         let layers = config.num_hidden_layers;
         let stage = self.talk.stage("collecting", (tokens * layers) as u64, "tokens x blocks");
-        let streaming = Streaming { keeping: self.plan.memory.keeping.clone(), ..Streaming::default() };
-        let hidden = streamed_embeddings(config, self.source, windows, &streaming)?;
-        let mut passage = Passage::new(self.plan, self.source, hidden, windows.ctx(), self.precision)?;
+        let mut passage = Passage::unquantized(self.plan, self.source, windows, self.precision)?;
         let mut entries = Entries::new();
         for layer in 0..layers {
             self.block(layer, &mut passage, &stage, &mut entries)
@@ -89,7 +84,7 @@ impl Collecting<'_> {
                 passage.settle(&mut block, tensor.spec.role)?;
             }
         }
-        while_reading_ahead(self.names(layer + 1), self.source, || passage.finish(&block))?;
+        while_reading_ahead(self.plan.first_of(layer + 1), self.source, || passage.finish(&block))?;
         stage.step(tokens, "blocks");
         Ok(())
     }
@@ -99,24 +94,11 @@ impl Collecting<'_> {
         self.plan.of_layer(layer).filter(move |t| t.spec.tap == Some(tap) && t.spec.expert.is_none())
     }
 
-    /// What is loaded first of a layer, if there is such a layer.
-    fn names(&self, layer: usize) -> Vec<String> {
-        let is_first = |t: &&PlannedTensor| t.spec.expert.is_none_or(|expert| expert.index == 0);
-        self.plan.of_layer(layer).filter(is_first).map(|t| t.spec.name.clone()).collect()
-    }
-
     /// From the attention's output to the next block's input, through a layer's experts, one at a time.
     fn experts(&self, layer: usize, block: &Block, stream: &mut Stream, entries: &mut Entries) -> Result<()> {
         let Some(experts) = block.experts() else { return Ok(()) };
         let mut routed = Statistics::with(Detail::Squares, self.source.config.hidden_size);
-        let (mut shares, mut first) = (Vec::<Share>::new(), 0);
-        stream.advance(block, Tap::MlpIn, |x| {
-            routed.observe_in(x, self.precision);
-            let here = experts.router().route(x).shares();
-            shares.resize(here.len(), Share::default());
-            shares.iter_mut().zip(&here).for_each(|(all, here)| all.append(first, here));
-            first += x.nrows();
-        })?;
+        let shares = stream.route(block, experts.router(), |x| routed.observe_in(x, self.precision))?;
         for tensor in self.readers(layer, Tap::MlpIn) {
             keep(entries, &tensor.spec.gguf_name, &routed)?;
         }

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use attar_checkpoint::{Dtype, decode_floats, encode_floats};
+use attar_checkpoint::{Dtype, round_floats};
 use attar_eval::report;
 use attar_model::{
     Block, Error as ModelError, HiddenStates, Keep, Precision, Role, Step, Tap, TensorSpec, Weights, Windows,
@@ -272,7 +272,7 @@ impl Pass<'_> {
                 stream.settle(&mut block, role)?;
             }
         }
-        let next = self.first_of(layer + 1);
+        let next = self.plan.first_of(layer + 1);
         done.calibrating(|| while_reading_ahead(next, self.source, || stream.finish(&block)))?;
         twin.map_or(Ok(()), |twin| done.calibrating(|| twin.finish()))
     }
@@ -285,12 +285,6 @@ impl Pass<'_> {
     /// The solver on a device, where all that is asked for has a twin there.
     fn there(&self) -> Option<DeviceGptq> {
         self.solver.on_device().filter(|_| self.plan.solves_there)
-    }
-
-    /// The names of what is loaded first of a layer, if there is such a layer: experts but the first come one by one.
-    pub(super) fn first_of(&self, layer: usize) -> Vec<String> {
-        let is_first = |t: &&PlannedTensor| t.spec.expert.is_none_or(|expert| expert.index == 0);
-        self.plan.of_layer(layer).filter(is_first).map(|t| t.spec.name.clone()).collect()
     }
 
     /// A matrix whose input is the normed end of the stream.
@@ -449,7 +443,7 @@ impl Pass<'_> {
         }
         let shape = w.dim();
         let values = w.as_standard_layout().into_owned().into_raw_vec_and_offset().0;
-        let kept = decode_floats(dtype, &encode_floats(dtype, &values)?)?;
+        let kept = round_floats(dtype, &values)?;
         let overflowed = |(kept, x): (&f32, &f32)| kept.is_infinite() && x.is_finite();
         if let Some(at) = kept.iter().zip(&values).position(overflowed) {
             return Err(Failure::new(format!("the value {:e} is too large for {dtype}", values[at]))

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 
 use attar_eval::report;
-use attar_model::{Block, Gated, Role, Share, Tap, while_reading_ahead};
+use attar_model::{Block, Gated, Role, Share, while_reading_ahead};
 use attar_quant::{Factor, Statistics};
 
 use super::compress::{Done, Pass};
@@ -28,15 +28,7 @@ impl Pass<'_> {
         done: &mut Done,
     ) -> Result<()> {
         let Some(experts) = block.experts() else { return Ok(()) };
-        let (mut shares, mut first) = (Vec::<Share>::new(), 0);
-        done.calibrating(|| {
-            stream.advance(block, Tap::MlpIn, |x| {
-                let here = experts.router().route(x).shares();
-                shares.resize(here.len(), Share::default());
-                shares.iter_mut().zip(&here).for_each(|(all, here)| all.append(first, here));
-                first += x.nrows();
-            })
-        })?;
+        let shares = done.calibrating(|| stream.route(block, experts.router(), |_| ()))?;
         let expert_tokens = shares.iter().map(|share| share.rows.len() as u64).collect();
         done.routing.push(report::Routing { layer: layer as u64, expert_tokens });
 
@@ -50,7 +42,7 @@ impl Pass<'_> {
             let expert = Gated::load_expert(&self.source.config, layer, index, self.source)?;
             let next = match planned.get(index + 1) {
                 Some(next) => next.iter().map(|t| t.spec.name.clone()).collect(),
-                None => self.first_of(layer + 1),
+                None => self.plan.first_of(layer + 1),
             };
             let running = Running { pass: self, expert, planned: &planned[index], share: &share };
             while_reading_ahead(next, self.source, || running.run(stream, done))?;

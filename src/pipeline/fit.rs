@@ -8,11 +8,12 @@ use attar_model::Role;
 use attar_quant::{Choice, allocate, encoding};
 
 use super::Job;
-use super::allocate::{Candidate, Group, Measuring, bits_of};
+use super::allocate::{Candidate, Group, Measuring};
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::mix::{FILE_TYPES, Fallback, FileType, shape_fallback};
 use crate::plan::{Exact, Plan, TypeRules, float_dtype};
 use crate::scheme::Scheme;
+use crate::source::of_most;
 use crate::talk::human_bytes;
 
 /// Types that are chosen only where they are asked for by name: of one or two bits without much to choose, or for hardware of their own.
@@ -59,6 +60,13 @@ pub struct Fitted {
     pub rules: TypeRules,
     /// What the report says of it.
     pub report: report::Allocation,
+}
+
+impl Fitted {
+    /// The work with what was chosen.
+    pub fn applied_to<'a>(&'a self, job: &Job<'a>) -> Job<'a> {
+        Job { scheme: Some(Scheme::Gguf(self.file_type)), rules: &self.rules, ..*job }
+    }
 }
 
 impl Goal {
@@ -113,7 +121,7 @@ impl Goal {
         } else {
             self.allow.clone()
         };
-        types.sort_by(|a, b| bits_of(*a).total_cmp(&bits_of(*b)));
+        types.sort_by(|a, b| a.bits_per_weight().total_cmp(&b.bits_per_weight()));
         types.dedup();
         types
     }
@@ -360,11 +368,9 @@ fn padded(bytes: u64) -> u64 {
 
 /// The file type whose main type most weights have.
 fn file_type(groups: &[Group<'_>], chosen: &[usize]) -> FileType {
-    let mut weights = BTreeMap::<&str, u64>::new();
-    for (group, at) in groups.iter().zip(chosen) {
-        *weights.entry(group.candidates[*at].ggml.name()).or_default() += group.weights();
-    }
-    let main = weights.into_iter().max_by_key(|(_, weights)| *weights).map_or("q8_0", |(name, _)| name);
+    let taken = groups.iter().zip(chosen);
+    let main = of_most(taken.map(|(group, at)| (group.candidates[*at].ggml.name(), group.weights())));
+    let main = main.unwrap_or("q8_0");
     // Of several file types of a main type the one in the middle: q4_k_m of q4_k.
     let of_it = || FILE_TYPES.iter().filter(|file_type| file_type.default_type.name() == main);
     let medium = of_it().find(|file_type| file_type.name.ends_with("_m"));

@@ -9,9 +9,7 @@ use std::path::Path;
 use attar_checkpoint::atomic::{self, AtomicFolder, Overwrite};
 use attar_checkpoint::safetensors::Writer;
 use attar_checkpoint::{Container, Dtype, TensorInfo, decode_floats};
-use attar_model::{
-    Block, ModelConfig, Precision, Role, Streaming, Tap, final_norm, streamed_embeddings, while_reading_ahead,
-};
+use attar_model::{Block, ModelConfig, Precision, Role, Tap, final_norm, while_reading_ahead};
 use attar_quant::{Detail, Factor, Settings, Statistics, Sums};
 use ndarray::Array2;
 
@@ -109,18 +107,11 @@ impl Learned {
         let tokens = windows.tokens();
         let layers = config.num_hidden_layers;
         let stage = talk.stage("calibrating", (tokens.len() * layers) as u64, "tokens x blocks");
-        let streaming = Streaming { keeping: plan.memory.keeping.clone(), ..Streaming::default() };
-        let hidden = streamed_embeddings(config, source, windows, &streaming)?;
-        let mut passage = Passage::new(plan, source, hidden, windows.ctx(), precision)?;
+        let mut passage = Passage::unquantized(plan, source, windows, precision)?;
         for layer in 0..layers {
             let mut block = Block::load(config, layer, source)?;
-            for tap in STAGES {
-                let wanted = Statistics::with(Detail::Gram, config.of_layer(layer).tap_features(tap));
-                write(&name(layer, tap), passage.observe(&block, tap, Some(wanted))?)?;
-                for tensor in plan.of_layer(layer).filter(|t| t.spec.tap == Some(tap)) {
-                    passage.settle(&mut block, tensor.spec.role)?;
-                }
-            }
+            let here = (plan, layer, &mut block);
+            passage.observe_all(here, Detail::Gram, |tap, seen| write(&name(layer, tap), seen))?;
             let next = plan.of_layer(layer + 1).map(|tensor| tensor.spec.name.clone()).collect();
             while_reading_ahead(next, source, || passage.finish(&block))?;
             stage.step(tokens.len() as u64, "blocks");

@@ -227,8 +227,7 @@ struct Stream {
 impl Stream {
     /// Before the first block.
     fn new(source: &Source, windows: &Windows, keeping: &Keeping) -> Result<Self> {
-        let streaming = Streaming { keeping: keeping.clone(), ..Streaming::default() };
-        let hidden = streamed_embeddings(&source.config, source, windows, &streaming)
+        let hidden = streamed_embeddings(&source.config, source, windows, &Streaming::kept(keeping))
             .doing(|| format!("while reading the embeddings of `{}`", source.path.display()))?;
         Ok(Self { hidden, blocks: 0 })
     }

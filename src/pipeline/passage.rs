@@ -1,10 +1,14 @@
 //! The way of the calibration windows through the blocks, on whatever computes it.
 
 use attar_model::device::OnCuda;
-use attar_model::{Block, Device, Error as ModelError, HiddenStates, Norm, Precision, Role, Tap};
-use attar_quant::{DeviceStatistics, Statistics, Sums};
+use attar_model::{
+    Block, Device, Error as ModelError, HiddenStates, Norm, Precision, Role, Streaming, Tap, Windows,
+    streamed_embeddings,
+};
+use attar_quant::{Detail, DeviceStatistics, Statistics, Sums};
 use attar_tensor::cuda::{Element, bf16};
 
+use super::compress::STAGES;
 use super::on_device::DeviceStream;
 use super::stream::Stream;
 use crate::diagnostic::{Failure, Result};
@@ -50,6 +54,21 @@ impl Passage {
         })
     }
 
+    /// Starts with a text in the unquantized model, where and as the plan says.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); an embedding that cannot be read, hidden states on a disk that fails.
+    pub fn unquantized(
+        plan: &Plan,
+        source: &Source,
+        windows: &Windows,
+        precision: Precision,
+    ) -> Result<Self> {
+        let streaming = Streaming::kept(&plan.memory.keeping);
+        let hidden = streamed_embeddings(&source.config, source, windows, &streaming)?;
+        Self::new(plan, source, hidden, windows.ctx(), precision)
+    }
+
     /// Runs the part of `block` that leads to `tap`; the statistics of the activations there, if they are `wanted`, which brings
     /// some of no tokens yet.
     ///
@@ -77,6 +96,27 @@ impl Passage {
             Self::F32(stream) => observe_there(stream, block, tap, wanted),
             Self::Bf16(stream) => observe_there(stream, block, tap, wanted),
         }
+    }
+
+    /// [`observe`](Self::observe) at every tap of a block without experts, whose matrices stay as they are: `see` is shown the statistics
+    /// in as much `detail` as is wanted.
+    ///
+    /// # Errors
+    /// As [`observe`](Self::observe), and what `see` says.
+    pub fn observe_all(
+        &mut self,
+        (plan, layer, block): (&Plan, usize, &mut Block),
+        detail: Detail,
+        mut see: impl FnMut(Tap, Option<Statistics>) -> Result<()>,
+    ) -> Result<()> {
+        for tap in STAGES {
+            let features = block.config().tap_features(tap);
+            see(tap, self.observe(block, tap, Some(Statistics::with(detail, features)))?)?;
+            for tensor in plan.of_layer(layer).filter(|t| t.spec.tap == Some(tap)) {
+                self.settle(block, tensor.spec.role)?;
+            }
+        }
+        Ok(())
     }
 
     /// A matrix of the block is as it will be: from here on it is only multiplied by.

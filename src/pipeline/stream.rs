@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use attar_checkpoint::Error as FileError;
-use attar_model::{Block, HiddenStates, Keeping, Role, Tap};
+use attar_model::{Block, HiddenStates, Keeping, Role, Router, Share, Tap};
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
@@ -119,6 +119,25 @@ impl Stream {
         }
         self.leave(block, visit);
         Ok(())
+    }
+
+    /// [`advance`](Self::advance) to what a block's experts read, which `see` is shown: the tokens that `router` sends to each.
+    ///
+    /// # Errors
+    /// Hidden states on a disk that fails.
+    pub fn route(
+        &mut self,
+        block: &Block,
+        router: &Router,
+        mut see: impl FnMut(ArrayView2<'_, f32>),
+    ) -> Result<Vec<Share>, FileError> {
+        let (mut shares, mut first) = (Vec::new(), 0);
+        self.advance(block, Tap::MlpIn, |x| {
+            see(x);
+            Share::append_all(&mut shares, first, &router.route(x).shares());
+            first += x.nrows();
+        })?;
+        Ok(shares)
     }
 
     /// [`advance`](Self::advance) beside another stream of the same windows through another block of the same shape: `observe` is shown

@@ -1,11 +1,11 @@
 //! The model as it was, run beside the one that becomes codes, so that each matrix can make up for what those before it have lost.
 
-use attar_model::{Block, HiddenStates, Norm, Precision, Streaming, Tap, Windows, streamed_embeddings};
+use attar_model::{Block, Norm, Precision, Streaming, Tap, Windows, streamed_embeddings};
 use attar_quant::{Correction, Drift, Statistics, ridge_for};
 
 use super::stream::Stream;
 use crate::diagnostic::Result;
-use crate::plan::Plan;
+use crate::plan::{Memory, Plan};
 use crate::source::Source;
 
 /// The calibration windows in the unquantized model.
@@ -21,9 +21,9 @@ impl Twin {
     /// # Errors
     /// An embedding that cannot be read, hidden states on a disk that fails.
     pub fn new(plan: &Plan, source: &Source, windows: &Windows, precision: Precision) -> Result<Self> {
-        let streaming = Streaming { keeping: plan.memory.keeping.clone(), ..Streaming::default() };
-        let hidden: HiddenStates = streamed_embeddings(&source.config, source, windows, &streaming)?;
-        let stream = Stream::new(hidden, windows.ctx(), plan.memory.keeping.clone(), plan.memory.carry);
+        let Memory { keeping, carry, .. } = &plan.memory;
+        let hidden = streamed_embeddings(&source.config, source, windows, &Streaming::kept(keeping))?;
+        let stream = Stream::new(hidden, windows.ctx(), keeping.clone(), *carry);
         Ok(Self { stream: Box::new(stream), block: None, precision })
     }
 

@@ -219,7 +219,7 @@ impl Work {
             } else if self.tokens == 0 {
                 "the largest matrix alone needs this much"
             } else if self.twin {
-                "a block, the same block unquantized, and what tells them apart need this much; --correct-drift off needs about half"
+                "a block, the same block unquantized, and what tells them apart need this much; --correct-drift off needs about half, --method rtn only the largest matrix"
             } else {
                 "a block and its statistics alone need this much; --method rtn needs neither"
             },

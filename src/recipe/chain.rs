@@ -20,12 +20,11 @@ use crate::commands::quantize::{check_weights, devices};
 use crate::commands::{CalibrationRequest, ScoringRequest};
 use crate::device::Computer;
 use crate::diagnostic::{Explain, Failure, Result};
-use crate::pipeline::fit::{Fitted, Goal};
+use crate::pipeline::fit::Goal;
 use crate::pipeline::prune::shape::Shape;
 use crate::pipeline::score::{Kept, Scoring};
 use crate::pipeline::teacher::{Original, open_cache_of};
 use crate::pipeline::{Calibration, Clock, Job, describe, describe_written, refuse_quantized};
-use crate::scheme::Scheme;
 use crate::source::Source;
 use crate::talk::say;
 
@@ -342,8 +341,8 @@ impl<'a> Chain<'a> {
         let kept = self.kept(job.output, &[Shape::of(&source.config)])?;
         let goal = order.goal.as_ref().filter(|_| kept.is_none());
         let fitted = goal.map(|goal| clock.time("measure", || job.fit(goal))).transpose()?;
-        if let Some(Fitted { file_type, rules, .. }) = &fitted {
-            job = Job { scheme: Some(Scheme::Gguf(*file_type)), rules, ..job };
+        if let Some(fitted) = &fitted {
+            job = fitted.applied_to(&job);
         }
         let plan = job.plan()?;
         let (written, mut report) = match kept {

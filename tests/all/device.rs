@@ -52,12 +52,7 @@ impl Model {
             sha256: String::new(),
             tokens: 66,
             ctx: 11,
-            routing: Vec::new(),
-            imatrix: None,
-            shared: false,
-            corrected: false,
-            tuned: None,
-            seed: None,
+            ..report::Calibration::default()
         };
         Self {
             source,

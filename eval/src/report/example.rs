@@ -95,12 +95,7 @@ pub(crate) fn quantized() -> Report {
             sha256: "0263829989b6fd954f72baaf2fc64bc2e2f01d692d4de72986ea808f6e99813f".to_owned(),
             tokens: 16_384,
             ctx: 512,
-            routing: Vec::new(),
-            imatrix: None,
-            shared: false,
-            corrected: false,
-            tuned: None,
-            seed: None,
+            ..Calibration::default()
         }),
         run: Some(Run {
             command: "attar quantize models/books-7m -o out/books-7m-q4_k_m.gguf --scheme q4_k_m".to_owned(),

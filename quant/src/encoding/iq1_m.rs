@@ -48,20 +48,13 @@ impl BlockFormat for Iq1M {
 
     /// Four times: four scales of 3 bits and a quarter of the half-precision number above them, the lowest first.
     fn group(header: &[u8], group: usize) -> Group {
-        let quarter = |i: usize| u16::from_le_bytes([header[2 * i], header[2 * i + 1]]);
-        let unit = (0..4).fold(0, |unit, i| unit | quarter(i) >> 12 << (4 * i));
-        let level = quarter(group / 4) >> (3 * (group % 4)) & 7;
-        Group { scale: f16::from_bits(unit).to_f32() * f32::from(2 * level + 1), zero: 0.0, min: 0.0 }
+        let quarter = u16::from_le_bytes([header[group / 4 * 2], header[group / 4 * 2 + 1]]);
+        let level = quarter >> (3 * (group % 4)) & 7;
+        Group { scale: unit(header).to_f32() * f32::from(2 * level + 1), zero: 0.0, min: 0.0 }
     }
 
-    /// The unit is in the high nibbles of the four words of levels.
     fn rescale(header: &mut [u8], scale: f32, _min: f32) {
-        let unit = (0..4).fold(0u16, |unit, i| unit | u16::from(header[2 * i + 1] >> 4) << (4 * i));
-        let unit = f16::from_f32(f16::from_bits(unit).to_f32() * scale).to_bits();
-        for i in 0..4 {
-            let nibble = (unit >> (4 * i) & 15) as u8;
-            header[2 * i + 1] = header[2 * i + 1] & 15 | nibble << 4;
-        }
+        set_unit(header, f16::from_f32(unit(header).to_f32() * scale));
     }
 
     /// The low bytes of the words, then for each a nibble of its high bits and its shift.
@@ -89,11 +82,22 @@ impl BlockFormat for Iq1M {
     }
 }
 
+/// What all scales are multiplied by: its quarters are the highest four bits of each quarter of the header.
+fn unit(header: &[u8]) -> f16 {
+    f16::from_bits((0..4).fold(0, |unit, i| unit | u16::from(header[2 * i + 1] >> 4) << (4 * i)))
+}
+
+fn set_unit(header: &mut [u8], unit: f16) {
+    for i in 0..4 {
+        let quarter = (unit.to_bits() >> (4 * i) & 15) as u8;
+        header[2 * i + 1] = header[2 * i + 1] & 15 | quarter << 4;
+    }
+}
+
 fn write_header(found: &Found, header: &mut [u8]) {
-    let unit = u16::from_le_bytes(found.header.unit);
     for (i, levels) in found.header.levels.as_chunks::<4>().0.iter().enumerate() {
         let scales = levels.iter().rev().fold(0, |scales, &level| scales << 3 | u16::from(level));
-        let quarter = scales | (unit >> (4 * i) & 15) << 12;
-        header[2 * i..][..2].copy_from_slice(&quarter.to_le_bytes());
+        header[2 * i..][..2].copy_from_slice(&scales.to_le_bytes());
     }
+    set_unit(header, f16::from_le_bytes(found.header.unit));
 }

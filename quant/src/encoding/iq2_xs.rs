@@ -3,8 +3,7 @@ use std::sync::LazyLock;
 use super::Codebook;
 use super::block::{BlockFormat, Group, Rows};
 use super::codebook::{RUN, RUNS, Tables, half_steps};
-use super::iq2_xxs::{LEVELS, MAGNITUDES, SCALES};
-use super::signed_search::Format;
+use super::iq2_xxs::{LEVELS, MAGNITUDES, even};
 use super::word_search::SUPER;
 use super::words::{Signs, even_signs, find_signed, read_signed, sign_bits};
 
@@ -35,14 +34,7 @@ impl BlockFormat for Iq2Xs {
     }
 
     fn search(rows: &Rows<'_>, headers: &mut [u8], codes: &mut [u8]) {
-        let format = Format::<BLOCK, { BLOCK / RUN }, 3> {
-            pairs: &TABLES.pairs,
-            magnitudes: &MAGNITUDES,
-            signs: Signs::Even,
-            scales: SCALES,
-            spread: 1.0,
-        };
-        format.search(rows, headers, codes);
+        even::<BLOCK, { BLOCK / RUN }>(&TABLES.pairs).search(rows, headers, codes);
     }
 
     fn group(header: &[u8], group: usize) -> Group {

@@ -3,6 +3,7 @@ use std::sync::LazyLock;
 use super::Codebook;
 use super::block::{BlockFormat, Group, Rows};
 use super::codebook::{RUN, Tables, half_steps, mirrored, nibble, set_nibble};
+use super::pairs::Pairs;
 use super::signed_search::Format;
 use super::word_search::{SUPER, Scales};
 use super::words::{Signs, even_signs, find_signed, read_signed, sign_bits};
@@ -20,6 +21,11 @@ pub(super) const SCALES: Scales = Scales {
     fits: 1,
     top: MAGNITUDES[2],
 };
+
+/// The search of the formats of even signs, in blocks of `N` weights with `R` words.
+pub(super) fn even<const N: usize, const R: usize>(pairs: &Pairs) -> Format<'_, N, R, 3> {
+    Format { pairs, magnitudes: &MAGNITUDES, signs: Signs::Even, scales: SCALES, spread: 1.0 }
+}
 
 const MAGNITUDE_COUNT: u8 = MAGNITUDES.len() as u8;
 const BLOCK: usize = 32;
@@ -47,14 +53,7 @@ impl BlockFormat for Iq2Xxs {
     }
 
     fn search(rows: &Rows<'_>, headers: &mut [u8], codes: &mut [u8]) {
-        let format = Format::<BLOCK, { BLOCK / RUN }, 3> {
-            pairs: &TABLES.pairs,
-            magnitudes: &MAGNITUDES,
-            signs: Signs::Even,
-            scales: SCALES,
-            spread: 1.0,
-        };
-        format.search(rows, headers, codes);
+        even::<BLOCK, { BLOCK / RUN }>(&TABLES.pairs).search(rows, headers, codes);
     }
 
     fn group(header: &[u8], group: usize) -> Group {

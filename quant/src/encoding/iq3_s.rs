@@ -9,6 +9,15 @@ use super::words::{Signs, find_signed, read_signed, sign_bits};
 
 pub(super) const MAGNITUDES: [f32; 8] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0];
 pub(super) const LEVELS: [f32; 16] = mirrored(&MAGNITUDES);
+/// How the searches of both formats of about three bits go.
+pub(super) const SCALES: Scales = Scales {
+    max_level: 15,
+    per_unit: 1.0,
+    shares: &[0.7, 0.76, 0.82, 0.88, 0.94, 1.0, 1.06, 1.12],
+    around: &[0.94, 1.0, 1.06],
+    fits: 1,
+    top: MAGNITUDES[7],
+};
 const MAGNITUDE_COUNT: u8 = MAGNITUDES.len() as u8;
 const BLOCK: usize = 32;
 const WORD: usize = 4;
@@ -46,14 +55,7 @@ impl BlockFormat for Iq3S {
             pairs: &TABLES.pairs,
             magnitudes: &MAGNITUDES,
             signs: Signs::Free,
-            scales: Scales {
-                max_level: 15,
-                per_unit: 1.0,
-                shares: &[0.7, 0.76, 0.82, 0.88, 0.94, 1.0, 1.06, 1.12],
-                around: &[0.94, 1.0, 1.06],
-                fits: 1,
-                top: MAGNITUDES[7],
-            },
+            scales: SCALES,
             spread: 2.0,
         };
         format.search(rows, headers, codes);

@@ -3,6 +3,7 @@ use std::sync::LazyLock;
 use super::Codebook;
 use super::block::{BlockFormat, Group, Rows};
 use super::codebook::{RUN, Tables, half_steps, mirrored, nibble, set_nibble};
+use super::iq3_s::SCALES;
 use super::signed_search::Format;
 use super::word_search::{SUPER, Scales};
 use super::words::{Signs, even_signs, find_signed, read_signed, sign_bits};
@@ -41,14 +42,7 @@ impl BlockFormat for Iq3Xxs {
             pairs: &TABLES.pairs,
             magnitudes: &MAGNITUDES,
             signs: Signs::Even,
-            scales: Scales {
-                max_level: 15,
-                per_unit: 0.25,
-                shares: &[0.7, 0.76, 0.82, 0.88, 0.94, 1.0, 1.06, 1.12],
-                around: &[0.94, 1.0, 1.06],
-                fits: 1,
-                top: MAGNITUDES[7],
-            },
+            scales: Scales { per_unit: 0.25, top: MAGNITUDES[7], ..SCALES },
             spread: 2.0,
         };
         format.search(rows, headers, codes);

@@ -1,11 +1,16 @@
 //! Super-blocks of 256 weights that are -1, 0 or 1 times one half-precision scale: `tq1_0` and `tq2_0`.
 
-use super::block::{Rows, half_at, half_bytes};
+use super::block::{Group, Rows, half_at, half_bytes};
 use super::sweep::{best_scale, by_magnitude, encode};
 use crate::lanes::of_largest_magnitude;
 
 /// Weights per super-block.
 pub(super) const SUPER: usize = 256;
+
+/// What a header says of its super-block.
+pub(super) fn group(header: &[u8]) -> Group {
+    Group { scale: half_at(header, 0), zero: 1.0, min: 0.0 }
+}
 
 /// Headers (the scale) and codes on `scale * (code - 1)`.
 ///

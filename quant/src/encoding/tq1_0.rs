@@ -1,4 +1,4 @@
-use super::block::{BlockFormat, Group, Rows, half_at};
+use super::block::{BlockFormat, Group, Rows};
 use super::ternary::{self, SUPER};
 
 const BYTES: usize = 52;
@@ -23,7 +23,7 @@ impl BlockFormat for Tq1_0 {
     }
 
     fn group(header: &[u8], _group: usize) -> Group {
-        Group { scale: half_at(header, 0), zero: 1.0, min: 0.0 }
+        ternary::group(header)
     }
 
     fn write(header: &[u8], codes: &[u8], block: &mut [u8]) {

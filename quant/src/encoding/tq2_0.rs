@@ -1,4 +1,4 @@
-use super::block::{BlockFormat, Group, Rows, half_at};
+use super::block::{BlockFormat, Group, Rows};
 use super::ternary::{self, SUPER};
 
 const CODES: usize = SUPER / 4;
@@ -23,7 +23,7 @@ impl BlockFormat for Tq2_0 {
     }
 
     fn group(header: &[u8], _group: usize) -> Group {
-        Group { scale: half_at(header, 0), zero: 1.0, min: 0.0 }
+        ternary::group(header)
     }
 
     /// Each half: 32 bytes for 4 x 32 weights, the first 32 lowest.

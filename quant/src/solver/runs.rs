@@ -8,7 +8,8 @@ use crate::Codebook;
 /// The runs of a block of columns, and what an error on each costs.
 pub(super) struct Runs {
     codebook: &'static dyn Codebook,
-    metrics: Vec<Array2<f32>>, // [run, run] each
+    metrics: Vec<Array2<f32>>,  // [run, run] each
+    inverses: Vec<Array2<f32>>, // of the metrics, where steps are taken by them
 }
 
 impl Runs {
@@ -29,7 +30,9 @@ impl Runs {
 
     /// Where all other columns stay: `h` is the block of the Hessian, `[columns, columns]`.
     pub fn given_others(codebook: &'static dyn Codebook, h: ArrayView2<'_, f32>) -> Self {
-        Self::new(codebook, h, |block| block.to_owned())
+        let runs = Self::new(codebook, h, |block| block.to_owned());
+        let inverses = runs.metrics.iter().map(|metric| inverse(metric.view()).mapv(|x| x as f32)).collect();
+        Self { inverses, ..runs }
     }
 
     fn new(
@@ -41,7 +44,7 @@ impl Runs {
         assert!(block.nrows().is_multiple_of(run), "blocks are whole runs");
         let starts = (0..block.nrows()).step_by(run);
         let metrics = starts.map(|i| metric(block.slice(ndarray::s![i..i + run, i..i + run]))).collect();
-        Self { codebook, metrics }
+        Self { codebook, metrics, inverses: Vec::new() }
     }
 
     /// Columns of a run.
@@ -49,13 +52,13 @@ impl Runs {
         self.codebook.run()
     }
 
-    /// The best step from where the gradient is `pull`, `[run][ROWS]`, were all values allowed.
+    /// The best step from where the gradient is `pull`, `[run][ROWS]`, were all values allowed: [given others](Self::given_others).
     pub fn step(&self, at: usize, pull: &[[f32; ROWS]]) -> Vec<[f32; ROWS]> {
-        let inverse = inverse(self.metrics[at].view());
+        let inverse = &self.inverses[at];
         let step = |i: usize| {
             let mut step = [0.0f32; ROWS];
             for (j, pull) in pull.iter().enumerate() {
-                let factor = inverse[[i, j]] as f32;
+                let factor = inverse[[i, j]];
                 step.iter_mut().zip(pull).for_each(|(step, pull)| *step += factor * pull);
             }
             step

@@ -118,13 +118,8 @@ fn tensors_of(written: &Source) -> Vec<report::Tensor> {
         expert: spec.expert.map(|expert| expert.index as u64),
         encoding: written.stored_type(spec),
         bits_per_weight: 8.0 * written.stored_bytes(spec) as f64 / spec.len().max(1) as f64,
-        relative_error: None,
-        rtn_relative_error: None,
-        tokens_per_column: None,
-        damping: None,
-        shrinkage: None,
-        fallback: None,
         decoded_sha256: written.decoded_sha256(spec).ok(),
+        ..report::Tensor::default()
     };
     written.specs.iter().map(tensor).collect()
 }

@@ -1,7 +1,7 @@
 //! One block at a time: see what o reads, cut heads and repair o; see what down reads, cut channels and repair down; write the
 //! block, and go on with what was written.
 
-use attar_checkpoint::{Dtype, decode_floats, encode_floats};
+use attar_checkpoint::{Dtype, round_floats};
 use attar_eval::report;
 use attar_model::{
     Block, Gated, LayerSizes, ModelConfig, Role, Share, Streaming, Tap, Weights, Windows, streamed_embeddings,
@@ -173,7 +173,7 @@ impl Pass<'_> {
         let memory = &self.plan.memory;
         // Only layers and features are cut so far, so that this is a whole model.
         let pruned = Pruned::new(&self.source.config, cuts, self.source)?;
-        let streaming = Streaming { keeping: memory.keeping.clone(), ..Streaming::default() };
+        let streaming = Streaming::kept(&memory.keeping);
         let hidden = streamed_embeddings(pruned.config(), &pruned, windows, &streaming)?;
         Ok(Stream::new(hidden, windows.ctx(), memory.keeping.clone(), memory.carry))
     }
@@ -355,7 +355,7 @@ impl Pass<'_> {
         let mut first = 0;
         stream.advance(&block, Tap::MlpIn, |x| {
             if let Some(experts) = block.experts() {
-                append(&mut shares, first, &experts.router().route(x).shares());
+                Share::append_all(&mut shares, first, &experts.router().route(x).shares());
                 first += x.nrows();
             }
         })?;
@@ -367,7 +367,7 @@ impl Pass<'_> {
             for start in (0..stream.tokens()).step_by(CHUNK_TOKENS) {
                 let rows: Vec<_> = (start..stream.tokens().min(start + CHUNK_TOKENS)).collect();
                 if let Some(experts) = block.experts() {
-                    append(
+                    Share::append_all(
                         &mut shares,
                         start,
                         &experts.router().route(stream.experts_in(&rows)?.view()).shares(),
@@ -434,18 +434,12 @@ impl<'a> Layer<'a> {
 fn rounded(weight: &Array2<f32>, dtype: Dtype) -> Result<Array2<f32>> {
     let shape = weight.dim();
     let values: Vec<f32> = weight.iter().copied().collect();
-    let kept = decode_floats(dtype, &encode_floats(dtype, &values)?)?;
+    let kept = round_floats(dtype, &values)?;
     if let Some(at) = kept.iter().position(|x| !x.is_finite()) {
         return Err(Failure::new(format!("the repaired value {:e} is too large for {dtype}", values[at]))
             .hint("--no-repair leaves weights as they are"));
     }
     Ok(Array2::from_shape_vec(shape, kept)?)
-}
-
-/// Adds the shares of tokens whose first is row `first` of all.
-fn append(all: &mut Vec<Share>, first: usize, here: &[Share]) {
-    all.resize(here.len(), Share::default());
-    all.iter_mut().zip(here).for_each(|(all, here)| all.append(first, here));
 }
 
 /// Where finished tensors go.
@@ -489,13 +483,7 @@ impl Done<'_> {
             expert: spec.expert.map(|expert| expert.index as u64),
             encoding: tensor.encoding_name(),
             bits_per_weight: 8.0 * tensor.bytes as f64 / tensor.weights() as f64,
-            relative_error: None,
-            rtn_relative_error: None,
-            tokens_per_column: None,
-            damping: None,
-            shrinkage: None,
-            fallback: None,
-            decoded_sha256: None,
+            ..report::Tensor::default()
         });
     }
 }

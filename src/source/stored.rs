@@ -1,0 +1,251 @@
+//! From the bytes of a checkpoint to the numbers of a tensor.
+
+use std::ops::Range;
+
+use attar_checkpoint::compressed_tensors;
+use attar_checkpoint::{Dtype, TensorInfo, decode_floats};
+use attar_model::{FilePlace, LoadError, RowOrder, TensorSpec, Weights};
+use attar_quant::{Encoding, IntEncoding, ScaleDtype, encoding_of};
+use ndarray::{Array2, ArrayD, Axis, IxDyn};
+use rayon::prelude::*;
+
+use super::{Opened, Source, StorageError, rows_and_cols};
+
+/// Values that are decoded together where a tensor is only looked through, perhaps by every thread at once.
+const LOOK_WEIGHTS: usize = 1 << 21;
+
+/// How a tensor's numbers are stored.
+pub(super) enum Stored<'a> {
+    Floats(&'a TensorInfo),
+    Blocks(&'a TensorInfo, &'static dyn Encoding),
+    Packed(IntEncoding),
+}
+
+impl Source {
+    pub(super) fn stored(&self, spec: &TensorSpec) -> std::result::Result<Stored<'_>, StorageError> {
+        let name = self.stored_name(spec);
+        let cannot =
+            |stored: &dyn ToString| StorageError::Type { name: name.to_owned(), stored: stored.to_string() };
+        if let Some(info) = self.container().info(name) {
+            return match info.dtype {
+                Dtype::Ggml(ggml) => encoding_of(ggml)
+                    .map(|encoding| Stored::Blocks(info, encoding))
+                    .ok_or_else(|| cannot(&ggml)),
+                dtype if dtype.is_float() => Ok(Stored::Floats(info)),
+                other => Err(cannot(&other)),
+            };
+        }
+        let Some((scheme, [_, in_features])) = self.packed(spec)? else {
+            return Err(StorageError::Missing { name: name.to_owned() });
+        };
+        let scale = compressed_tensors::Names::of(name).and_then(|names| self.container().info(&names.scale));
+        let scale = match scale.map(|info| info.dtype) {
+            Some(Dtype::F16) => ScaleDtype::F16,
+            Some(Dtype::Bf16) => ScaleDtype::Bf16,
+            Some(Dtype::F32) => ScaleDtype::F32,
+            other => return Err(cannot(&format!("integers with scales of type {other:?}"))),
+        };
+        let (bits, group_size) = (scheme.num_bits, scheme.group_size.unwrap_or(in_features));
+        if !(2..=8).contains(&bits) {
+            return Err(cannot(&format!("integers of {bits} bit")));
+        }
+        let encoding = if scheme.symmetric {
+            IntEncoding::symmetric(bits, group_size)
+        } else {
+            IntEncoding::asymmetric(bits, group_size)
+        };
+        Ok(Stored::Packed(encoding.with_scale(scale)))
+    }
+
+    /// Scheme and shape of a weight that is stored as packed integers.
+    pub(super) fn packed(
+        &self,
+        spec: &TensorSpec,
+    ) -> std::result::Result<Option<(compressed_tensors::Scheme, [usize; 2])>, StorageError> {
+        match &self.opened {
+            Opened::Folder { packed: Some(packed), files, .. } => Ok(packed.find(&**files, &spec.name)?),
+            _ => Ok(None),
+        }
+    }
+
+    /// Rows of a tensor as they lie in the file, decoded; a vector is rows of one.
+    fn decode(&self, spec: &TensorSpec, rows: Range<usize>) -> std::result::Result<Vec<f32>, StorageError> {
+        let name = self.stored_name(spec);
+        let [count, cols] = rows_and_cols(spec);
+        if rows.end > count {
+            return Err(StorageError::Row { name: name.to_owned(), row: rows.end - 1, rows: count });
+        }
+        match self.stored(spec)? {
+            Stored::Floats(info) => Ok(decode_floats(info.dtype, self.tensor_bytes(spec, &rows)?)?),
+            Stored::Blocks(_, encoding) => {
+                let values = encoding.unpack(self.tensor_bytes(spec, &rows)?, rows.len(), cols)?;
+                Ok(values.into_raw_vec_and_offset().0)
+            }
+            Stored::Packed(encoding) => {
+                let names = compressed_tensors::Names::of(name)
+                    .ok_or_else(|| StorageError::Missing { name: name.to_owned() })?;
+                // Zero points of 32 rows fill whole words whatever their bits.
+                let around = rows.start / 32 * 32..count.min(rows.end.next_multiple_of(32));
+                let part = |name: &str, rows_of: usize| self.row_bytes(name, rows_of, &around);
+                let zero_point = if encoding.is_symmetric() {
+                    &[][..]
+                } else {
+                    let words = |rows: usize| (rows * usize::from(encoding.bits())).div_ceil(32);
+                    self.row_bytes(
+                        &names.zero_point,
+                        words(count),
+                        &(words(around.start)..words(around.end)),
+                    )?
+                };
+                let bytes =
+                    IntEncoding::join(part(&names.packed, count)?, part(&names.scale, count)?, zero_point);
+                let values = encoding.unpack(&bytes, around.len(), cols)?.into_raw_vec_and_offset().0;
+                let (skip, len) = ((rows.start - around.start) * cols, rows.len() * cols);
+                Ok(if values.len() == len { values } else { values[skip..skip + len].to_vec() })
+            }
+        }
+    }
+
+    /// Lets the memory go that the file's bytes of a tensor are mapped to: it has been decoded.
+    pub(super) fn release(&self, spec: &TensorSpec) {
+        for name in self.stored_parts(spec) {
+            self.container().release(&name);
+        }
+    }
+
+    /// The bytes of some rows of one of the model's tensors.
+    pub(super) fn tensor_bytes(
+        &self,
+        spec: &TensorSpec,
+        rows: &Range<usize>,
+    ) -> std::result::Result<&[u8], StorageError> {
+        let (first, count) = self.rows_in_file(spec);
+        self.row_bytes(self.stored_name(spec), count, &(first + rows.start..first + rows.end))
+    }
+
+    /// The bytes of some rows of one of the file's tensors, of `count` rows.
+    fn row_bytes(
+        &self,
+        name: &str,
+        count: usize,
+        rows: &Range<usize>,
+    ) -> std::result::Result<&[u8], StorageError> {
+        let bytes = self.container().bytes(name)?;
+        let per_row = bytes.len() / count.max(1);
+        Ok(&bytes[rows.start * per_row..rows.end * per_row])
+    }
+
+    /// The first row of a tensor in what is stored under its name in the file, and the rows of all that.
+    pub(super) fn rows_in_file(&self, spec: &TensorSpec) -> (usize, usize) {
+        match self.stacked.get(&spec.name) {
+            Some(FilePlace { first_row, shape, .. }) => {
+                (*first_row, shape[..shape.len() - 1].iter().product())
+            }
+            None => (0, rows_and_cols(spec)[0]),
+        }
+    }
+
+    /// Shows `look` the numbers of a tensor, in the order of the file, some rows at a time.
+    pub(super) fn look_through(
+        &self,
+        spec: &TensorSpec,
+        mut look: impl FnMut(&[f32]),
+    ) -> std::result::Result<(), StorageError> {
+        let [rows, cols] = rows_and_cols(spec);
+        let step = (LOOK_WEIGHTS / cols.max(1)).max(32) / 32 * 32;
+        for start in (0..rows).step_by(step) {
+            look(&self.decode(spec, start..rows.min(start + step))?);
+            self.release(spec);
+        }
+        Ok(())
+    }
+
+    fn spec(&self, name: &str) -> std::result::Result<&TensorSpec, StorageError> {
+        let unknown = || StorageError::Unknown { name: name.to_owned() };
+        self.by_name.get(name).map(|&index| &self.specs[index]).ok_or_else(unknown)
+    }
+}
+
+impl Weights for Source {
+    fn load(&self, name: &str) -> std::result::Result<ArrayD<f32>, LoadError> {
+        let spec = self.spec(name)?;
+        let rows = spec.shape[0];
+        let mut values = self.decode(spec, 0..rows)?;
+        if self.is_gguf() {
+            spec.gguf_adds.from_gguf(&mut values);
+        }
+        let values = ArrayD::from_shape_vec(IxDyn(&spec.shape), values)?;
+        self.release(spec);
+        Ok(match self.row_order(spec) {
+            RowOrder::AsIs => values,
+            order @ RowOrder::RopeInterleaved { .. } => values.select(Axis(0), &order.from_gguf(rows)),
+        })
+    }
+
+    fn load_rows(&self, name: &str, rows: &[usize]) -> std::result::Result<Array2<f32>, LoadError> {
+        let spec = self.spec(name)?;
+        let [count, cols] = rows_and_cols(spec);
+        let stored = match self.row_order(spec) {
+            RowOrder::AsIs => None,
+            order @ RowOrder::RopeInterleaved { .. } => Some(order.from_gguf(count)),
+        };
+        let at = |&row: &usize| {
+            stored.as_ref().map_or(Some(row), |stored| stored.get(row).copied()).unwrap_or(count)
+        };
+        let at: Vec<usize> = rows.iter().map(at).collect();
+        let mut values = vec![0.0; rows.len() * cols];
+        let (mut runs, mut rest) = (Vec::new(), &mut values[..]);
+        for run in at.chunk_by(|row, next| row + 1 == *next) {
+            let (to, further) = rest.split_at_mut(run.len() * cols);
+            runs.push((run[0]..run[0] + run.len(), to));
+            rest = further;
+        }
+        runs.into_par_iter().try_for_each(|(run, to)| {
+            to.copy_from_slice(&self.decode(spec, run)?);
+            if self.is_gguf() {
+                spec.gguf_adds.from_gguf(to);
+            }
+            Ok::<_, StorageError>(())
+        })?;
+        self.release(spec);
+        Ok(Array2::from_shape_vec((rows.len(), cols), values)?)
+    }
+
+    fn read_ahead(&self, name: &str) {
+        // Of a tensor that experts share the first of them has all read.
+        if let Some(spec) = self.spec(name).ok().filter(|spec| self.rows_in_file(spec).0 == 0) {
+            self.stored_parts(spec).iter().for_each(|name| self.container().read_ahead(name));
+        }
+    }
+
+    fn load_range(&self, name: &str, rows: Range<usize>) -> std::result::Result<Array2<f32>, LoadError> {
+        let spec = self.spec(name)?;
+        if self.row_order(spec) != RowOrder::AsIs {
+            return self.load_rows(name, &rows.collect::<Vec<_>>());
+        }
+        let [_, cols] = rows_and_cols(spec);
+        let values = self.decode(spec, rows.clone())?;
+        self.release(spec);
+        Ok(Array2::from_shape_vec((rows.len(), cols), values)?)
+    }
+
+    fn bf16_bytes(&self, name: &str) -> Option<&[u8]> {
+        let spec = self.spec(name).ok().filter(|spec| spec.is_matrix())?;
+        match self.stored(spec).ok()? {
+            Stored::Floats(info) if info.dtype == Dtype::Bf16 && self.row_order(spec) == RowOrder::AsIs => {
+                self.tensor_bytes(spec, &(0..spec.shape[0])).ok()
+            }
+            _ => None,
+        }
+    }
+
+    fn let_go(&self, name: &str) {
+        if let Ok(spec) = self.spec(name) {
+            self.release(spec);
+        }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+}
