@@ -156,7 +156,7 @@ impl Source {
     /// SHA-256 of a tensor's numbers as little-endian f32, in the order of the file.
     ///
     /// # Errors
-    /// As [`Weights::load`].
+    /// As [`attar_model::Weights::load`].
     pub fn decoded_sha256(&self, spec: &TensorSpec) -> std::result::Result<String, StorageError> {
         let mut hash = Sha256::new();
         self.look_through(spec, |values| hash_floats(&mut hash, values))?;
