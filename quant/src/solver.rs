@@ -7,6 +7,7 @@ mod device;
 mod feedback;
 mod gptq;
 mod panel;
+mod refit;
 mod rtn;
 mod runs;
 mod sparse_gpt;
@@ -255,7 +256,7 @@ fn with_feedback(
     factor: &Factor<'_>,
     encoding: &dyn GridEncoding,
     plain: Solution,
-    choose: impl FnOnce(&Feedback, &Grid) -> Array2<u8>,
+    choose: impl FnOnce(&Feedback, Grid) -> Fit,
 ) -> Solution {
     let facts = plain.facts.clone();
     let run = encoding.codebook().map_or(1, Codebook::run);
@@ -267,7 +268,7 @@ fn with_feedback(
         Some(importance) => encoding.search(judge.w, Some(&importance)).grid,
         None => plain.grid.clone(),
     };
-    let codes = choose(feedback, &grid);
+    let Fit { grid, codes } = choose(feedback, grid);
     let decoded = grid.decode_all(codes.view());
     let relative_error = judge.relative_error(&decoded);
     let facts = facts.after(feedback);

@@ -68,7 +68,9 @@ fn the_device_chooses_the_processors_codes_but_for_ties_and_knows_the_same_facts
             }
             let factor = Factor::new(&statistics, Settings::default());
             let encoding = encoding(name).unwrap();
-            let truth = Gptq::DEFAULT.solve(w.view(), Some(&factor), encoding.grid().unwrap()).unwrap();
+            let truth = Gptq { refits: 0, ..Gptq::DEFAULT }
+                .solve(w.view(), Some(&factor), encoding.grid().unwrap())
+                .unwrap();
             let found = solve(cuda, &w, &there(cuda, &statistics), name).unwrap();
 
             assert_eq!(found.grid, truth.grid, "{name}");
@@ -102,7 +104,9 @@ fn what_the_processor_does_not_factor_the_device_rounds_to_nearest_for_the_same_
             let statistics = Statistics { sums: Sums::Gram(gram), tokens };
             let factor = Factor::new(&statistics, Settings::default());
             let encoding = encoding("w4-g32").unwrap();
-            let truth = Gptq::DEFAULT.solve(w.view(), Some(&factor), encoding.grid().unwrap()).unwrap();
+            let truth = Gptq { refits: 0, ..Gptq::DEFAULT }
+                .solve(w.view(), Some(&factor), encoding.grid().unwrap())
+                .unwrap();
             let found = solve(cuda, &w, &there(cuda, &statistics), "w4-g32").unwrap();
             assert!(truth.facts.fallback.is_some());
             assert_eq!(

@@ -160,7 +160,7 @@ proptest! {
         let factor = factor(&statistics);
         for encoding in free_encodings() {
             for sweeps in [0, 2] {
-                let solution = solve(&Gptq { sweeps }, &w, &factor, &encoding);
+                let solution = solve(&Gptq { sweeps, refits: 0 }, &w, &factor, &encoding);
                 prop_assert_eq!(&solution.codes, &solution.grid.round(w.view()), "{}", encoding.name());
             }
         }
@@ -183,15 +183,20 @@ proptest! {
 
 /// The margin is the point: on inputs like these feedback is worth a good part of the error, in every format.
 #[test]
-fn feedback_beats_rounding_to_nearest_on_correlated_inputs_and_sweeps_never_lose() {
+fn feedback_beats_rounding_to_nearest_on_correlated_inputs_and_what_follows_never_loses() {
     let (w, statistics) = (normal((48, 512), 3), correlated(512, 8192, 4));
     let factor = factor(&statistics);
     for encoding in grid_encodings() {
-        let [plain, swept] = [0, 3].map(|sweeps| solve(&Gptq { sweeps }, &w, &factor, &encoding).facts);
+        let [plain, swept, refitted] = [(0, 0), (3, 0), (3, 2)]
+            .map(|(sweeps, refits)| solve(&Gptq { sweeps, refits }, &w, &factor, &encoding).facts);
         let name = encoding.name();
         assert_eq!(plain.fallback, None, "{name}");
         assert!(plain.relative_error < 0.7 * plain.rtn_relative_error, "{name}: {plain:?}");
         assert!(swept.relative_error < 1.001 * plain.relative_error, "{name}: {swept:?} after {plain:?}");
+        assert!(
+            refitted.relative_error < 1.001 * swept.relative_error,
+            "{name}: {refitted:?} after {swept:?}"
+        );
     }
 }
 

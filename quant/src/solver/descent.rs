@@ -66,11 +66,22 @@ pub(super) fn descend(
 
 impl Metric<'_> {
     /// `H x`, `[in_features, n]`.
-    fn times(&self, x: ArrayView2<'_, f32>) -> Array2<f32> {
+    pub(super) fn times(&self, x: ArrayView2<'_, f32>) -> Array2<f32> {
         let mut product = matmul(self.gram.view(), x);
         product.axis_iter_mut(Axis(0)).into_par_iter().enumerate().for_each(|(j, mut row)| {
             row.zip_mut_with(&x.row(j), |y, &x| *y = *y * self.scale + x * self.diagonal[j]);
         });
+        product
+    }
+
+    /// `H[.., columns] x`, `[in_features, n]`.
+    pub(super) fn columns_times(
+        &self,
+        columns: std::ops::Range<usize>,
+        x: ArrayView2<'_, f32>,
+    ) -> Array2<f32> {
+        let mut product = Array2::zeros((self.gram.nrows(), x.ncols()));
+        self.add_times(columns, x, &mut product);
         product
     }
 

@@ -137,7 +137,7 @@ pub struct DeviceSolution<T> {
     pub facts: Facts,
 }
 
-/// [`Gptq`](super::Gptq) on a device: its codes but for ties, where sums of another order decide.
+/// [`Gptq`](super::Gptq) on a device, without refits: its codes but for ties, where sums of another order decide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceGptq {
     /// As [`Gptq::sweeps`](super::Gptq::sweeps).

@@ -2,12 +2,13 @@ use ndarray::ArrayView2;
 
 use super::descent::descend;
 use super::feedback::round_with_feedback;
+use super::refit::refit;
 use super::{DeviceGptq, Judge, Solution, Solver, check, round_to_nearest, with_feedback};
-use crate::{Error, Factor, GridEncoding};
+use crate::{Error, Factor, Fit, GridEncoding};
 
 /// Error feedback: column by column, what rounding one input's weights loses is made up for by the inputs not yet rounded.
 ///
-/// Scales are searched once for the importance of the columns and rounded to what the file stores, then stay; so columns
+/// Scales are searched for the importance of the columns, rounded to what the file stores, and stay during the pass; so columns
 /// can be taken in the order of falling diagonal in any format, and no order need be stored.
 ///
 /// Where the Hessian cannot be factored, or feedback leaves more error than it found, the codes are those of
@@ -21,11 +22,14 @@ use crate::{Error, Factor, GridEncoding};
 pub struct Gptq {
     /// Rounds of coordinate descent after the pass; each costs about two passes and ends early where no code changes.
     pub sweeps: u32,
+    /// Rounds of fitting scales to the codes and codes to the scales after that, where few enough weights share a scale;
+    /// each costs about as much as the sweeps. None without sweeps.
+    pub refits: u32,
 }
 
 impl Gptq {
-    /// Feedback and two sweeps: what the later ones add is within noise.
-    pub const DEFAULT: Self = Self { sweeps: 2 };
+    /// Feedback, two sweeps and two refits: what later ones add is within noise.
+    pub const DEFAULT: Self = Self { sweeps: 2, refits: 2 };
 }
 
 impl Default for Gptq {
@@ -61,11 +65,13 @@ impl Solver for Gptq {
         let rtn = round_to_nearest(w, Some(factor), encoding, &judge);
         Ok(with_feedback(&judge, factor, encoding, rtn, |feedback, grid| {
             let codebook = encoding.codebook();
-            let codes = round_with_feedback(w, feedback, grid, codebook).codes;
+            let codes = round_with_feedback(w, feedback, &grid, codebook).codes;
             if self.sweeps == 0 {
-                return codes;
+                return Fit { grid, codes };
             }
-            descend(w, codes, &factor.metric(feedback), grid, codebook, self.sweeps)
+            let metric = factor.metric(feedback);
+            let codes = descend(w, codes, &metric, &grid, codebook, self.sweeps);
+            refit(w, Fit { grid, codes }, &metric, encoding, (self.refits, self.sweeps))
         }))
     }
 }

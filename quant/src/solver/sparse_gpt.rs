@@ -8,7 +8,7 @@ use super::wanda::{Wanda, zero_the_least};
 use super::{Facts, FloatSolution, Judge, Solution, Solver, check_codes, check_floats, with_feedback};
 use crate::factor::Feedback;
 use crate::lanes::{Kernel, widest};
-use crate::{Error, Factor, Grid, GridEncoding, Settings, Sparsity};
+use crate::{Error, Factor, Fit, Grid, GridEncoding, Settings, Sparsity};
 
 /// Zeros by error feedback: column by column, what setting an input's weights to 0 loses, or rounding them, is made up for by the inputs
 /// that come later.
@@ -55,7 +55,8 @@ impl Solver for SparseGpt {
         let judge = Judge::new(w, Some(factor));
         let plain = Wanda { sparsity: self.sparsity }.plainly(w, Some(factor), encoding, &judge);
         Ok(with_feedback(&judge, factor, encoding, plain, |feedback, grid| {
-            grid.round(zero_with_feedback(w, feedback, self.sparsity, Some(grid)).view())
+            let codes = grid.round(zero_with_feedback(w, feedback, self.sparsity, Some(&grid)).view());
+            Fit { grid, codes }
         }))
     }
 
