@@ -124,14 +124,14 @@ impl Grid {
         to: &mut Array2<B>,
         f: impl Fn(A, f32, f32, f32) -> B + Sync,
     ) {
-        Zip::indexed(to.rows_mut()).and(from.rows()).par_for_each(|row, mut to, from: ArrayView1<'_, A>| {
-            for group in 0..self.scale.ncols() {
+        Zip::indexed(to.rows_mut()).and(from.rows()).par_for_each(|row, to, from: ArrayView1<'_, A>| {
+            let (to, from) = (to.into_slice().expect("standard layout"), from.as_standard_layout());
+            let from = from.as_slice().expect("standard layout");
+            let groups = to.chunks_mut(self.group_size).zip(from.chunks(self.group_size));
+            for (group, (to, from)) in groups.enumerate() {
                 let at = [row, group];
                 let (scale, zero, min) = (self.scale[at], self.zero[at], self.min[at]);
-                let start = group * self.group_size;
-                for col in start..(start + self.group_size).min(from.len()) {
-                    to[col] = f(from[col], scale, zero, min);
-                }
+                to.iter_mut().zip(from).for_each(|(to, &from)| *to = f(from, scale, zero, min));
             }
         });
     }

@@ -1,7 +1,9 @@
 use crate::Sums;
 use attar_tensor::matmul;
 use ndarray::parallel::prelude::*;
-use ndarray::{Array2, ArrayView1, ArrayView2, Axis, Zip, s};
+use ndarray::{Array2, ArrayView1, ArrayView2, Axis, s};
+
+use crate::lanes::{Kernel, LANES, widest};
 
 /// Columns per product.
 const BLOCK: usize = 256;
@@ -29,10 +31,40 @@ pub fn weighted_energy(e: ArrayView2<'_, f32>, h: ArrayView2<'_, f32>) -> f64 {
 pub fn energy_by_column(e: ArrayView2<'_, f32>, h: ArrayView1<'_, f32>) -> f64 {
     assert_eq!(h.len(), e.ncols(), "the metric must have a value for each column");
     let mut rows = vec![0.0; e.nrows()];
-    e.axis_iter(Axis(0)).into_par_iter().zip(rows.par_iter_mut()).for_each(|(e, sum)| {
-        *sum = Zip::from(e).and(h).fold(0.0, |sum, &e, &h| sum + f64::from(h) * f64::from(e) * f64::from(e));
-    });
+    e.axis_iter(Axis(0))
+        .into_par_iter()
+        .zip(rows.par_iter_mut())
+        .for_each(|(e, sum)| *sum = summed(e, h, |e, h| h * e * e));
     rows.iter().sum()
+}
+
+/// The sum of `of` each pair of numbers.
+fn summed(a: ArrayView1<'_, f32>, b: ArrayView1<'_, f32>, of: impl Fn(f64, f64) -> f64) -> f64 {
+    let (a, b) = (a.as_standard_layout(), b.as_standard_layout());
+    let (a, b) = (a.as_slice().expect("standard layout"), b.as_slice().expect("standard layout"));
+    widest(Sum { a, b, of })
+}
+
+/// [`summed`], in [`LANES`] sums of which none waits for another.
+struct Sum<'a, F> {
+    a: &'a [f32],
+    b: &'a [f32],
+    of: F,
+}
+
+impl<F: Fn(f64, f64) -> f64> Kernel for Sum<'_, F> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run(self) -> f64 {
+        let mut sums = [0.0; LANES];
+        for (a, b) in self.a.chunks(LANES).zip(self.b.chunks(LANES)) {
+            for (sum, (&a, &b)) in sums.iter_mut().zip(a.iter().zip(b)) {
+                *sum += (self.of)(f64::from(a), f64::from(b));
+            }
+        }
+        sums.iter().sum()
+    }
 }
 
 /// The energy of `e`, `[rows, n]`, in the metric of the inputs that `sums` are of: the squares alone where there are none.
@@ -67,12 +99,8 @@ fn chunk_energy(e: ArrayView2<'_, f32>, h: ArrayView2<'_, f32>) -> f64 {
 fn inner(a: ArrayView2<'_, f32>, b: Array2<f32>) -> f64 {
     let mut rows = vec![0.0; a.nrows()];
     let products = a.axis_iter(Axis(0)).into_par_iter().zip(b.axis_iter(Axis(0)));
-    products.zip(rows.par_iter_mut()).for_each(|((a, b), sum)| *sum = dot(a, b));
+    products.zip(rows.par_iter_mut()).for_each(|((a, b), sum)| *sum = summed(a, b, |a, b| a * b));
     rows.iter().sum()
-}
-
-fn dot(a: ArrayView1<'_, f32>, b: ArrayView1<'_, f32>) -> f64 {
-    Zip::from(a).and(b).fold(0.0, |sum, &a, &b| sum + f64::from(a) * f64::from(b))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use attar_quant::{Detail, Factor, Settings, Statistics, Sums};
 use ndarray::Array2;
 
 use super::Calibration;
-use super::compress::{Done, Pass, STAGES};
+use super::compress::{Done, LOOKED_UP, Pass, STAGES};
 use super::passage::Passage;
 use super::site::NewFolders;
 use crate::diagnostic::{Explain, Failure, Result};
@@ -148,8 +148,10 @@ impl Pass<'_> {
             match tensor.treatment {
                 Treatment::Codes(encoding) if reads_head_input(tensor.spec.role) => {
                     let statistics = learned.read(&head(), self.solver.reads())?;
-                    let factor = Factor::new(&statistics, Settings::default());
-                    self.solve_rows(tensor, encoding, (&factor, None), done)?;
+                    let is_both = tensor.spec.role == Role::Embedding;
+                    let factor =
+                        Factor::new(&statistics, if is_both { LOOKED_UP } else { Settings::default() });
+                    self.solve_rows(tensor, encoding, (&factor, None), done, |_, _| Ok(()))?;
                 }
                 _ => self.without_data(tensor, done, |_, _| Ok(()))?,
             }

@@ -399,7 +399,8 @@ impl Sink {
     /// Weights so large that their scales are infinite; a disk that refuses.
     pub fn codes(&mut self, tensor: &PlannedTensor, encoding: &Named, solution: &Solution) -> Result<()> {
         let (here, cols) = solution.codes.dim();
-        if solution.decoded.par_iter().any(|x| !x.is_finite()) {
+        let rows = solution.decoded.axis_iter(Axis(0)).into_par_iter();
+        if rows.any(|row| !row.iter().fold(true, |all, x| all & x.is_finite())) {
             return Err(Failure::new(format!("its values are too large for the scales of {}", encoding.name()))
                 .hint("no format with scales in f16 holds this matrix: keep it as it is, with --tensor REGEX=bf16 in a \
                        GGUF file or REGEX=float in a folder"));
