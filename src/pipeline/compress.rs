@@ -256,12 +256,8 @@ impl Pass<'_> {
             ..Streaming::kept(&self.plan.memory.keeping)
         };
         let hidden = streamed_hidden_states(config, self.source, &some, &streaming, &mut |_| ())?;
-        let norm = final_norm(config, self.source)?;
-        let mut statistics = Statistics::with(self.solver.reads(), features);
-        for rows in streaming.chunks(some.tokens().len(), ctx) {
-            statistics.observe_in(norm.apply(hidden.read(rows)?.view()).view(), self.precision);
-        }
-        Ok(statistics)
+        let mut passage = Passage::new(self.plan, self.source, hidden, ctx, self.precision)?;
+        passage.head(&final_norm(config, self.source)?, Statistics::with(self.solver.reads(), features))
     }
 
     /// Stage by stage through one block.

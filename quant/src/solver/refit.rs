@@ -30,16 +30,18 @@ pub(super) fn refit(
 ) -> Fit {
     let Some(unit) = encoding.unit().filter(|&unit| unit <= LONGEST) else { return fit };
     let Fit { mut grid, mut codes } = fit;
-    let mut losses = row_losses(w, &grid, &codes, h);
+    let (mut losses, mut pull) = losses_and_pull(w, &grid, &codes, h);
     for _ in 0..rounds {
-        let [mut scale, mut min] = factors(w, codes.view(), h, &grid, unit);
+        let [mut scale, mut min] = factors(codes.view(), pull.view(), h, &grid, unit);
         let moved = encoding.rescaled(&grid, scale.view(), min.view());
         let other = descend(w, codes.clone(), h, &moved, encoding.codebook(), sweeps);
         let mut changed = false;
-        for (row, loss) in row_losses(w, &moved, &other, h).into_iter().enumerate() {
+        let (other_losses, other_pull) = losses_and_pull(w, &moved, &other, h);
+        for (row, loss) in other_losses.into_iter().enumerate() {
             if loss < losses[row] {
                 (losses[row], changed) = (loss, true);
                 codes.row_mut(row).assign(&other.row(row));
+                pull.column_mut(row).assign(&other_pull.column(row));
             } else {
                 scale.row_mut(row).fill(1.0);
                 min.row_mut(row).fill(1.0);
@@ -53,25 +55,32 @@ pub(super) fn refit(
     Fit { grid, codes }
 }
 
-/// `e H e^T` of each row's error.
-fn row_losses(w: ArrayView2<'_, f32>, grid: &Grid, codes: &Array2<u8>, h: &Metric<'_>) -> Vec<f32> {
+/// `e H e^T` of each row's error, and `H E^T`, `[in_features, rows]`.
+fn losses_and_pull(
+    w: ArrayView2<'_, f32>,
+    grid: &Grid,
+    codes: &Array2<u8>,
+    h: &Metric<'_>,
+) -> (Vec<f32>, Array2<f32>) {
     let error = &w - &grid.decode_all(codes.view());
-    by_row(error.t(), h.times(error.t()).view())
+    let pull = h.times(error.t());
+    (by_row(error.t(), pull.view()), pull)
 }
 
-/// What the scales and the minima of each unit are to be multiplied by, `[rows, units]` each, for the codes to come nearest to `w`
-/// before anything is rounded to what a file stores.
+/// What the scales and the minima of each unit are to be multiplied by, `[rows, units]` each, for the codes to come nearest to the weights
+/// before anything is rounded to what a file stores; `pull` is `H E^T` of their errors, `[in_features, rows]`.
 ///
 /// A value is `scale * (level - zero) - min`, linear in the factors of both. With `u_k` what unit `k` contributes to a row and
 /// `e` the row's error, the least `e H e^T` is where `sum_l (u_k' H u_l) d_l = u_k' H e` for the changes `d`.
 fn factors(
-    w: ArrayView2<'_, f32>,
     codes: ArrayView2<'_, u8>,
+    pull: ArrayView2<'_, f32>,
     h: &Metric<'_>,
     grid: &Grid,
     unit: usize,
 ) -> [Array2<f32>; 2] {
-    let (rows, units) = (w.nrows(), w.ncols() / unit);
+    let (rows, cols) = codes.dim();
+    let units = cols / unit;
     let has_min = grid.min.iter().any(|&min| min != 0.0);
     let unknowns = if has_min { 2 * units } else { units };
     let decoded = grid.decode_all(codes);
@@ -79,16 +88,16 @@ fn factors(
     let columns = |k: usize| (k % units) * unit..(k % units + 1) * unit;
     let step = (EQUATIONS / unknowns.pow(2)).clamp(1, 256);
     for start in (0..rows).step_by(step) {
-        let some = s![start..rows.min(start + step), ..];
-        let (decoded, w) = (decoded.slice(some), w.slice(some));
-        let minima = -&grid.min.slice(some);
-        let minima =
-            Array2::from_shape_fn((w.ncols(), w.nrows()), |(col, row)| minima[[row, col / grid.group_size]]);
+        let some = start..rows.min(start + step);
+        let count = some.len();
+        let minima = Array2::from_shape_fn((cols, count), |(col, row)| {
+            -grid.min[[start + row, col / grid.group_size]]
+        });
         // [in_features, rows] each: what scales contribute, then what minima do.
-        let parts = [&decoded.t() - &minima, minima];
-        let pull = h.times((&w - &decoded).t());
-        let mut equations = Array3::<f32>::zeros((w.nrows(), unknowns, unknowns));
-        let mut right = Array2::<f32>::zeros((w.nrows(), unknowns));
+        let parts = [&decoded.slice(s![some.clone(), ..]).t() - &minima, minima];
+        let pull = pull.slice(s![.., some]);
+        let mut equations = Array3::<f32>::zeros((count, unknowns, unknowns));
+        let mut right = Array2::<f32>::zeros((count, unknowns));
         for k in 0..unknowns {
             let part = parts[k / units].slice(s![columns(k), ..]);
             let through = h.columns_times(columns(k), part);
@@ -179,7 +188,9 @@ mod tests {
         };
         let w = grid.decode_all(codes.view());
         let off = Grid { scale: &grid.scale * 1.04, min: &grid.min * 0.97, ..grid };
-        let [scale, min] = factors(w.view(), codes.view(), &factor.metric(feedback), &off, unit);
+        let metric = factor.metric(feedback);
+        let (_, pull) = losses_and_pull(w.view(), &off, &codes, &metric);
+        let [scale, min] = factors(codes.view(), pull.view(), &metric, &off, unit);
         assert!(scale.iter().all(|by| (by * 1.04 - 1.0).abs() < 5e-3), "{scale}");
         assert!(min.iter().all(|by| (by * 0.97 - 1.0).abs() < 5e-3), "{min}");
     }

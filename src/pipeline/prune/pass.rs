@@ -351,14 +351,8 @@ impl Pass<'_> {
     /// Adds the attention's output, chooses the experts that stay, and takes the stream to the next block.
     fn experts(&self, layer: &mut Layer<'_>, stream: &mut Stream) -> Result<()> {
         let block = self.load(layer)?;
-        let mut shares = Vec::<Share>::new();
-        let mut first = 0;
-        stream.advance(&block, Tap::MlpIn, |x| {
-            if let Some(experts) = block.experts() {
-                Share::append_all(&mut shares, first, &experts.router().route(x).shares());
-                first += x.nrows();
-            }
-        })?;
+        let Some(experts) = block.experts() else { return Ok(()) };
+        let mut shares = stream.route(&block, experts.router(), |_| ())?;
         if self.shape.experts.is_some_and(|kept| kept < shares.len()) {
             let keep = self.best_experts(layer, stream, &shares)?;
             layer.cuts.blocks[layer.old].experts = Some(keep);
