@@ -34,6 +34,7 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+mod scaled;
 mod search;
 mod signed_search;
 mod super_block;
@@ -54,6 +55,7 @@ use attar_tensor::cuda::{self, Cuda, CudaError, Matrix, Rows};
 use ndarray::{Array2, ArrayView2};
 
 pub use self::integer::{IntEncoding, IntParts, ScaleDtype};
+pub use self::scaled::ScaledEncoding;
 use crate::{Error, Grid};
 
 /// A number format: how a matrix of weights lies in bytes, and what those bytes say.
@@ -263,6 +265,8 @@ pub enum Named {
     Listed(&'static dyn Encoding),
     /// Grouped integers with the parameters in the name.
     Integer(IntEncoding),
+    /// Eight or four bits with scales, in a folder.
+    Scaled(ScaledEncoding),
 }
 
 impl Deref for Named {
@@ -272,6 +276,7 @@ impl Deref for Named {
         match self {
             Self::Listed(listed) => *listed,
             Self::Integer(integer) => integer,
+            Self::Scaled(scaled) => scaled,
         }
     }
 }

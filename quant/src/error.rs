@@ -29,6 +29,18 @@ pub enum Error {
         /// Bytes given.
         found: usize,
     },
+    /// Packed bytes hold a pattern that stands for no number.
+    #[error("row {row} of {rows} x {cols} weights in `{encoding}` holds a byte that stands for no number")]
+    NoNumber {
+        /// The encoding's name.
+        encoding: Cow<'static, str>,
+        /// Rows of the matrix.
+        rows: usize,
+        /// Its columns.
+        cols: usize,
+        /// The first such row.
+        row: usize,
+    },
     /// A weight is NaN or infinite.
     #[error("{count} of {total} weights are not finite, the first at row {row}, column {col}")]
     NotFinite {

@@ -156,9 +156,44 @@ pub(crate) fn encode_one(x: f32, scale: f32, zero: f32, min: f32, max_code: f32)
     (nearest(steps.max(-zero).min(max_code - zero)) + nearest(zero)) as u8
 }
 
+/// So many levels are all looked at, side by side; in more the place is searched for by halves.
+const FEW: usize = 16;
+
 /// The code of the nearest of `levels`, the upper one where two are as near.
 #[inline]
 pub(crate) fn encode_level(x: f32, scale: f32, zero: f32, min: f32, levels: &[f32]) -> u8 {
     let at = if scale == 0.0 { 0.0 } else { (x + min) / scale } + zero;
-    levels.iter().zip(&levels[1..]).map(|(lower, upper)| u8::from(at >= 0.5 * (lower + upper))).sum()
+    let reaches = |code: usize| at >= 0.5 * (levels[code - 1] + levels[code]);
+    if levels.len() <= FEW {
+        return (1..levels.len()).map(|code| u8::from(reaches(code))).sum();
+    }
+    let mut code = 0;
+    let mut step = levels.len().next_power_of_two() / 2;
+    while step > 0 {
+        let next = code + step;
+        if next < levels.len() && reaches(next) {
+            code = next;
+        }
+        step /= 2;
+    }
+    code as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The search by halves against looking at every level, at the levels, at the middles between them and beside both.
+    #[test]
+    fn many_levels_are_searched_to_the_same_codes_as_few() {
+        let mut levels: Vec<f32> = (0..254).map(|i| (i as f32 - 126.5).powi(3) / 4096.0).collect();
+        levels[126] = -0.0;
+        levels[127] = 0.0;
+        let middles: Vec<f32> = levels.iter().zip(&levels[1..]).map(|(a, b)| 0.5 * (a + b)).collect();
+        let all = levels.iter().chain(&middles).flat_map(|x| [*x, x.next_up(), x.next_down()]);
+        for x in all.chain([f32::MAX, f32::MIN, 1e9]) {
+            let one_by_one = middles.iter().filter(|middle| x >= **middle).count();
+            assert_eq!(usize::from(encode_level(x, 1.0, 0.0, 0.0, &levels)), one_by_one, "{x}");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Every byte against the reference implementations: see `fixtures/golden/quant/make.py`.
 #![expect(clippy::unwrap_used, reason = "a golden file that does not read fails its test")]
 
-use attar_quant::{ENCODINGS, Encoding, IntEncoding, ScaleDtype, encoding};
+use attar_quant::{ENCODINGS, Encoding, GridEncoding, IntEncoding, ScaleDtype, ScaledEncoding, encoding};
 use ndarray::Array2;
 use safetensors::SafeTensors;
 
@@ -137,6 +137,32 @@ fn grouped_integers_lie_and_decode_as_compressed_tensors_has_them() {
                 );
             }
         }
+    }
+}
+
+/// See `fixtures/golden/quant/scaled.py`.
+#[test]
+fn eight_and_four_bit_numbers_lie_and_decode_as_compressed_tensors_has_them() {
+    let bytes = golden("scaled");
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    for scaled in ScaledEncoding::all(ScaleDtype::F32) {
+        let name = scaled.name();
+        let part = |part: &str| file.tensor(&format!("{name}.{part}")).map(|t| t.data()).unwrap_or_default();
+        let (w, want) = (matrix(&file, &format!("{name}.w")), matrix(&file, &format!("{name}.values")));
+        let (rows, cols) = w.dim();
+        let joined = ["weight", "weight_packed", "weight_scale", "weight_global_scale"].map(part).concat();
+        let fit = scaled.unpack_codes(&joined, rows, cols).unwrap();
+        let same = bits(fit.decoded().as_slice().unwrap()) == bits(want.as_slice().unwrap());
+        assert!(same, "{name}: values");
+        assert!(scaled.pack(&fit.grid, fit.codes.view()) == joined, "{name}: packed again");
+
+        // On the package's own scales: codes as it rounds them, zeros that differ in sign aside.
+        let rounded = fit.grid.decode_all(fit.grid.round(w.view()).view());
+        assert!(rounded == want, "{name}: rounded");
+        // And on those searched for here no more is lost.
+        let lost = |decoded: &Array2<f32>| (decoded - &w).mapv(|x| x * x).sum();
+        let searched = scaled.search(w.view(), None).decoded();
+        assert!(lost(&searched) <= lost(&want), "{name}: {} for {}", lost(&searched), lost(&want));
     }
 }
 

@@ -32,13 +32,18 @@ impl Scales {
     /// The byte of each block of `N` weights and the codes on it: the plain one, with an importance the one of least weighted
     /// squared error.
     pub fn search<const N: usize>(&self, rows: &Rows<'_>, bytes: &mut [u8], codes: &mut [u8]) {
+        self.choose::<N>(rows, bytes);
+        widest(Encode::<N> { scales: self, x: rows.x, bytes, codes });
+    }
+
+    /// The byte of each block of `N` weights alone.
+    pub fn choose<const N: usize>(&self, rows: &Rows<'_>, bytes: &mut [u8]) {
         for (byte, x) in bytes.iter_mut().zip(rows.x.chunks_exact(N)) {
             *byte = (self.plain)(of_largest_magnitude(x).abs());
         }
         if let Some(importance) = rows.importance {
             widest(Search::<N> { scales: self, rows, importance, bytes });
         }
-        widest(Encode::<N> { scales: self, x: rows.x, bytes, codes });
     }
 }
 

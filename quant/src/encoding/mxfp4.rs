@@ -21,7 +21,7 @@ impl BlockFormat for Mxfp4 {
     const LEVELS: Option<&'static [f32]> = Some(&LEVELS);
 
     fn search(rows: &Rows<'_>, headers: &mut [u8], codes: &mut [u8]) {
-        Scales { value, plain, steps: -2..=1, last: 254 }.search::<BLOCK>(rows, headers, codes);
+        SCALES.search::<BLOCK>(rows, headers, codes);
     }
 
     fn group(header: &[u8], _group: usize) -> Group {
@@ -38,6 +38,9 @@ impl BlockFormat for Mxfp4 {
         fp4::read(&block[1..], codes);
     }
 }
+
+/// From the largest magnitude cut off at a quarter to it on half of what it could be on.
+pub(super) const SCALES: Scales = Scales { value, plain, steps: -2..=1, last: 254 };
 
 /// Half of `2^(byte - 127)`, levels being twice the floats.
 fn value(byte: u8) -> f32 {

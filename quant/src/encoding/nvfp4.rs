@@ -24,8 +24,7 @@ impl BlockFormat for Nvfp4 {
     const LEVELS: Option<&'static [f32]> = Some(&LEVELS);
 
     fn search(rows: &Rows<'_>, headers: &mut [u8], codes: &mut [u8]) {
-        // From the largest magnitude on twice 6, cut off, to it on 4: an octave is eight steps.
-        Scales { value, plain, steps: -8..=5, last: LAST }.search::<GROUP>(rows, headers, codes);
+        SCALES.search::<GROUP>(rows, headers, codes);
     }
 
     fn group(header: &[u8], group: usize) -> Group {
@@ -48,6 +47,9 @@ impl BlockFormat for Nvfp4 {
         }
     }
 }
+
+/// From the largest magnitude on twice 6, cut off, to it on 4: an octave is eight steps.
+pub(super) const SCALES: Scales = Scales { value, plain, steps: -8..=5, last: LAST };
 
 /// 448, the largest eight-bit float of four exponent bits.
 const LAST: u8 = 0x7e;

@@ -37,7 +37,7 @@ impl ScaleDtype {
     }
 
     /// The [`width_bytes`](Self::width_bytes) of one scale.
-    pub(super) fn bytes(self, x: f32) -> impl Iterator<Item = u8> {
+    pub(in crate::encoding) fn bytes(self, x: f32) -> impl Iterator<Item = u8> {
         let bytes = match self {
             Self::F16 => u32::from(f16::from_f32(x).to_bits()),
             Self::Bf16 => u32::from(bf16::from_f32(x).to_bits()),
@@ -46,14 +46,14 @@ impl ScaleDtype {
         bytes.to_le_bytes().into_iter().take(self.width_bytes())
     }
 
-    /// Reads one scale from its [`width_bytes`](Self::width_bytes).
     /// The nearest it can hold.
-    pub(super) fn rounded(self, x: f32) -> f32 {
+    pub(in crate::encoding) fn rounded(self, x: f32) -> f32 {
         let bytes: Vec<u8> = self.bytes(x).collect();
         self.read(&bytes)
     }
 
-    pub(super) fn read(self, bytes: &[u8]) -> f32 {
+    /// Reads one scale from its [`width_bytes`](Self::width_bytes).
+    pub(in crate::encoding) fn read(self, bytes: &[u8]) -> f32 {
         match self {
             Self::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
             Self::Bf16 => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
