@@ -6,6 +6,7 @@ mod block;
 mod block32;
 mod codebook;
 mod float;
+mod folder;
 mod fp4;
 mod integer;
 mod iq1_m;
@@ -42,18 +43,22 @@ mod ternary;
 mod ternary_search;
 mod tq1_0;
 mod tq2_0;
+mod transposed;
 mod word_search;
 mod words;
 
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Deref;
+use std::sync::Arc;
 
 use attar_checkpoint::GgmlType;
 use attar_tensor::cuda::{self, Cuda, CudaError, Matrix, Rows};
 use ndarray::{Array2, ArrayView2};
 
-pub use self::integer::{IntEncoding, IntParts, ScaleDtype};
+pub use self::folder::{FolderEncoding, Holds, Part};
+pub use self::integer::{IntEncoding, ScaleDtype};
+pub use self::transposed::{Transposed, Words};
 use crate::{Error, Grid};
 
 /// A number format: how a matrix of weights lies in bytes, and what those bytes say.
@@ -257,12 +262,12 @@ pub const ENCODINGS: &[&dyn Encoding] = &[
 ];
 
 /// An encoding found by name.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub enum Named {
     /// One of [`ENCODINGS`].
     Listed(&'static dyn Encoding),
-    /// Grouped integers with the parameters in the name.
-    Integer(IntEncoding),
+    /// One of a folder of safetensors, with parameters of its own.
+    Folder(Arc<dyn FolderEncoding>),
 }
 
 impl Deref for Named {
@@ -271,8 +276,14 @@ impl Deref for Named {
     fn deref(&self) -> &Self::Target {
         match self {
             Self::Listed(listed) => *listed,
-            Self::Integer(integer) => integer,
+            Self::Folder(folder) => &**folder,
         }
+    }
+}
+
+impl<T: FolderEncoding + 'static> From<T> for Named {
+    fn from(encoding: T) -> Self {
+        Self::Folder(Arc::new(encoding))
     }
 }
 
@@ -283,7 +294,7 @@ pub fn encoding(name: &str) -> Option<Named> {
         .iter()
         .find(|encoding| encoding.name() == name)
         .map(|listed| Named::Listed(*listed))
-        .or_else(|| IntEncoding::from_name(name).map(Named::Integer))
+        .or_else(|| IntEncoding::from_name(name).map(Named::from))
 }
 
 /// The encoding that a GGUF tensor type stores, `None` for types this crate does not know.

@@ -3,7 +3,7 @@
 
 use attar_quant::{
     Detail, ENCODINGS, Error, Factor, Fit, Gptq, GridEncoding, IntEncoding, Named, Rtn, SOLVERS, ScaleDtype,
-    Settings, Solution, Solver, Statistics, Sums, encoding, encoding_of,
+    Settings, Solution, Solver, Statistics, Sums, Transposed, Words, encoding, encoding_of,
 };
 use ndarray::{Array1, Array2, Axis, array, s};
 use proptest::prelude::*;
@@ -17,7 +17,13 @@ fn all_encodings() -> Vec<Named> {
             IntEncoding::asymmetric(bits, 128).with_scale(ScaleDtype::F32),
         ]
     });
-    ENCODINGS.iter().map(|&listed| Named::Listed(listed)).chain(integers.map(Named::Integer)).collect()
+    let transposed = [
+        Transposed::new(IntEncoding::symmetric(3, 32), Words::GptqV1),
+        Transposed::new(IntEncoding::asymmetric(8, 64), Words::GptqV2),
+        Transposed::new(IntEncoding::asymmetric(4, 128), Words::AwqGemm),
+    ];
+    let listed = ENCODINGS.iter().map(|&listed| Named::Listed(listed));
+    listed.chain(integers.map(Named::from)).chain(transposed.map(Named::from)).collect()
 }
 
 /// Those of them that have codes.
@@ -319,7 +325,7 @@ fn searched_integer_scales_are_as_good_as_trying_them_all() {
     let importance = normal((1, 256), 13).mapv(f32::exp).into_raw_vec_and_offset().0;
     for bits in 2..=5 {
         for integer in [IntEncoding::symmetric(bits, 64), IntEncoding::asymmetric(bits, 64)] {
-            let encoding = Named::Integer(integer);
+            let encoding = Named::from(integer);
             let decoded = encoding.grid().unwrap().search(w.view(), Some(&importance)).decoded();
             let mut columns = (&decoded - &w)
                 .axis_iter(Axis(1))
