@@ -21,6 +21,7 @@ use serde::Deserialize;
 
 use crate::device::DeviceArg;
 use crate::diagnostic::Failure;
+use crate::layout::{FolderLayout, LAYOUTS};
 use crate::mix::FileType;
 use crate::pipeline::teacher::SaveAs;
 use crate::scheme::Scheme;
@@ -329,6 +330,10 @@ pub enum Layout {
     Plain,
     /// Packed integers as vLLM and transformers load them
     CompressedTensors,
+    /// Integers of 2, 3, 4 or 8 bits as GPTQ's tools write them
+    Gptq,
+    /// Integers of 4 bits as AWQ's tools write them
+    Awq,
 }
 
 /// Which perplexity.
@@ -385,7 +390,14 @@ impl Layout {
         match self {
             Self::Plain => "plain",
             Self::CompressedTensors => "compressed-tensors",
+            Self::Gptq => "gptq",
+            Self::Awq => "awq",
         }
+    }
+
+    /// How it holds what is quantized; `None` where it holds floats.
+    pub fn quantized(self) -> Option<&'static dyn FolderLayout> {
+        LAYOUTS.iter().copied().find(|layout| layout.name() == self.name())
     }
 }
 

@@ -11,6 +11,7 @@ pub mod data;
 pub mod device;
 pub mod diagnostic;
 pub mod imatrix;
+pub mod layout;
 pub mod mix;
 pub mod pipeline;
 pub mod plan;

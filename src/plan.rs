@@ -16,12 +16,13 @@ use std::fmt::Write as _;
 use attar_checkpoint::{Dtype, GgmlType};
 use attar_model::device::{Aim, Work};
 use attar_model::{Device, ExpertNumbers, Precision, Role, TensorSpec};
-use attar_quant::{GridEncoding, IntEncoding, Named, ScaleDtype, Solver, Sparsity};
+use attar_quant::{GridEncoding, Named, Solver, Sparsity};
 
 use crate::device::{self, Computer};
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::imatrix::{Imatrix, Used};
-use crate::scheme::{IntegerScheme, Scheme};
+use crate::layout::{FolderLayout, LAYOUTS};
+use crate::scheme::Scheme;
 use crate::source::{Source, of_most};
 use crate::talk::{human_bytes, thousands};
 pub use drift::Correct;
@@ -33,7 +34,7 @@ pub use training::{STEP_TOKENS, Teaching, TrainingMemory, TrainingSize};
 pub use types::{Exact, NO_RULES, TensorRule, TypeRules, float_dtype, written_type};
 
 /// What becomes of one tensor.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Treatment {
     /// Stored as floats of this type.
     Float(Dtype),
@@ -74,14 +75,14 @@ impl PlannedTensor {
     pub fn float_in_file(&self) -> Option<Dtype> {
         match &self.treatment {
             Treatment::Float(dtype) => Some(*dtype),
-            Treatment::Codes(Named::Integer(encoding)) => Some(scale_float(encoding.scale_dtype())),
+            Treatment::Codes(Named::Folder(encoding)) => encoding.float_dtype(),
             Treatment::Codes(Named::Listed(_)) => None,
         }
     }
 }
 
 /// The container to be written.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Output {
     /// One GGUF file with this `general.file_type`.
     Gguf {
@@ -90,8 +91,13 @@ pub enum Output {
     },
     /// A folder of safetensors as transformers saves floats.
     Plain,
-    /// A folder of safetensors with packed integers.
-    CompressedTensors(IntegerScheme),
+    /// A folder of safetensors with quantized weights.
+    Folder {
+        /// How it holds them.
+        layout: &'static dyn FolderLayout,
+        /// As what.
+        scheme: Scheme,
+    },
 }
 
 /// How many tokens calibrate, in windows of how many.
@@ -133,6 +139,8 @@ pub struct Request<'a> {
     pub scheme: Option<Scheme>,
     /// Whether the output is one GGUF file.
     pub gguf: bool,
+    /// How a folder holds what is quantized; none takes the first layout that can.
+    pub layout: Option<&'static dyn FolderLayout>,
     /// What is said of tensor types besides.
     pub rules: &'a TypeRules,
     /// Text the method learns from, if it does.
@@ -237,23 +245,29 @@ impl Plan {
 }
 
 fn output(request: &Request) -> Result<Output> {
-    match (request.scheme, request.gguf) {
-        (Some(Scheme::Gguf(file_type)), true) => Ok(Output::Gguf { file_type: file_type.id }),
-        (Some(Scheme::Integer(scheme)), true) => Err(Failure::new(format!(
+    let Some(scheme) = request.scheme else {
+        return Ok(if request.gguf {
+            Output::Gguf { file_type: kept_file_type(request.source) }
+        } else {
+            Output::Plain
+        });
+    };
+    match (scheme, request.gguf) {
+        (Scheme::Gguf(file_type), true) => return Ok(Output::Gguf { file_type: file_type.id }),
+        (Scheme::Gguf(file_type), false) if float_dtype(file_type.default_type).is_some() => return Ok(Output::Plain),
+        (_, true) => return Err(Failure::new(format!(
             "a GGUF file cannot hold `{}`",
-            Scheme::Integer(scheme).name()
-        ))
-        .hint("name the output without .gguf to get a folder of safetensors, or choose a GGUF type such as q4_k_m")),
-        (Some(Scheme::Integer(scheme)), false) => Ok(Output::CompressedTensors(scheme)),
-        (Some(Scheme::Gguf(file_type)), false) if float_dtype(file_type.default_type).is_some() => Ok(Output::Plain),
-        (Some(scheme), false) => Err(Failure::new(format!(
-            "a folder of safetensors cannot hold the GGUF type `{}`",
             scheme.name()
         ))
-        .hint("let the output's name end in .gguf, or choose integers such as w4a16-g128")),
-        (None, true) => Ok(Output::Gguf { file_type: kept_file_type(request.source) }),
-        (None, false) => Ok(Output::Plain),
+        .hint("name the output without .gguf to get a folder of safetensors, or choose a GGUF type such as q4_k_m")),
+        (_, false) => {}
     }
+    let layout = request.layout.or_else(|| LAYOUTS.iter().copied().find(|layout| layout.holds(scheme)));
+    let layout = layout.ok_or_else(|| {
+        Failure::new(format!("a folder of safetensors cannot hold the GGUF type `{}`", scheme.name()))
+            .hint("let the output's name end in .gguf, or choose integers such as w4a16-g128")
+    })?;
+    Ok(Output::Folder { layout, scheme })
 }
 
 /// `general.file_type` of a GGUF that keeps the floats of its source: the type of most matrices.
@@ -310,7 +324,9 @@ fn plan_tensor(spec: &TensorSpec, request: &Request, output: &Output) -> Result<
         (Output::Gguf { .. }, [_, row_length]) => types::gguf_matrix(spec, *row_length, request)?,
         (Output::Gguf { .. }, _) => (Treatment::Float(Dtype::F32), None),
         (Output::Plain, _) => (Treatment::Float(plain_dtype(spec, request, rule)?), None),
-        (Output::CompressedTensors(scheme), _) => (folder_matrix(spec, request, *scheme, rule)?, None),
+        (Output::Folder { layout, scheme }, _) => {
+            (folder_matrix(spec, request, (*layout, *scheme), rule)?, None)
+        }
     };
     let bytes = match &treatment {
         Treatment::Float(dtype) => (spec.len() * dtype.block_bytes()) as u64,
@@ -352,19 +368,21 @@ fn holds_zeros(spec: &TensorSpec, sparsity: Sparsity, treatment: &Treatment) -> 
     Ok(())
 }
 
-/// Integers for the matrices of the blocks, everything else as it is.
+/// Codes for the matrices of the blocks, everything else as it is.
 fn folder_matrix(
     spec: &TensorSpec,
     request: &Request,
-    scheme: IntegerScheme,
+    (layout, scheme): (&dyn FolderLayout, Scheme),
     rule: Option<&TensorRule>,
 ) -> Result<Treatment> {
-    let kept = Treatment::Float(request.source.float_dtype(spec));
+    let float = request.source.float_dtype(spec);
+    let kept = Treatment::Float(float);
     match rule.map(|rule| rule.wanted.as_str()) {
         Some("float") => return Ok(kept),
         Some(other) => {
             return Err(Failure::new(format!(
-                "`{other}` is not a type for single tensors of a compressed-tensors folder"
+                "`{other}` is not a type for single tensors of a {} folder",
+                layout.name()
             ))
             .hint("the one exception a folder can make is REGEX=float, which leaves a matrix unquantized"));
         }
@@ -373,45 +391,7 @@ fn folder_matrix(
     if !reads_inputs(spec) {
         return Ok(kept);
     }
-    let (rows, cols) = (spec.shape[0], spec.shape[1]);
-    let IntegerScheme { bits, group_size, symmetric } = scheme;
-    if !cols.is_multiple_of(group_size) {
-        let fitting = [128, 64, 32, 16, 8].into_iter().find(|g| cols.is_multiple_of(*g));
-        let advice = fitting.map_or("leave it unquantized".to_owned(), |g| {
-            format!("use groups of {g}, or leave it unquantized")
-        });
-        return Err(Failure::new(format!("groups of {group_size} do not divide its rows of {cols}"))
-            .hint(format!("{advice}: --tensor '{}=float'", spec.role.as_str())));
-    }
-    if !symmetric && !(rows * usize::from(bits)).is_multiple_of(32) {
-        return Err(Failure::new(format!(
-            "{rows} zero points of {bits} bits do not fill whole 32-bit words"
-        ))
-        .hint(format!(
-            "use the symmetric scheme, or leave it unquantized: --tensor '{}=float'",
-            spec.role.as_str()
-        )));
-    }
-    let scale_dtype = match request.source.float_dtype(spec) {
-        Dtype::F16 => ScaleDtype::F16,
-        Dtype::Bf16 => ScaleDtype::Bf16,
-        _ => ScaleDtype::F32,
-    };
-    let encoding = if symmetric {
-        IntEncoding::symmetric(bits, group_size)
-    } else {
-        IntEncoding::asymmetric(bits, group_size)
-    };
-    Ok(Treatment::Codes(Named::Integer(encoding.with_scale(scale_dtype))))
-}
-
-/// The float type scales are stored as.
-pub fn scale_float(scale: ScaleDtype) -> Dtype {
-    match scale {
-        ScaleDtype::F16 => Dtype::F16,
-        ScaleDtype::Bf16 => Dtype::Bf16,
-        ScaleDtype::F32 => Dtype::F32,
-    }
+    Ok(Treatment::Codes(layout.encoding(scheme, spec, float)?))
 }
 
 /// The float type of a plain folder: the rule's or the scheme's for matrices, the source's for everything else.

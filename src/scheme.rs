@@ -25,12 +25,43 @@ pub struct IntegerScheme {
     pub symmetric: bool,
 }
 
+impl IntegerScheme {
+    /// Whether rows of `cols` are whole groups.
+    ///
+    /// # Errors
+    /// Where they are not; `role` is what the hint calls the matrix.
+    pub fn check_groups(self, cols: usize, role: &str) -> Result<(), Failure> {
+        let Self { group_size, .. } = self;
+        if cols.is_multiple_of(group_size) {
+            return Ok(());
+        }
+        let fitting = [128, 64, 32, 16, 8].into_iter().find(|g| cols.is_multiple_of(*g));
+        let advice = fitting.map_or("leave it unquantized".to_owned(), |g| {
+            format!("use groups of {g}, or leave it unquantized")
+        });
+        Err(Failure::new(format!("groups of {group_size} do not divide its rows of {cols}"))
+            .hint(format!("{advice}: --tensor '{role}=float'")))
+    }
+}
+
 impl Scheme {
     /// Whether the matrices become codes, so that there is something to choose.
     pub fn has_codes(self) -> bool {
         match self {
             Self::Gguf(file_type) => file_type.has_codes(),
             Self::Integer(_) => true,
+        }
+    }
+
+    /// The integers it is.
+    ///
+    /// # Errors
+    /// Another scheme; `layout` is what cannot hold it.
+    pub fn integers(self, layout: &str) -> Result<IntegerScheme, Failure> {
+        match self {
+            Self::Integer(scheme) => Ok(scheme),
+            Self::Gguf(_) => Err(Failure::new(format!("{layout} cannot hold `{}`", self.name()))
+                .hint("choose integers such as w4a16-g128")),
         }
     }
 

@@ -6,15 +6,16 @@ mod stored;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use attar_checkpoint::compressed_tensors::{self, Packed};
+use attar_checkpoint::quantization::described;
 use attar_checkpoint::tokenizer::Tokenizer;
 use attar_checkpoint::{Container, Dtype, TensorInfo, Unwritten, gguf, hf, safetensors};
 use attar_model::{FilePlace, ModelConfig, RowOrder, TensorSpec};
-use attar_quant::Encoding;
+use attar_quant::Holds;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::diagnostic::{Explain, Failure, Result};
+use crate::layout::{Quantization, quantization};
 use crate::talk::Talk;
 use crate::text::hex;
 pub use error::StorageError;
@@ -39,7 +40,7 @@ pub struct Source {
 
 #[derive(Debug)]
 enum Opened {
-    Folder { files: Box<dyn Container>, folder: hf::Folder, packed: Option<Packed> },
+    Folder { files: Box<dyn Container>, folder: hf::Folder, quantization: Option<Box<dyn Quantization>> },
     Gguf(gguf::File),
 }
 
@@ -85,8 +86,8 @@ impl Source {
             let files = safetensors::open(path)?;
             let folder = hf::Folder::open(path)?;
             let config = ModelConfig::from_hf(&folder.config).hint(|| WHAT_RUNS)?;
-            let packed = compressed_tensors::parse(&folder.config)?;
-            (config, Opened::Folder { files: Box::new(files), folder, packed })
+            let quantization = quantization(&folder.config)?;
+            (config, Opened::Folder { files: Box::new(files), folder, quantization })
         } else {
             let file = gguf::File::open(path)?;
             (ModelConfig::from_gguf(&file).hint(|| WHAT_RUNS)?, Opened::Gguf(file))
@@ -103,7 +104,7 @@ impl Source {
         let files = Box::new(Unwritten::new(path, tensors)?);
         let folder = hf::Folder { path: path.to_owned(), config, generation_config: None };
         let config = ModelConfig::from_hf(&folder.config)?;
-        Self::of(path, config, Opened::Folder { files, folder, packed: None })
+        Self::of(path, config, Opened::Folder { files, folder, quantization: None })
     }
 
     /// Checks that every tensor of the model is there.
@@ -124,7 +125,7 @@ impl Source {
         let found = match stored {
             Stored::Floats(info) | Stored::Blocks(info, _) => &info.shape,
             // Its tensors have just been held to its shape, and that to nothing yet.
-            Stored::Packed(_) => &self.packed(spec)?.map_or_else(Vec::new, |(_, shape)| shape.to_vec()),
+            Stored::Parts(_, shape) => &shape.to_vec(),
         };
         let (name, expected) = match self.stacked.get(&spec.name) {
             Some(place) => (&place.name, &place.shape),
@@ -198,15 +199,15 @@ impl Source {
     /// The file's tensors that hold one of the model's.
     fn stored_parts(&self, spec: &TensorSpec) -> Vec<String> {
         let name = self.stored_name(spec);
-        let packed = compressed_tensors::Names::of(name)
-            .filter(|_| matches!(self.stored(spec), Ok(Stored::Packed(_))));
-        match packed {
-            None => vec![name.to_owned()],
-            Some(names) => [names.packed, names.scale, names.zero_point]
-                .into_iter()
-                .filter(|name| self.container().info(name).is_some())
-                .collect(),
-        }
+        let Ok(Stored::Parts(encoding, [rows, cols])) = self.stored(spec) else {
+            return vec![name.to_owned()];
+        };
+        let parts = encoding.parts(rows, cols);
+        parts
+            .iter()
+            .filter(|part| !matches!(part.holds, Holds::Said(_)))
+            .filter_map(|part| part.name(name))
+            .collect()
     }
 
     /// Refuses weights that are NaN or infinite.
@@ -256,7 +257,7 @@ impl Source {
 
     /// Whether the numbers are already those of a quantized model.
     pub fn is_quantized(&self) -> bool {
-        self.specs.iter().any(|spec| matches!(self.stored(spec), Ok(Stored::Blocks(..) | Stored::Packed(_))))
+        self.specs.iter().any(|spec| matches!(self.stored(spec), Ok(Stored::Blocks(..) | Stored::Parts(..))))
     }
 
     /// What the model is called: the name of its folder, or of its file without the ending.
@@ -300,7 +301,7 @@ impl Source {
             Ok(Stored::Floats(info) | Stored::Blocks(info, _)) => {
                 info.bytes / self.rows_in_file(spec).1.max(1) as u64 * rows as u64
             }
-            Ok(Stored::Packed(encoding)) => encoding.bytes_for(rows, cols) as u64,
+            Ok(Stored::Parts(encoding, _)) => encoding.bytes_for(rows, cols) as u64,
             Err(_) => 0,
         }
     }
@@ -314,7 +315,7 @@ impl Source {
     pub fn stored_type(&self, spec: &TensorSpec) -> String {
         match self.stored(spec) {
             Ok(Stored::Floats(info) | Stored::Blocks(info, _)) => info.dtype.to_string(),
-            Ok(Stored::Packed(encoding)) => encoding.name().into_owned(),
+            Ok(Stored::Parts(encoding, _)) => encoding.name().into_owned(),
             Err(_) => "unknown".to_owned(),
         }
     }
@@ -325,6 +326,11 @@ impl Source {
             Opened::Folder { folder, .. } => Some(folder),
             Opened::Gguf(_) => None,
         }
+    }
+
+    /// The layout of a folder whose weights are quantized.
+    pub fn layout(&self) -> Option<&str> {
+        described(&self.folder()?.config)?["quant_method"].as_str().filter(|_| self.is_quantized())
     }
 
     /// The tokenizer that came with the model.

@@ -5,6 +5,7 @@
 //! names, shapes, storage tags and slices of a memory map; what a tensor *means* is not known here.
 
 pub mod atomic;
+pub mod awq;
 pub mod compressed_tensors;
 pub mod container;
 pub mod dtype;
@@ -12,11 +13,13 @@ pub mod error;
 pub mod floats;
 pub mod format;
 pub mod gguf;
+pub mod gptq;
 pub mod hf;
 pub mod imatrix;
 pub mod listing;
 pub mod log_probs;
 mod map;
+pub mod quantization;
 pub mod safetensors;
 pub mod scratch;
 mod slots;

@@ -6,6 +6,7 @@ mod block;
 mod block32;
 mod codebook;
 mod float;
+mod folder;
 mod fp4;
 mod integer;
 mod iq1_m;
@@ -43,19 +44,23 @@ mod ternary;
 mod ternary_search;
 mod tq1_0;
 mod tq2_0;
+mod transposed;
 mod word_search;
 mod words;
 
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Deref;
+use std::sync::Arc;
 
 use attar_checkpoint::GgmlType;
 use attar_tensor::cuda::{self, Cuda, CudaError, Matrix, Rows};
 use ndarray::{Array2, ArrayView2};
 
-pub use self::integer::{IntEncoding, IntParts, ScaleDtype};
+pub use self::folder::{FolderEncoding, Holds, Part};
+pub use self::integer::{IntEncoding, ScaleDtype};
 pub use self::scaled::ScaledEncoding;
+pub use self::transposed::{Transposed, Words};
 use crate::{Error, Grid};
 
 /// A number format: how a matrix of weights lies in bytes, and what those bytes say.
@@ -259,14 +264,12 @@ pub const ENCODINGS: &[&dyn Encoding] = &[
 ];
 
 /// An encoding found by name.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub enum Named {
     /// One of [`ENCODINGS`].
     Listed(&'static dyn Encoding),
-    /// Grouped integers with the parameters in the name.
-    Integer(IntEncoding),
-    /// Eight or four bits with scales, in a folder.
-    Scaled(ScaledEncoding),
+    /// One of a folder of safetensors, with parameters of its own.
+    Folder(Arc<dyn FolderEncoding>),
 }
 
 impl Deref for Named {
@@ -275,9 +278,14 @@ impl Deref for Named {
     fn deref(&self) -> &Self::Target {
         match self {
             Self::Listed(listed) => *listed,
-            Self::Integer(integer) => integer,
-            Self::Scaled(scaled) => scaled,
+            Self::Folder(folder) => &**folder,
         }
+    }
+}
+
+impl<T: FolderEncoding + 'static> From<T> for Named {
+    fn from(encoding: T) -> Self {
+        Self::Folder(Arc::new(encoding))
     }
 }
 
@@ -288,7 +296,7 @@ pub fn encoding(name: &str) -> Option<Named> {
         .iter()
         .find(|encoding| encoding.name() == name)
         .map(|listed| Named::Listed(*listed))
-        .or_else(|| IntEncoding::from_name(name).map(Named::Integer))
+        .or_else(|| IntEncoding::from_name(name).map(Named::from))
 }
 
 /// The encoding that a GGUF tensor type stores, `None` for types this crate does not know.

@@ -41,6 +41,16 @@ pub enum Error {
         /// The first such row.
         row: usize,
     },
+    /// A column belongs to a group that is not there.
+    #[error("column {column} belongs to group {index}, of {groups}")]
+    GroupIndex {
+        /// The column.
+        column: usize,
+        /// The group it is said to belong to.
+        index: i32,
+        /// Groups there are.
+        groups: usize,
+    },
     /// A weight is NaN or infinite.
     #[error("{count} of {total} weights are not finite, the first at row {row}, column {col}")]
     NotFinite {

@@ -51,8 +51,8 @@ mod vectors;
 pub use allocation::{Allocation, Choice, allocate};
 pub use drift::{Correction, Drift, ridge_for};
 pub use encoding::{
-    Codebook, DeviceFit, ENCODINGS, Encoding, Fit, GridEncoding, IntEncoding, IntParts, Named, ScaleDtype,
-    ScaledEncoding, encoding, encoding_of,
+    Codebook, DeviceFit, ENCODINGS, Encoding, Fit, FolderEncoding, GridEncoding, Holds, IntEncoding, Named,
+    Part, ScaleDtype, ScaledEncoding, Transposed, Words, encoding, encoding_of,
 };
 pub use error::Error;
 pub use factor::{Factor, Feedback, Refusal, Settings, shrinkage_for};

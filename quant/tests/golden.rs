@@ -1,7 +1,11 @@
 //! Every byte against the reference implementations: see `fixtures/golden/quant/make.py`.
 #![expect(clippy::unwrap_used, reason = "a golden file that does not read fails its test")]
 
-use attar_quant::{ENCODINGS, Encoding, GridEncoding, IntEncoding, ScaleDtype, ScaledEncoding, encoding};
+use attar_checkpoint::Dtype;
+use attar_quant::{
+    ENCODINGS, Encoding, FolderEncoding, GridEncoding as _, Holds, IntEncoding, ScaleDtype, ScaledEncoding,
+    Transposed, Words, encoding,
+};
 use ndarray::Array2;
 use safetensors::SafeTensors;
 
@@ -119,22 +123,25 @@ fn grouped_integers_lie_and_decode_as_compressed_tensors_has_them() {
                 |part: &str| file.tensor(&format!("{name}.{part}")).map(|t| t.data()).unwrap_or_default();
             let want = matrix(&file, &format!("{name}.values"));
             let (rows, cols) = want.dim();
-            let joined = IntEncoding::join(part("packed"), part("scale"), part("zero_point"));
+            let joined = ["packed", "scale", "zero_point"].map(part).concat();
             let got = integer.unpack(&joined, rows, cols).unwrap();
             assert_eq!(bits(got.as_slice().unwrap()), bits(want.as_slice().unwrap()), "{name}: values");
 
             let fit = integer.grid().unwrap().unpack_codes(&joined, rows, cols).unwrap();
             let packed = integer.grid().unwrap().pack(&fit.grid, fit.codes.view());
-            let parts = integer.parts(&packed, rows, cols).unwrap();
-            assert_eq!(parts.packed, part("packed"), "{name}: weight_packed");
-            assert_eq!(parts.packed_shape, file.tensor(&format!("{name}.packed")).unwrap().shape(), "{name}");
-            assert_eq!(parts.scale, part("scale"), "{name}: weight_scale");
-            assert_eq!(parts.zero_point, part("zero_point"), "{name}: weight_zero_point");
-            if !integer.is_symmetric() {
-                assert_eq!(
-                    parts.zero_point_shape,
-                    file.tensor(&format!("{name}.zero_point")).unwrap().shape()
-                );
+            for (own, bytes) in integer.split(&packed, rows, cols).unwrap() {
+                let ending = own.ending.strip_prefix(".weight_").unwrap();
+                if let Holds::Said(said) = own.holds {
+                    assert_eq!((ending, own.dtype), ("shape", Dtype::I64), "{name}");
+                    assert_eq!(
+                        said,
+                        [rows.to_le_bytes(), cols.to_le_bytes()].concat(),
+                        "{name}: weight_shape"
+                    );
+                    continue;
+                }
+                assert_eq!(bytes, part(ending), "{name}: weight_{ending}");
+                assert_eq!(own.shape, file.tensor(&format!("{name}.{ending}")).unwrap().shape(), "{name}");
             }
         }
     }
@@ -176,5 +183,65 @@ fn names_lead_back_to_their_encodings() {
     }
     for name in ["w1-g64", "w9-g64", "w4-g0", "w4-g64-sym", "w4g64", "q9_0", ""] {
         assert!(encoding(name).is_none(), "{name}");
+    }
+}
+
+/// Names in the file: how the words lie, whether zeros are stored of symmetric ones, whether columns have an order of their own.
+const TRANSPOSED: [(&str, Words, bool, bool); 6] = [
+    ("gptq", Words::GptqV1, true, false),
+    ("gptq-asym", Words::GptqV1, false, false),
+    ("gptq_v2", Words::GptqV2, false, false),
+    ("gptq_v2-ordered", Words::GptqV2, false, true),
+    ("awq", Words::AwqGemm, false, false),
+    ("awq-sym", Words::AwqGemm, true, false),
+];
+
+#[test]
+fn transposed_integers_lie_and_decode_as_gptqmodel_has_them() {
+    let bytes = golden("transposed");
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    for (format, words, symmetric, ordered) in TRANSPOSED {
+        for bits_per_code in [2, 3, 4, 8].into_iter().filter(|&bits| bits == 4 || words != Words::AwqGemm) {
+            let name = format!("{format}.{bits_per_code}");
+            let tensor = |part: &str| file.tensor(&format!("{name}.{part}")).unwrap();
+            let integers = if symmetric {
+                IntEncoding::symmetric(bits_per_code, 32)
+            } else {
+                IntEncoding::asymmetric(bits_per_code, 32)
+            };
+            let encoding = Transposed::new(integers, words);
+            let (rows, cols) = (64, 128);
+            let parts = encoding.parts(rows, cols);
+            let joined: Vec<u8> = parts
+                .iter()
+                .flat_map(|own| tensor(own.ending.trim_start_matches('.')).data().to_vec())
+                .collect();
+            let fit = encoding.unpack_codes(&joined, rows, cols).unwrap();
+            assert_eq!(fit.codes.as_slice().unwrap(), tensor("codes").data(), "{name}: codes");
+
+            let zeros = tensor("zeros").data().to_vec();
+            let scales: Vec<f32> = tensor("scales")
+                .data()
+                .chunks_exact(2)
+                .map(|bytes| half::f16::from_le_bytes(bytes.try_into().unwrap()).to_f32())
+                .collect();
+            let group =
+                |col: usize| if ordered { usize::from(tensor("g_idx").data()[4 * col]) } else { col / 32 };
+            let values = fit.decoded();
+            for ((row, col), &value) in values.indexed_iter() {
+                let (scale, zero) = (scales[group(col) * rows + row], f32::from(zeros[row * 4 + group(col)]));
+                let want = scale * (f32::from(fit.codes[[row, col]]) - zero);
+                assert_eq!(value.to_bits(), want.to_bits(), "{name}: row {row}, column {col}");
+            }
+            if ordered {
+                continue; // not written
+            }
+            let packed = encoding.pack(&fit.grid, fit.codes.view());
+            for (own, bytes) in encoding.split(&packed, rows, cols).unwrap() {
+                let want = tensor(own.ending.trim_start_matches('.'));
+                assert_eq!(bytes, want.data(), "{name}: {}", own.ending);
+                assert_eq!(own.shape, want.shape(), "{name}: {}", own.ending);
+            }
+        }
     }
 }

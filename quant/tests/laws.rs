@@ -3,7 +3,7 @@
 
 use attar_quant::{
     Detail, ENCODINGS, Error, Factor, Fit, Gptq, GridEncoding, IntEncoding, Named, Rtn, SOLVERS, ScaleDtype,
-    ScaledEncoding, Settings, Solution, Solver, Statistics, Sums, encoding, encoding_of,
+    ScaledEncoding, Settings, Solution, Solver, Statistics, Sums, Transposed, Words, encoding, encoding_of,
 };
 use ndarray::{Array1, Array2, Axis, array, s};
 use proptest::prelude::*;
@@ -17,13 +17,15 @@ fn all_encodings() -> Vec<Named> {
             IntEncoding::asymmetric(bits, 128).with_scale(ScaleDtype::F32),
         ]
     });
+    let transposed = [
+        Transposed::new(IntEncoding::symmetric(3, 32), Words::GptqV1),
+        Transposed::new(IntEncoding::asymmetric(8, 64), Words::GptqV2),
+        Transposed::new(IntEncoding::asymmetric(4, 128), Words::AwqGemm),
+    ];
     let scaled = [ScaleDtype::F16, ScaleDtype::Bf16].into_iter().flat_map(ScaledEncoding::all);
-    ENCODINGS
-        .iter()
-        .map(|&listed| Named::Listed(listed))
-        .chain(integers.map(Named::Integer))
-        .chain(scaled.map(Named::Scaled))
-        .collect()
+    let listed = ENCODINGS.iter().map(|&listed| Named::Listed(listed));
+    let folders = integers.map(Named::from).chain(transposed.map(Named::from)).chain(scaled.map(Named::from));
+    listed.chain(folders).collect()
 }
 
 /// Those of them that have codes.
@@ -137,7 +139,7 @@ proptest! {
         for encoding in grid_encodings() {
             // 32 rows: also the zero points of grouped integers then fill whole words.
             let mut bytes: Vec<u8> = normal((1, encoding.bytes_for(32, 512)), seed).iter().map(|x| x.to_bits() as u8).collect();
-            if let Named::Scaled(_) = encoding {
+            if let Named::Folder(_) = encoding {
                 // Some bytes of eight-bit floats, and one power of two, are no numbers.
                 bytes.iter_mut().filter(|byte| **byte & 0x7f == 0x7f).for_each(|byte| *byte ^= 1);
             }
@@ -329,7 +331,7 @@ fn searched_integer_scales_are_as_good_as_trying_them_all() {
     let importance = normal((1, 256), 13).mapv(f32::exp).into_raw_vec_and_offset().0;
     for bits in 2..=5 {
         for integer in [IntEncoding::symmetric(bits, 64), IntEncoding::asymmetric(bits, 64)] {
-            let encoding = Named::Integer(integer);
+            let encoding = Named::from(integer);
             let decoded = encoding.grid().unwrap().search(w.view(), Some(&importance)).decoded();
             let mut columns = (&decoded - &w)
                 .axis_iter(Axis(1))

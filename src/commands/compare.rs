@@ -269,6 +269,7 @@ impl<'a> Contest<'a> {
             source: self.source,
             tokenizer: Some(self.tokenizer),
             scheme: Some(contender.scheme),
+            layout: None,
             method: contender.method.unwrap_or_default(),
             zeros: None,
             rules: &NO_RULES,

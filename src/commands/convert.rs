@@ -57,6 +57,7 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<()> {
         source: &source,
         tokenizer: tokenizer.as_ref(),
         scheme: args.dtype.and_then(FloatArg::scheme),
+        layout: None,
         method: Method::Rtn,
         zeros: None,
         rules: &NO_RULES,

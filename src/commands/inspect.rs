@@ -329,6 +329,7 @@ fn schemes(source: &Source) -> Section<'static> {
             source,
             scheme: Some(scheme),
             gguf,
+            layout: None,
             rules: &NO_RULES,
             calibration,
             imatrix: None,

@@ -5,10 +5,10 @@ use attar_eval::Reference;
 use attar_model::Device;
 use attar_quant::Solver;
 
-use crate::cli::{Global, QuantizeArgs};
+use crate::cli::{Global, Layout, QuantizeArgs};
 use crate::commands::{CalibrationRequest, ScoringRequest, prepare};
 use crate::device::Computer;
-use crate::diagnostic::Result;
+use crate::diagnostic::{Failure, Result};
 use crate::imatrix::Imatrix;
 use crate::pipeline::fit::Goal;
 use crate::pipeline::score::{Kept, Scoring};
@@ -130,6 +130,7 @@ impl QuantizeArgs {
             source,
             tokenizer,
             scheme: Some(self.scheme()),
+            layout: self.format.and_then(Layout::quantized),
             method: self.method,
             zeros,
             rules,
@@ -180,19 +181,17 @@ impl QuantizeArgs {
 
     /// Whether `--format` names the layout the scheme has.
     fn layout_fits(&self) -> Result<()> {
-        use crate::cli::Layout;
-        use crate::diagnostic::Failure;
-
         let Some(layout) = self.format else { return Ok(()) };
-        let fits = match layout {
-            Layout::Plain => !self.scheme().has_codes(),
-            Layout::CompressedTensors => matches!(self.scheme(), Scheme::Integer(_)),
+        let fits = match layout.quantized() {
+            None => !self.scheme().has_codes(),
+            Some(layout) => layout.holds(self.scheme()),
         };
         if fits && !is_gguf(&self.output) {
             return Ok(());
         }
         let (scheme, output) = (self.scheme().name(), self.output.display());
         Err(Failure::new(format!("--format {} does not go with scheme {scheme} and output `{output}`", layout.name()))
-            .hint("plain holds f32, f16 and bf16, compressed-tensors holds wNa16-gG; a GGUF file has one layout only"))
+            .hint("plain holds f32, f16 and bf16, compressed-tensors holds wNa16-gG, gptq that with N = 2, 3, 4 or 8, awq that with N = 4; a \
+               GGUF file has one layout only"))
     }
 }

@@ -87,7 +87,7 @@ impl Pass<'_> {
     pub(super) fn head_there<T: Element>(
         &self,
         tensor: &PlannedTensor,
-        (encoding, norm): (Named, &Norm),
+        (encoding, norm): (&Named, &Norm),
         (stream, solver): (&mut DeviceStream<T>, DeviceGptq),
         done: &mut Done,
     ) -> Result<()> {
@@ -97,9 +97,9 @@ impl Pass<'_> {
         let mut facts = Merged::default();
         self.each_rows(tensor, done, |_, w, done| {
             let there = cuda.upload(w.view())?;
-            let solution = solver.solve::<T>(there.view(), &factor, grid_of(&encoding)?, &mut |_| Ok(()))?;
+            let solution = solver.solve::<T>(there.view(), &factor, grid_of(encoding)?, &mut |_| Ok(()))?;
             let codes = (solution.grid, solution.codes);
-            done.sink.grid_and_codes(tensor, &encoding, codes, solution.facts.clone())?;
+            done.sink.grid_and_codes(tensor, encoding, codes, solution.facts.clone())?;
             facts.add(solution.facts);
             Ok(())
         })?;

@@ -177,7 +177,7 @@ impl Pass<'_> {
             t.spec.role != Role::Embedding || config.tie_word_embeddings && !self.is_solved_first(t)
         };
         for tensor in self.plan.outside_blocks().filter(comes_last) {
-            match tensor.treatment {
+            match &tensor.treatment {
                 Treatment::Codes(encoding) => {
                     self.head(tensor, encoding, (&mut stream, twin.as_ref()), done)?;
                 }
@@ -209,7 +209,7 @@ impl Pass<'_> {
             Ok(())
         };
         for tensor in self.plan.outside_blocks().filter(|t| t.spec.role == Role::Embedding) {
-            match tensor.treatment {
+            match &tensor.treatment {
                 Treatment::Codes(encoding) if self.is_solved_first(tensor) => {
                     let statistics = done.calibrating(|| self.head_input(windows))?;
                     let factor = Factor::new(&statistics, LOOKED_UP);
@@ -224,7 +224,7 @@ impl Pass<'_> {
                 }
                 Treatment::Float(dtype) if config.tie_word_embeddings => {
                     self.each_rows(tensor, done, |first, w, _| {
-                        look_up(first, &self.rounded(&tensor.spec, w, dtype)?)
+                        look_up(first, &self.rounded(&tensor.spec, w, *dtype)?)
                     })?;
                 }
                 _ => self.without_data(tensor, done, &mut look_up)?,
@@ -333,7 +333,7 @@ impl Pass<'_> {
     fn head(
         &self,
         tensor: &PlannedTensor,
-        encoding: Named,
+        encoding: &Named,
         (stream, twin): (&mut Passage, Option<&Twin>),
         done: &mut Done,
     ) -> Result<()> {
@@ -361,7 +361,7 @@ impl Pass<'_> {
     pub(super) fn solve_rows(
         &self,
         tensor: &PlannedTensor,
-        encoding: Named,
+        encoding: &Named,
         (factor, correction): (&Factor<'_>, Option<&Correction>),
         done: &mut Done,
         mut look: impl FnMut(usize, &Array2<f32>) -> Result<()>,
@@ -372,9 +372,9 @@ impl Pass<'_> {
                 Some(correction) => correction.corrected(w.view(), first),
                 None => w,
             };
-            let solution = self.solver.solve(w.view(), Some(factor), grid_of(&encoding)?)?;
+            let solution = self.solver.solve(w.view(), Some(factor), grid_of(encoding)?)?;
             look(first, &solution.decoded)?;
-            done.sink.codes(tensor, &encoding, &solution)?;
+            done.sink.codes(tensor, encoding, &solution)?;
             facts.add(solution.facts);
             Ok(())
         })?;

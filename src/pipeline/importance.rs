@@ -38,7 +38,7 @@ impl Pass<'_> {
     }
 
     fn by_importance(&self, tensor: &PlannedTensor, statistics: &Statistics, done: &mut Done) -> Result<()> {
-        let Treatment::Codes(encoding) = tensor.treatment else { return Ok(()) };
+        let Treatment::Codes(encoding) = &tensor.treatment else { return Ok(()) };
         let factor = Factor::new(statistics, self.solver.settings());
         self.solve_rows(tensor, encoding, (&factor, None), done, |_, _| Ok(()))
     }

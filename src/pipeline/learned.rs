@@ -145,7 +145,7 @@ impl Pass<'_> {
         let config = &self.source.config;
         let reads_head_input = |role| role != Role::Embedding || config.tie_word_embeddings;
         for tensor in self.plan.outside_blocks() {
-            match tensor.treatment {
+            match &tensor.treatment {
                 Treatment::Codes(encoding) if reads_head_input(tensor.spec.role) => {
                     let statistics = learned.read(&head(), self.solver.reads())?;
                     let is_both = tensor.spec.role == Role::Embedding;

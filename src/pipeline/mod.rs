@@ -42,6 +42,7 @@ use crate::cli::Method;
 use crate::device::{self, Computer};
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::imatrix::Imatrix;
+use crate::layout::FolderLayout;
 use crate::plan::{CalibrationSize, Correct, Output, Plan, Request, Treatment, TypeRules};
 use crate::scheme::Scheme;
 use crate::source::Source;
@@ -69,6 +70,8 @@ pub struct Job<'a> {
     pub tokenizer: Option<&'a Tokenizer>,
     /// The number format; none changes the container only.
     pub scheme: Option<Scheme>,
+    /// How a folder holds what is quantized; none takes the first layout that can.
+    pub layout: Option<&'static dyn FolderLayout>,
     /// How codes are chosen.
     pub method: Method,
     /// What sets weights of the blocks' matrices to 0, where that is asked for.
@@ -122,6 +125,7 @@ impl Job<'_> {
             source: self.source,
             scheme: self.scheme,
             gguf: is_gguf(self.output),
+            layout: self.layout,
             rules: self.rules,
             calibration: self.calibration.map(size),
             imatrix: self.imatrix,
@@ -215,7 +219,7 @@ impl Job<'_> {
             || pass.run(&mut sink),
             |outcome| ("calibrate", outcome.calibrating),
         )?;
-        let hashes = clock.time("write", || sink.finish(plan))?;
+        let hashes = clock.time("write", || sink.finish())?;
         let parts = self.target(plan).parts();
         let output = parts.first().map_or(self.output, PathBuf::as_path);
         let (written, facts) = clock.time("verify", || verify::reopen(output, plan, &hashes, self.talk))?;
@@ -293,11 +297,7 @@ pub fn describe_written(
 ) -> Result<Report> {
     let path = &written.path;
     let facts = Facts::of(path, talk)?;
-    let format = match (is_gguf(path), written.is_quantized()) {
-        (true, _) => "gguf",
-        (false, true) => "compressed-tensors",
-        (false, false) => "plain",
-    };
+    let format = if is_gguf(path) { "gguf" } else { written.layout().unwrap_or("plain") };
     let mut report = Report::new(model);
     report.output = Some(report::Output {
         path: path.display().to_string(),
@@ -340,7 +340,7 @@ impl Output {
         match self {
             Self::Gguf { .. } => "gguf",
             Self::Plain => "plain",
-            Self::CompressedTensors(_) => "compressed-tensors",
+            Self::Folder { layout, .. } => layout.name(),
         }
     }
 }

@@ -79,7 +79,7 @@ impl Outlet<'_> {
         facts: Facts,
     ) -> Result<()> {
         let (tensor, grid) = (tensor.clone(), Box::new(grid));
-        self.put(Piece::Codes { tensor, encoding: *encoding, grid, codes, facts })
+        self.put(Piece::Codes { tensor, encoding: encoding.clone(), grid, codes, facts })
     }
 
     /// Writes the next rows of a float tensor.

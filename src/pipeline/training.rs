@@ -353,6 +353,7 @@ impl Run<'_> {
             source: self.source,
             scheme: Some("f32".parse()?),
             gguf: false,
+            layout: None,
             rules: &NO_RULES,
             calibration: None,
             imatrix: None,
@@ -392,7 +393,7 @@ impl Run<'_> {
         };
         std::fs::write(here.join(FACTS), serde_json::to_vec_pretty(&facts)?)?;
         save_moments(&here.join(OPTIMIZER), pupil)?;
-        sink.finish(&plan)?;
+        sink.finish()?;
         Ok(())
     }
 }

@@ -1,19 +1,22 @@
 //! Where compressed tensors go: a GGUF file or a folder of safetensors, complete under its name or not there at all.
 
+mod parts;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use attar_checkpoint::atomic::{AtomicFolder, Overwrite};
-use attar_checkpoint::compressed_tensors::{self, Group, Packed};
+use attar_checkpoint::quantization::CONFIG_KEY;
 use attar_checkpoint::tokenizer::Tokenizer;
 use attar_checkpoint::{Dtype, GgmlType, TensorInfo, decode_floats, encode_floats, gguf, hf, safetensors};
 use attar_model::{ModelConfig, RowOrder};
-use attar_quant::{IntEncoding, Named, Solution};
+use attar_quant::{FolderEncoding, Named, Part, Solution};
 use ndarray::parallel::prelude::*;
 use ndarray::{Axis, CowArray};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use self::parts::Unfinished;
 use super::site::{NewFolders, Site, part_paths};
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::imatrix::Used;
@@ -69,8 +72,9 @@ pub type Hashes = HashMap<String, String>;
 pub struct Sink {
     container: Container,
     path: PathBuf,
-    hashes: HashMap<String, Sha256>, // of the numbers a reader gets, by Hugging Face name
-    _made: NewFolders,               // goes last, when nothing temporary is in them any more
+    unfinished: HashMap<String, Unfinished>, // matrices that several tensors stand for, by Hugging Face name
+    hashes: HashMap<String, Sha256>,         // of the numbers a reader gets, by Hugging Face name
+    _made: NewFolders,                       // goes last, when nothing temporary is in them any more
 }
 
 /// Whether the output reorders the rows of q and k.
@@ -94,7 +98,10 @@ impl Rows {
     pub fn step(self, tensor: &PlannedTensor, weights: usize) -> usize {
         let [rows, cols] = rows_and_cols(&tensor.spec);
         let unit = match self.order(tensor) {
-            RowOrder::AsIs => 32, // zero points of 32 rows fill whole words whatever their bits
+            RowOrder::AsIs => match &tensor.treatment {
+                Treatment::Codes(Named::Folder(encoding)) => encoding.rows_together(rows).max(1),
+                _ => 32,
+            },
             RowOrder::RopeInterleaved { heads } => (rows / heads.max(1)).max(1), // heads are reordered as a whole
         };
         (weights / cols.max(1)).max(unit) / unit * unit
@@ -140,7 +147,7 @@ impl Target<'_> {
                 Failure::new("a GGUF file cannot be worked on further")
                     .hint("name a folder: a name that does not end in .gguf"),
             ),
-            Output::CompressedTensors(_) => Some(
+            Output::Folder { .. } => Some(
                 Failure::new("what is quantized cannot be worked on further")
                     .hint("keep floats until the last stage: leave the scheme out"),
             ),
@@ -161,10 +168,11 @@ impl Target<'_> {
         let made = NewFolders::above(self.path).doing(at)?;
         let container = match &self.plan.output {
             Output::Gguf { file_type } => self.create_gguf(*file_type),
-            Output::Plain | Output::CompressedTensors(_) => self.create_folder(),
+            Output::Plain | Output::Folder { .. } => self.create_folder(),
         };
         let (container, path) = (container.doing(at)?, self.path.to_owned());
-        let mut sink = Sink { container, path, hashes: HashMap::new(), _made: made };
+        let (unfinished, hashes) = (HashMap::new(), HashMap::new());
+        let mut sink = Sink { container, path, unfinished, hashes, _made: made };
         if let Container::Gguf(writer) = &mut sink.container {
             for (name, values) in self.config.gguf_tensors() {
                 writer.write(name, &encode_floats(Dtype::F32, &values)?).doing(at)?;
@@ -253,30 +261,19 @@ impl Target<'_> {
             })?,
         };
         let object = config.as_object_mut().ok_or_else(|| Failure::new("the configuration is no object"))?;
-        object.shift_remove(compressed_tensors::CONFIG_KEY);
+        object.shift_remove(CONFIG_KEY);
         let dtype =
             self.plan.tensors.iter().find(|t| t.spec.tap.is_some()).and_then(PlannedTensor::float_in_file);
         if let Some(name) = dtype.and_then(torch_name) {
             let key = if object.contains_key("dtype") { "dtype" } else { "torch_dtype" };
             object.insert(key.to_owned(), json!(name));
         }
-        if let Output::CompressedTensors(scheme) = self.plan.output {
+        if let Output::Folder { layout, scheme } = self.plan.output {
             let is_kept =
                 |t: &&PlannedTensor| t.spec.tap.is_some() && matches!(t.treatment, Treatment::Float(_));
             let module = |t: &PlannedTensor| t.spec.name.trim_end_matches(".weight").to_owned();
-            let mut ignore: Vec<_> = self.plan.tensors.iter().filter(is_kept).map(module).collect();
-            let head = "lm_head".to_owned();
-            if !ignore.contains(&head) {
-                ignore.push(head); // a tied head is no tensor, but a module all the same
-            }
-            let scheme = compressed_tensors::Scheme {
-                num_bits: scheme.bits,
-                group_size: Some(scheme.group_size),
-                symmetric: scheme.symmetric,
-            };
-            let group = Group { targets: vec!["Linear".to_owned()], scheme };
-            let packed = Packed { groups: vec![group], ignore };
-            object.insert(compressed_tensors::CONFIG_KEY.to_owned(), packed.to_json());
+            let ignored = self.plan.tensors.iter().filter(is_kept).map(module).collect();
+            object.insert(CONFIG_KEY.to_owned(), layout.describe(scheme, ignored)?);
         }
         Ok(config)
     }
@@ -331,14 +328,13 @@ fn folder_infos(tensor: &PlannedTensor) -> Result<Vec<TensorInfo>> {
     let spec = &tensor.spec;
     match &tensor.treatment {
         Treatment::Float(dtype) => Ok(vec![TensorInfo::new(&spec.name, *dtype, &spec.shape)]),
-        Treatment::Codes(Named::Integer(encoding)) => {
-            let scheme = compressed_tensors::Scheme {
-                num_bits: encoding.bits(),
-                group_size: Some(encoding.group_size()),
-                symmetric: encoding.is_symmetric(),
+        Treatment::Codes(Named::Folder(encoding)) => {
+            let [rows, cols] = rows_and_cols(spec);
+            let info = |part: &Part| {
+                let name = part.name(&spec.name).ok_or_else(|| unheld(tensor))?;
+                Ok(TensorInfo::new(name, part.dtype, &part.shape))
             };
-            let scale = crate::plan::scale_float(encoding.scale_dtype());
-            scheme.tensors(&spec.name, rows_and_cols(spec), scale).ok_or_else(|| unheld(tensor))
+            encoding.parts(rows, cols).iter().map(info).collect()
         }
         Treatment::Codes(Named::Listed(_)) => Err(unheld(tensor)),
     }
@@ -398,7 +394,7 @@ impl Sink {
     /// # Errors
     /// Weights so large that their scales are infinite; a disk that refuses.
     pub fn codes(&mut self, tensor: &PlannedTensor, encoding: &Named, solution: &Solution) -> Result<()> {
-        let (here, cols) = solution.codes.dim();
+        let here = solution.codes.nrows();
         let rows = solution.decoded.axis_iter(Axis(0)).into_par_iter();
         if rows.any(|row| !row.iter().fold(true, |all, x| all & x.is_finite())) {
             return Err(Failure::new(format!("its values are too large for the scales of {}", encoding.name()))
@@ -421,7 +417,7 @@ impl Sink {
         };
         let decoded = decoded.as_standard_layout();
         self.write_hashed(tensor, decoded.as_slice().unwrap_or_default(), |sink| match (encoding, &order) {
-            (Named::Integer(encoding), _) => sink.integers(tensor, encoding, &packed(), [here, cols]),
+            (Named::Folder(encoding), _) => sink.parts(tensor, &**encoding, (&packed(), here)),
             (Named::Listed(_), None) => sink.write(&tensor.spec.gguf_name, &packed()),
             (Named::Listed(_), Some(order)) => {
                 let bytes = packed();
@@ -432,20 +428,18 @@ impl Sink {
         })
     }
 
-    fn integers(
+    fn parts(
         &mut self,
         tensor: &PlannedTensor,
-        encoding: &IntEncoding,
-        bytes: &[u8],
-        [here, cols]: [usize; 2],
+        encoding: &dyn FolderEncoding,
+        packed: (&[u8], usize),
     ) -> Result<()> {
-        let names = compressed_tensors::Names::of(&tensor.spec.name).ok_or_else(|| unheld(tensor))?;
-        let parts = encoding.parts(bytes, here, cols)?;
-        self.write(&names.packed, parts.packed)?;
-        self.write(&names.scale, parts.scale)?;
-        if !encoding.is_symmetric() {
-            self.write(&names.zero_point, parts.zero_point)?;
-        }
+        let name = &tensor.spec.name;
+        let mut unfinished = self.unfinished.remove(name).unwrap_or_default();
+        unfinished.add(encoding, rows_and_cols(&tensor.spec), packed, |part, bytes| {
+            self.write(&part.name(name).ok_or_else(|| unheld(tensor))?, bytes)
+        })?;
+        self.unfinished.insert(name.clone(), unfinished);
         Ok(())
     }
 
@@ -491,16 +485,8 @@ impl Sink {
     ///
     /// # Errors
     /// A tensor that is not complete, a disk that refuses.
-    pub fn finish(mut self, plan: &Plan) -> Result<Hashes> {
+    pub fn finish(self) -> Result<Hashes> {
         let at = format!("while finishing `{}`", self.path.display());
-        for tensor in &plan.tensors {
-            if matches!(tensor.treatment, Treatment::Codes(Named::Integer(_)))
-                && let Some(names) = compressed_tensors::Names::of(&tensor.spec.name)
-            {
-                let shape = compressed_tensors::shape_bytes(rows_and_cols(&tensor.spec));
-                self.write(&names.shape, &shape)?;
-            }
-        }
         match self.container {
             Container::Gguf(writer) => writer.finish(),
             Container::Folder { folder, writer } => writer.finish().and_then(|()| folder.finish()),

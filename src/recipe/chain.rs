@@ -244,6 +244,7 @@ impl<'a> Chain<'a> {
             source,
             tokenizer: Some(self.tokenizer),
             scheme: Some(order.scheme),
+            layout: None,
             method: order.table.method,
             zeros: order.zeros.as_deref(),
             rules: &order.rules,

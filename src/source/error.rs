@@ -1,16 +1,35 @@
 //! Why numbers cannot be had.
 
-use attar_checkpoint::compressed_tensors;
-
 /// Why a tensor's numbers cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     /// The file.
     #[error(transparent)]
     File(#[from] attar_checkpoint::Error),
-    /// The description of packed integers.
-    #[error(transparent)]
-    Packed(#[from] compressed_tensors::Flaw),
+    /// The tensors of a weight contradict each other and what the configuration says.
+    #[error("the tensors that stand for `{weight}` fit no group of the quantization_config")]
+    FitsNoGroup {
+        /// The weight.
+        weight: String,
+    },
+    /// A tensor is missing that others need to stand for a weight.
+    #[error("`{weight}` is quantized, and its `{name}` is missing")]
+    NoPart {
+        /// The weight.
+        weight: String,
+        /// What is missing.
+        name: String,
+    },
+    /// A tensor that helps to stand for a weight is not what the others and the configuration ask for.
+    #[error("`{name}` is {found}; the quantization_config and the tensors beside it ask for {wanted}")]
+    Part {
+        /// The tensor.
+        name: String,
+        /// Its type and shape.
+        found: String,
+        /// What they should be.
+        wanted: String,
+    },
     /// The bytes.
     #[error(transparent)]
     Bytes(#[from] attar_quant::Error),

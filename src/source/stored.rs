@@ -1,11 +1,11 @@
 //! From the bytes of a checkpoint to the numbers of a tensor.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use attar_checkpoint::compressed_tensors;
 use attar_checkpoint::{Dtype, TensorInfo, decode_floats};
 use attar_model::{FilePlace, LoadError, RowOrder, TensorSpec, Weights};
-use attar_quant::{Encoding, IntEncoding, ScaleDtype, encoding_of};
+use attar_quant::{Encoding, FolderEncoding, Holds, encoding_of};
 use ndarray::{Array2, ArrayD, Axis, IxDyn};
 use rayon::prelude::*;
 
@@ -18,7 +18,7 @@ const LOOK_WEIGHTS: usize = 1 << 21;
 pub(super) enum Stored<'a> {
     Floats(&'a TensorInfo),
     Blocks(&'a TensorInfo, &'static dyn Encoding),
-    Packed(IntEncoding),
+    Parts(Arc<dyn FolderEncoding>, [usize; 2]),
 }
 
 impl Source {
@@ -35,37 +35,14 @@ impl Source {
                 other => Err(cannot(&other)),
             };
         }
-        let Some((scheme, [_, in_features])) = self.packed(spec)? else {
-            return Err(StorageError::Missing { name: name.to_owned() });
+        let found = match &self.opened {
+            Opened::Folder { quantization: Some(quantization), files, .. } => {
+                quantization.find(&**files, name)?
+            }
+            _ => None,
         };
-        let scale = compressed_tensors::Names::of(name).and_then(|names| self.container().info(&names.scale));
-        let scale = match scale.map(|info| info.dtype) {
-            Some(Dtype::F16) => ScaleDtype::F16,
-            Some(Dtype::Bf16) => ScaleDtype::Bf16,
-            Some(Dtype::F32) => ScaleDtype::F32,
-            other => return Err(cannot(&format!("integers with scales of type {other:?}"))),
-        };
-        let (bits, group_size) = (scheme.num_bits, scheme.group_size.unwrap_or(in_features));
-        if !(2..=8).contains(&bits) {
-            return Err(cannot(&format!("integers of {bits} bit")));
-        }
-        let encoding = if scheme.symmetric {
-            IntEncoding::symmetric(bits, group_size)
-        } else {
-            IntEncoding::asymmetric(bits, group_size)
-        };
-        Ok(Stored::Packed(encoding.with_scale(scale)))
-    }
-
-    /// Scheme and shape of a weight that is stored as packed integers.
-    pub(super) fn packed(
-        &self,
-        spec: &TensorSpec,
-    ) -> std::result::Result<Option<(compressed_tensors::Scheme, [usize; 2])>, StorageError> {
-        match &self.opened {
-            Opened::Folder { packed: Some(packed), files, .. } => Ok(packed.find(&**files, &spec.name)?),
-            _ => Ok(None),
-        }
+        let (encoding, shape) = found.ok_or_else(|| StorageError::Missing { name: name.to_owned() })?;
+        Ok(Stored::Parts(encoding, shape))
     }
 
     /// Rows of a tensor as they lie in the file, decoded; a vector is rows of one.
@@ -81,29 +58,49 @@ impl Source {
                 let values = encoding.unpack(self.tensor_bytes(spec, &rows)?, rows.len(), cols)?;
                 Ok(values.into_raw_vec_and_offset().0)
             }
-            Stored::Packed(encoding) => {
-                let names = compressed_tensors::Names::of(name)
-                    .ok_or_else(|| StorageError::Missing { name: name.to_owned() })?;
-                // Zero points of 32 rows fill whole words whatever their bits.
-                let around = rows.start / 32 * 32..count.min(rows.end.next_multiple_of(32));
-                let part = |name: &str, rows_of: usize| self.row_bytes(name, rows_of, &around);
-                let zero_point = if encoding.is_symmetric() {
-                    &[][..]
-                } else {
-                    let words = |rows: usize| (rows * usize::from(encoding.bits())).div_ceil(32);
-                    self.row_bytes(
-                        &names.zero_point,
-                        words(count),
-                        &(words(around.start)..words(around.end)),
-                    )?
-                };
-                let bytes =
-                    IntEncoding::join(part(&names.packed, count)?, part(&names.scale, count)?, zero_point);
+            Stored::Parts(encoding, shape) => {
+                let together = encoding.rows_together(count).max(1);
+                let around = rows.start / together * together..count.min(rows.end.next_multiple_of(together));
+                let bytes = self.packed_rows(name, &*encoding, shape, &around)?;
                 let values = encoding.unpack(&bytes, around.len(), cols)?.into_raw_vec_and_offset().0;
                 let (skip, len) = ((rows.start - around.start) * cols, rows.len() * cols);
                 Ok(if values.len() == len { values } else { values[skip..skip + len].to_vec() })
             }
         }
+    }
+
+    /// The packed bytes of some rows, whole runs of them, of a matrix that several tensors stand for.
+    fn packed_rows(
+        &self,
+        name: &str,
+        encoding: &dyn FolderEncoding,
+        [count, cols]: [usize; 2],
+        rows: &Range<usize>,
+    ) -> std::result::Result<Vec<u8>, StorageError> {
+        let mut packed = Vec::with_capacity(encoding.bytes_for(rows.len(), cols));
+        let [whole, before, here] =
+            [count, rows.start, rows.len()].map(|rows| encoding.parts(rows, cols).into_iter());
+        for ((whole, before), here) in whole.zip(before).zip(here) {
+            if let Holds::Said(_) = whole.holds {
+                continue;
+            }
+            let missing = || StorageError::Missing { name: name.to_owned() };
+            let bytes = self.container().bytes(&whole.name(name).ok_or_else(missing)?)?;
+            let counts = [whole.count(), before.count(), here.count()];
+            match whole.holds {
+                Holds::Rows => {
+                    let [_, first, own] = counts.map(|n| n * bytes.len() / counts[0].max(1));
+                    packed.extend_from_slice(&bytes[first..first + own]);
+                }
+                Holds::Columns => {
+                    let [line, first, own] = counts.map(|n| n * whole.width_bytes());
+                    let lines = bytes.chunks_exact(line.max(1));
+                    lines.for_each(|line| packed.extend_from_slice(&line[first..first + own]));
+                }
+                Holds::Whole | Holds::Said(_) => packed.extend_from_slice(bytes),
+            }
+        }
+        Ok(packed)
     }
 
     /// Lets the memory go that the file's bytes of a tensor are mapped to: it has been decoded.

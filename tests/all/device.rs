@@ -72,6 +72,7 @@ impl Model {
             source: &self.source,
             tokenizer: self.tokenizer.as_ref(),
             scheme: Some(scheme.parse().unwrap()),
+            layout: None,
             method: Method::Gptq,
             zeros: None,
             rules: &NO_RULES,

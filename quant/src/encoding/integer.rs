@@ -1,31 +1,38 @@
 //! Integers of 2 to 8 bits in groups along a row, each group with a scale and perhaps a zero point: the layout
 //! `pack-quantized` of compressed-tensors.
 
-mod bits;
+pub(super) mod bits;
 mod scale;
 mod search;
 
 use std::borrow::Cow;
 
-use attar_checkpoint::GgmlType;
+use attar_checkpoint::{Dtype, GgmlType};
 use attar_tensor::cuda::{Cuda, CudaError, GroupSearch, Rows, Stored, Zero};
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
 use self::search::REACHES;
+use super::folder::{self, FolderEncoding, Holds, Part};
 use super::{DeviceFit, Encoding, Fit, GridEncoding};
 use crate::lanes::widest;
 use crate::{Error, Grid};
 
 pub use self::scale::ScaleDtype;
 
+/// What the name of the codes has in the place of `.weight`.
+const PACKED: &str = ".weight_packed";
+/// The same of the weight's own shape.
+const SHAPE: &str = ".weight_shape";
+
 /// Weights a task works on at least.
 const TASK: usize = 1 << 14;
 
 /// `scale * (code - zero)` with `code` in `0..2^bits`: `zero` is `2^(bits - 1)` where symmetric, else an integer stored per group.
 ///
-/// The packed bytes are three tensors, one after the other; [`parts`](Self::parts) tells them apart. A symmetric scale
-/// carries the sign that lets the group's largest magnitude use the longer side of the range.
+/// The packed bytes are three tensors, one after the other: `weight_packed`, the codes as a dense stream of bits along each row, lowest
+/// bits first; `weight_scale`; and, where asymmetric, `weight_zero_point`, the zeros as a dense stream of bits **down** each column. A
+/// symmetric scale carries the sign that lets the group's largest magnitude use the longer side of the range.
 ///
 /// The file's scales are 16 bits, and a reader that multiplies in 16 bits rounds the product once more; decoding here
 /// is in f32.
@@ -35,23 +42,6 @@ pub struct IntEncoding {
     group_size: usize,
     symmetric: bool,
     scale: ScaleDtype,
-}
-
-/// The tensors of one matrix of [`IntEncoding`], as compressed-tensors names them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct IntParts<'a> {
-    /// `weight_packed`, int32: codes as a dense stream of bits along each row, lowest bits first.
-    pub packed: &'a [u8],
-    /// `[rows, ceil(cols * bits / 32)]`.
-    pub packed_shape: [usize; 2],
-    /// `weight_scale`, in the [`ScaleDtype`].
-    pub scale: &'a [u8],
-    /// `[rows, groups]`.
-    pub scale_shape: [usize; 2],
-    /// `weight_zero_point`, int32: zeros as a dense stream of bits **down** each column; empty where symmetric.
-    pub zero_point: &'a [u8],
-    /// `[ceil(rows * bits / 32), groups]`.
-    pub zero_point_shape: [usize; 2],
 }
 
 impl IntEncoding {
@@ -118,31 +108,12 @@ impl IntEncoding {
         self.scale
     }
 
-    /// The three tensors in the bytes that [`pack`](GridEncoding::pack) gave for a `[rows, cols]` matrix.
-    ///
-    /// # Errors
-    /// Where the bytes are not as many as the shape takes.
-    pub fn parts<'a>(&self, bytes: &'a [u8], rows: usize, cols: usize) -> Result<IntParts<'a>, Error> {
-        self.check_bytes(bytes, rows, cols)?;
-        let groups = cols / self.group_size;
-        let packed_shape = [rows, bits::words(cols, self.bits)];
-        let zero_rows = if self.symmetric { 0 } else { bits::words(rows, self.bits) };
-        let (packed, rest) = bytes.split_at(4 * rows * packed_shape[1]);
-        let (scale, zero_point) = rest.split_at(rows * groups * self.scale.width_bytes());
-        Ok(IntParts {
-            packed,
-            packed_shape,
-            scale,
-            scale_shape: [rows, groups],
-            zero_point,
-            zero_point_shape: [zero_rows, groups],
-        })
-    }
-
-    /// One byte string from the three tensors of a file: the reverse of [`parts`](Self::parts).
-    #[must_use]
-    pub fn join(packed: &[u8], scale: &[u8], zero_point: &[u8]) -> Vec<u8> {
-        [packed, scale, zero_point].concat()
+    /// The grid of zeros and of scales as a file has them, row after row.
+    pub(super) fn read_grid(&self, zero: Array2<f32>, header: Vec<u8>) -> Grid {
+        let scale =
+            header.chunks_exact(self.scale.width_bytes()).map(|bytes| self.scale.read(bytes)).collect();
+        let scale = Array2::from_shape_vec(zero.dim(), scale).expect("one scale per row and group");
+        self.grid(scale, zero, header)
     }
 
     fn max_code(&self) -> u8 {
@@ -213,9 +184,7 @@ impl Encoding for IntEncoding {
     }
 
     fn bytes_for(&self, rows: usize, cols: usize) -> usize {
-        let groups = cols / self.group_size;
-        let zeros = if self.symmetric { 0 } else { 4 * bits::words(rows, self.bits) * groups };
-        4 * rows * bits::words(cols, self.bits) + rows * groups * self.scale.width_bytes() + zeros
+        folder::packed_bytes(&self.parts(rows, cols))
     }
 
     fn bits_per_weight(&self) -> f64 {
@@ -316,23 +285,45 @@ impl GridEncoding for IntEncoding {
             .zip(codes.par_chunks_exact(cols.max(1)))
             .for_each(|(bytes, codes)| bits::pack(codes, self.bits, bytes));
         let zeros = if self.symmetric { Vec::new() } else { self.pack_zeros(&grid.zero) };
-        Self::join(&packed, &grid.header, &zeros)
+        [packed, grid.header.clone(), zeros].concat()
     }
 
     fn unpack_codes(&self, bytes: &[u8], rows: usize, cols: usize) -> Result<Fit, Error> {
-        let parts = self.parts(bytes, rows, cols)?;
+        let parts = self.split(bytes, rows, cols)?;
+        let (packed, header, zeros) = (parts[0].1, parts[1].1, parts[2].1);
         let mut codes = vec![0; rows * cols];
         codes
             .par_chunks_exact_mut(cols.max(1))
-            .zip(parts.packed.par_chunks_exact((4 * parts.packed_shape[1]).max(1)))
+            .zip(packed.par_chunks_exact((4 * bits::words(cols, self.bits)).max(1)))
             .for_each(|(codes, bytes)| bits::unpack(bytes, self.bits, codes));
-        let [_, groups] = parts.scale_shape;
-        let scale =
-            parts.scale.chunks_exact(self.scale.width_bytes()).map(|bytes| self.scale.read(bytes)).collect();
-        let scale = Array2::from_shape_vec((rows, groups), scale).expect("one scale per row and group");
-        let zero = self.unpack_zeros(parts.zero_point, rows, groups);
-        let grid = Self::grid(self, scale, zero, parts.scale.to_vec());
+        let zero = self.unpack_zeros(zeros, rows, cols / self.group_size);
+        let grid = self.read_grid(zero, header.to_vec());
         let codes = Array2::from_shape_vec((rows, cols), codes).expect("one code per weight");
         Ok(Fit { grid, codes })
+    }
+}
+
+/// # Source
+/// The `compressed-tensors` package 0.20: `compressors/pack_quantized`.
+impl FolderEncoding for IntEncoding {
+    fn parts(&self, rows: usize, cols: usize) -> Vec<Part> {
+        let groups = cols / self.group_size;
+        let packed = [rows, bits::words(cols, self.bits)];
+        let zeros = [bits::words(rows, self.bits), groups];
+        let shape = [rows, cols].map(|dim| (dim as i64).to_le_bytes()).concat();
+        let shape = Part { ending: SHAPE, dtype: Dtype::I64, shape: vec![2], holds: Holds::Said(shape) };
+        let mut parts = vec![
+            Part::rows(PACKED, Dtype::I32, packed),
+            Part::rows(".weight_scale", self.scale.dtype(), [rows, groups]),
+        ];
+        if !self.symmetric {
+            parts.push(Part::rows(".weight_zero_point", Dtype::I32, zeros));
+        }
+        parts.push(shape);
+        parts
+    }
+
+    fn float_dtype(&self) -> Option<Dtype> {
+        Some(self.scale.dtype())
     }
 }

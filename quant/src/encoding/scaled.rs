@@ -5,14 +5,16 @@ mod element;
 mod search;
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
-use attar_checkpoint::GgmlType;
+use attar_checkpoint::{Dtype, GgmlType};
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
 use self::element::{Element, e4m3, is_number};
 use self::search::{Shared, candidates};
 use super::block::Rows;
+use super::folder::{self, FolderEncoding, Holds, Part};
 use super::{Encoding, Fit, GridEncoding, ScaleDtype, mxfp4, nvfp4};
 use crate::{Error, Grid};
 
@@ -35,7 +37,14 @@ const NO_POWER: u8 = 255;
 pub struct ScaledEncoding {
     element: Element,
     sharing: Sharing,
+    scale_name: &'static str,
 }
+
+/// What the name of the scales has in the place of `.weight`.
+const SCALE: &str = ".weight_scale";
+
+/// The same in the layout of DeepSeek's checkpoints.
+const SCALE_INV: &str = ".weight_scale_inv";
 
 /// Which weights share a scale, and how it is stored.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -54,34 +63,40 @@ enum Sharing {
 
 impl ScaledEncoding {
     /// `mxfp8`: eight-bit floats, 32 to a power of two.
-    pub const MXFP8: Self = Self { element: Element::E4m3, sharing: Sharing::Power };
+    pub const MXFP8: Self = Self { element: Element::E4m3, sharing: Sharing::Power, scale_name: SCALE };
     /// `mxfp4`: four-bit floats, 32 to a power of two. The exponent is that of least error, not the floor of the largest magnitude's.
-    pub const MXFP4: Self = Self { element: Element::E2m1, sharing: Sharing::Power };
+    pub const MXFP4: Self = Self { element: Element::E2m1, sharing: Sharing::Power, scale_name: SCALE };
     /// `nvfp4`: four-bit floats, 16 to an eight-bit float, which is in units of what the whole matrix shares.
-    pub const NVFP4: Self = Self { element: Element::E2m1, sharing: Sharing::Local(None) };
+    pub const NVFP4: Self = Self { element: Element::E2m1, sharing: Sharing::Local(None), scale_name: SCALE };
 
     /// `int8`: integers, one scale for each row.
     #[must_use]
     pub const fn int8(scale: ScaleDtype) -> Self {
-        Self { element: Element::Int8, sharing: Sharing::Row(scale) }
+        Self { element: Element::Int8, sharing: Sharing::Row(scale), scale_name: SCALE }
     }
 
     /// `fp8`: eight-bit floats, one scale for each row.
     #[must_use]
     pub const fn fp8(scale: ScaleDtype) -> Self {
-        Self { element: Element::E4m3, sharing: Sharing::Row(scale) }
+        Self { element: Element::E4m3, sharing: Sharing::Row(scale), scale_name: SCALE }
     }
 
     /// `fp8-block`: eight-bit floats, one scale for each 128 x 128.
     #[must_use]
     pub const fn fp8_block(scale: ScaleDtype) -> Self {
-        Self { element: Element::E4m3, sharing: Sharing::Tile(scale) }
+        Self { element: Element::E4m3, sharing: Sharing::Tile(scale), scale_name: SCALE }
     }
 
     /// `fp8-tensor`: eight-bit floats, one scale for all.
     #[must_use]
     pub const fn fp8_tensor(scale: ScaleDtype) -> Self {
-        Self { element: Element::E4m3, sharing: Sharing::Whole(scale, None) }
+        Self { element: Element::E4m3, sharing: Sharing::Whole(scale, None), scale_name: SCALE }
+    }
+
+    /// `fp8-block` as DeepSeek's checkpoints name its tensors.
+    #[must_use]
+    pub const fn fp8_block_inv(scale: ScaleDtype) -> Self {
+        Self { scale_name: SCALE_INV, ..Self::fp8_block(scale) }
     }
 
     /// Every encoding of this kind.
@@ -96,31 +111,6 @@ impl ScaledEncoding {
             Self::MXFP4,
             Self::NVFP4,
         ]
-    }
-
-    /// The same with the scale that a whole matrix shares fixed, for matrices whose largest magnitude is `largest`; others are as they
-    /// were.
-    ///
-    /// Programs that multiply by several matrices as one expect them to share it.
-    ///
-    /// # Source
-    /// vLLM, `compressed_tensors_w4a16_nvfp4.py`: where matrices are fused, the largest of their divisors is taken for all.
-    #[must_use]
-    pub fn for_largest(self, largest: f32) -> Self {
-        let sharing = match self.sharing {
-            Sharing::Whole(dtype, _) => {
-                Sharing::Whole(dtype, Some(dtype.rounded(largest / self.element.reach())))
-            }
-            Sharing::Local(_) => Sharing::Local(Some(divisor(largest))),
-            other => other,
-        };
-        Self { sharing, ..self }
-    }
-
-    /// Whether all weights of a matrix share something, see [`for_largest`](Self::for_largest).
-    #[must_use]
-    pub const fn is_shared(self) -> bool {
-        matches!(self.sharing, Sharing::Whole(..) | Sharing::Local(_))
     }
 
     /// Rows that lie in the same tile, 1 where there are none.
@@ -329,12 +319,7 @@ impl Encoding for ScaledEncoding {
     }
 
     fn bytes_for(&self, rows: usize, cols: usize) -> usize {
-        let header = match self.sharing {
-            Sharing::Whole(dtype, _) => dtype.width_bytes(),
-            Sharing::Local(_) => rows * (self.header_row(cols) - size_of::<f32>()) + size_of::<f32>(),
-            _ => self.header_len(rows, cols),
-        };
-        self.code_bytes(rows, cols) + header
+        folder::packed_bytes(&self.parts(rows, cols))
     }
 
     fn bits_per_weight(&self) -> f64 {
@@ -442,5 +427,61 @@ impl GridEncoding for ScaledEncoding {
         }
         let codes = Array2::from_shape_vec((rows, cols), codes).expect("one code per weight");
         Ok(Fit { grid: Self::grid(*self, header, rows, cols), codes })
+    }
+}
+
+/// # Source
+/// The `compressed-tensors` package 0.20: `compressors/naive_quantized`, `mxfp8`, `nvfp4` and `mxfp4`.
+impl FolderEncoding for ScaledEncoding {
+    fn parts(&self, rows: usize, cols: usize) -> Vec<Part> {
+        let groups = cols.div_ceil(self.group_size(cols));
+        let codes = match self.element {
+            Element::Int8 => Part::rows(".weight", Dtype::I8, [rows, cols]),
+            Element::E4m3 => Part::rows(".weight", Dtype::F8E4m3, [rows, cols]),
+            Element::E2m1 => Part::rows(".weight_packed", Dtype::U8, [rows, cols / 2]),
+        };
+        let whole = |ending, dtype| Part { ending, dtype, shape: vec![1], holds: Holds::Whole };
+        let scales = |dtype, rows| Part::rows(self.scale_name, dtype, [rows, groups]);
+        match self.sharing {
+            Sharing::Row(dtype) => vec![codes, scales(dtype.dtype(), rows)],
+            Sharing::Tile(dtype) => vec![codes, scales(dtype.dtype(), rows.div_ceil(TILE))],
+            Sharing::Whole(dtype, _) => vec![codes, whole(self.scale_name, dtype.dtype())],
+            Sharing::Power => vec![codes, scales(Dtype::U8, rows)],
+            Sharing::Local(_) => {
+                vec![codes, scales(Dtype::F8E4m3, rows), whole(".weight_global_scale", Dtype::F32)]
+            }
+        }
+    }
+
+    fn rows_together(&self, rows: usize) -> usize {
+        match self.sharing {
+            Sharing::Tile(_) => TILE,
+            Sharing::Whole(_, None) | Sharing::Local(None) => rows,
+            _ => 1,
+        }
+    }
+
+    fn is_shared(&self) -> bool {
+        matches!(self.sharing, Sharing::Whole(..) | Sharing::Local(_))
+    }
+
+    /// # Source
+    /// vLLM, `compressed_tensors_w4a16_nvfp4.py` and `w8a8_utils.py`: of matrices that are read as one, one scale is taken for all.
+    fn for_largest(&self, largest: f32) -> Option<Arc<dyn FolderEncoding>> {
+        let sharing = match self.sharing {
+            Sharing::Whole(dtype, _) => {
+                Sharing::Whole(dtype, Some(dtype.rounded(largest / self.element.reach())))
+            }
+            Sharing::Local(_) => Sharing::Local(Some(divisor(largest))),
+            _ => return None,
+        };
+        Some(Arc::new(Self { sharing, ..*self }))
+    }
+
+    fn float_dtype(&self) -> Option<Dtype> {
+        match self.sharing {
+            Sharing::Row(dtype) | Sharing::Tile(dtype) | Sharing::Whole(dtype, _) => Some(dtype.dtype()),
+            Sharing::Power | Sharing::Local(_) => None,
+        }
     }
 }

@@ -106,6 +106,7 @@ impl<'a> School<'a> {
             source: student,
             tokenizer: Some(self.tokenizer),
             scheme: Some(self.scheme),
+            layout: None,
             method: Method::Rtn,
             zeros: None,
             rules: &NO_RULES,
@@ -385,12 +386,12 @@ struct Stored(HashMap<(Option<usize>, Role), Named>);
 
 impl Stored {
     fn new(plan: &Plan) -> Self {
-        let coded = plan.tensors.iter().filter_map(|tensor| match tensor.treatment {
+        let coded = plan.tensors.iter().filter_map(|tensor| match &tensor.treatment {
             Treatment::Codes(encoding) => Some((&tensor.spec, encoding)),
             Treatment::Float(_) => None,
         });
         let parts = coded.flat_map(|(spec, encoding)| {
-            spec.role.parts().iter().map(move |&part| ((spec.layer, part), encoding))
+            spec.role.parts().iter().map(move |&part| ((spec.layer, part), encoding.clone()))
         });
         Self(parts.collect())
     }

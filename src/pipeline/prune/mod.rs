@@ -349,7 +349,7 @@ impl PruneJob<'_> {
         let pass = Pass { sizes: &sizes, ..self.pass(shape, &tensors, gradients.as_ref()) };
         let windows = self.calibration.filter(|_| self.cuts_width(&shape)).map(|c| &c.windows);
         let outcome = clock.time("prune", || pass.run(cuts, windows, (&config, &mut sink)))?;
-        let hashes = clock.time("write", || sink.finish(&tensors))?;
+        let hashes = clock.time("write", || sink.finish())?;
         let (written, facts) =
             clock.time("verify", || verify::reopen(self.output, &tensors, &hashes, self.talk))?;
         let mut report = Report::new(describe(self.source));

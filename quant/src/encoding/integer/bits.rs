@@ -1,12 +1,12 @@
 //! A dense stream of codes in little-endian 32-bit words, lowest bits first; a code may straddle two words.
 
 /// Words that `codes` codes of `bits` bits take.
-pub(super) fn words(codes: usize, bits: u8) -> usize {
+pub(in super::super) fn words(codes: usize, bits: u8) -> usize {
     (codes * usize::from(bits)).div_ceil(32)
 }
 
 /// Fills `bytes`, whole words, from the front; bits past the last code are 0.
-pub(super) fn pack(codes: &[u8], bits: u8, bytes: &mut [u8]) {
+pub(in super::super) fn pack(codes: &[u8], bits: u8, bytes: &mut [u8]) {
     let (mut stream, mut held) = (0u32, 0u8);
     let mut out = bytes.iter_mut();
     for &code in codes {
@@ -25,7 +25,7 @@ pub(super) fn pack(codes: &[u8], bits: u8, bytes: &mut [u8]) {
 }
 
 /// The reverse of [`pack`].
-pub(super) fn unpack(bytes: &[u8], bits: u8, codes: &mut [u8]) {
+pub(in super::super) fn unpack(bytes: &[u8], bits: u8, codes: &mut [u8]) {
     let mask = u8::MAX >> (8 - bits);
     let (mut stream, mut held) = (0u32, 0u8);
     let mut bytes = bytes.iter();

@@ -1,3 +1,4 @@
+use attar_checkpoint::Dtype;
 use half::{bf16, f16};
 
 /// How the scales of grouped integers are stored.
@@ -19,6 +20,22 @@ impl ScaleDtype {
             Self::F16 | Self::Bf16 => 2,
             Self::F32 => 4,
         }
+    }
+
+    /// The type of the tensor that holds them.
+    #[must_use]
+    pub const fn dtype(self) -> Dtype {
+        match self {
+            Self::F16 => Dtype::F16,
+            Self::Bf16 => Dtype::Bf16,
+            Self::F32 => Dtype::F32,
+        }
+    }
+
+    /// The one that such a tensor holds; `None` for types that scales are not stored as.
+    #[must_use]
+    pub fn of(dtype: Dtype) -> Option<Self> {
+        [Self::F16, Self::Bf16, Self::F32].into_iter().find(|scale| scale.dtype() == dtype)
     }
 
     /// The stored values nearest to `x`: at it, just below and just above in magnitude; all finite.

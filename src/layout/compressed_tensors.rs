@@ -1,0 +1,94 @@
+//! Packed integers as vLLM and transformers load them.
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use attar_checkpoint::compressed_tensors::{Group, Packed, QUANT_METHOD, Scheme as GroupScheme};
+use attar_checkpoint::quantization::Flaw;
+use attar_checkpoint::{Container, Dtype};
+use attar_model::TensorSpec;
+use attar_quant::{Named, ScaleDtype};
+use serde_json::Value;
+
+use super::{FolderLayout, Found, Quantization, fit, int_encoding, scale_of};
+use crate::diagnostic::{Failure, Result};
+use crate::scheme::{IntegerScheme, Scheme};
+use crate::source::StorageError;
+
+/// The layout of the `compressed-tensors` package, format `pack-quantized`.
+#[derive(Debug)]
+pub struct CompressedTensors;
+
+impl FolderLayout for CompressedTensors {
+    fn name(&self) -> &'static str {
+        QUANT_METHOD
+    }
+
+    fn holds(&self, scheme: Scheme) -> bool {
+        matches!(scheme, Scheme::Integer(_))
+    }
+
+    fn encoding(&self, scheme: Scheme, spec: &TensorSpec, float: Dtype) -> Result<Named> {
+        let scheme = scheme.integers(QUANT_METHOD)?;
+        let (rows, cols, role) = (spec.shape[0], spec.shape[1], spec.role.as_str());
+        let IntegerScheme { bits, symmetric, .. } = scheme;
+        scheme.check_groups(cols, role)?;
+        if !symmetric && !(rows * usize::from(bits)).is_multiple_of(32) {
+            return Err(Failure::new(format!(
+                "{rows} zero points of {bits} bits do not fill whole 32-bit words"
+            ))
+            .hint(format!("use the symmetric scheme, or leave it unquantized: --tensor '{role}=float'")));
+        }
+        let encoding = int_encoding(scheme);
+        Ok(encoding.with_scale(ScaleDtype::of(float).unwrap_or(ScaleDtype::F32)).into())
+    }
+
+    fn describe(&self, scheme: Scheme, mut ignore: Vec<String>) -> Result<Value> {
+        let head = "lm_head".to_owned();
+        if !ignore.contains(&head) {
+            ignore.push(head); // a tied head is no tensor, but a module all the same
+        }
+        let IntegerScheme { bits, group_size, symmetric } = scheme.integers(QUANT_METHOD)?;
+        let scheme = GroupScheme { num_bits: bits, group_size: Some(group_size), symmetric };
+        let groups = vec![Group { targets: vec!["Linear".to_owned()], scheme }];
+        Ok(Packed { groups, ignore }.to_json())
+    }
+
+    fn read(&self, json: &Value) -> std::result::Result<Box<dyn Quantization>, Flaw> {
+        Ok(Box::new(Packed::from_json(json)?))
+    }
+}
+
+impl Quantization for Packed {
+    /// The first group whose scheme gives exactly the tensors found is the one: no pattern has to be matched.
+    fn find(&self, files: &dyn Container, weight: &str) -> std::result::Result<Option<Found>, StorageError> {
+        let Some(stem) = weight.strip_suffix(".weight") else { return Ok(None) };
+        let info = |ending: &str| files.info(&format!("{stem}.weight_{ending}"));
+        if info("packed").is_none() {
+            return Ok(None);
+        }
+        let misfit = || StorageError::FitsNoGroup { weight: weight.to_owned() };
+        let shape = read_shape(files.bytes(&format!("{stem}.weight_shape"))?).ok_or_else(misfit)?;
+        let scale = scale_of(files, weight, &format!("{stem}.weight_scale"))?;
+        let symmetric = info("zero_point").is_none();
+        self.groups
+            .iter()
+            .filter(|group| group.scheme.symmetric == symmetric)
+            .map(|Group { scheme, .. }| {
+                let group_size = scheme.group_size.unwrap_or(shape[1]);
+                int_encoding(IntegerScheme { bits: scheme.num_bits, group_size, symmetric }).with_scale(scale)
+            })
+            .find(|encoding| fit(files, weight, encoding, shape).is_ok())
+            .map_or_else(|| Err(misfit()), |encoding| Ok(Some((Arc::new(encoding) as _, shape))))
+    }
+}
+
+/// The two numbers of a `weight_shape`, small enough that no count of words or bytes overflows.
+fn read_shape(bytes: &[u8]) -> Option<[usize; 2]> {
+    let ([out_features, in_features], []) = bytes.as_chunks::<8>() else { return None };
+    let dim = |bytes: &[u8; 8]| usize::try_from(i64::from_le_bytes(*bytes)).ok();
+    let dim = |bytes| dim(bytes).filter(|dim| (1..1 << 28).contains(dim));
+    Some([dim(out_features)?, dim(in_features)?])
+}
