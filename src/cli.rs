@@ -334,6 +334,8 @@ pub enum Layout {
     Gptq,
     /// Integers of 4 bits as AWQ's tools write them
     Awq,
+    /// Eight-bit floats with a scale for each block of 128 by 128
+    Fp8,
 }
 
 /// Which perplexity.
@@ -392,6 +394,7 @@ impl Layout {
             Self::CompressedTensors => "compressed-tensors",
             Self::Gptq => "gptq",
             Self::Awq => "awq",
+            Self::Fp8 => "fp8",
         }
     }
 

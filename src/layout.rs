@@ -6,6 +6,7 @@ mod awq;
 mod compressed_tensors;
 #[cfg(test)]
 mod forge;
+mod fp8;
 mod gptq;
 
 use std::fmt;
@@ -61,7 +62,8 @@ pub trait Quantization: Send + Sync + fmt::Debug {
 pub type Found = (Arc<dyn FolderEncoding>, [usize; 2]);
 
 /// Every layout; where two hold a scheme, the first is taken unless the other is asked for.
-pub const LAYOUTS: &[&dyn FolderLayout] = &[&compressed_tensors::CompressedTensors, &gptq::Gptq, &awq::Awq];
+pub const LAYOUTS: &[&dyn FolderLayout] =
+    &[&compressed_tensors::CompressedTensors, &gptq::Gptq, &awq::Awq, &fp8::Fp8];
 
 /// What a `config.json` says of how its weights were quantized; `None` where they were not.
 ///

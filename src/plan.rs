@@ -8,6 +8,7 @@ mod machine;
 mod memory;
 mod pruned;
 mod scoring;
+mod shared;
 mod training;
 mod types;
 
@@ -110,6 +111,7 @@ pub struct CalibrationSize {
 }
 
 /// What will happen to a model.
+#[derive(Clone)]
 pub struct Plan {
     /// The container to be written.
     pub output: Output,
@@ -262,6 +264,7 @@ fn output(request: &Request) -> Result<Output> {
         .hint("name the output without .gguf to get a folder of safetensors, or choose a GGUF type such as q4_k_m")),
         (_, false) => {}
     }
+    let scheme = scheme.in_folder();
     let layout = request.layout.or_else(|| LAYOUTS.iter().copied().find(|layout| layout.holds(scheme)));
     let layout = layout.ok_or_else(|| {
         Failure::new(format!("a folder of safetensors cannot hold the GGUF type `{}`", scheme.name()))

@@ -2,6 +2,8 @@
 
 use std::str::FromStr;
 
+use attar_checkpoint::compressed_tensors::{Inputs, NUMBERS, Numbers};
+
 use crate::diagnostic::{Failure, nearest};
 use crate::mix::{FILE_TYPES, FileType};
 
@@ -12,6 +14,8 @@ pub enum Scheme {
     Gguf(FileType),
     /// Integers with one scale per group of inputs, activations left alone: `w4a16-g128`.
     Integer(IntegerScheme),
+    /// Numbers of eight or four bits with scales, as programs that serve models multiply them: `fp8`, `w8a8`, `nvfp4`.
+    Numbers(&'static Numbers),
 }
 
 /// `wNa16-gG[-asym]`.
@@ -49,7 +53,7 @@ impl Scheme {
     pub fn has_codes(self) -> bool {
         match self {
             Self::Gguf(file_type) => file_type.has_codes(),
-            Self::Integer(_) => true,
+            Self::Integer(_) | Self::Numbers(_) => true,
         }
     }
 
@@ -60,8 +64,29 @@ impl Scheme {
     pub fn integers(self, layout: &str) -> Result<IntegerScheme, Failure> {
         match self {
             Self::Integer(scheme) => Ok(scheme),
-            Self::Gguf(_) => Err(Failure::new(format!("{layout} cannot hold `{}`", self.name()))
-                .hint("choose integers such as w4a16-g128")),
+            Self::Gguf(_) | Self::Numbers(_) => {
+                Err(Failure::new(format!("{layout} cannot hold `{}`", self.name()))
+                    .hint("choose integers such as w4a16-g128"))
+            }
+        }
+    }
+
+    /// What it is in a folder: of GGUF types that a folder has numbers for, those.
+    #[must_use]
+    pub fn in_folder(self) -> Self {
+        match self {
+            Self::Gguf(file_type) => {
+                Numbers::named(file_type.default_type.name()).map_or(self, Self::Numbers)
+            }
+            other => other,
+        }
+    }
+
+    /// How what matrices multiply is rounded by programs that serve them, where it is.
+    pub fn inputs(self) -> Option<Inputs> {
+        match self {
+            Self::Numbers(numbers) => numbers.inputs,
+            Self::Gguf(_) | Self::Integer(_) => None,
         }
     }
 
@@ -69,6 +94,7 @@ impl Scheme {
     pub fn name(self) -> String {
         match self {
             Self::Gguf(file_type) => file_type.name.to_owned(),
+            Self::Numbers(numbers) => numbers.name.to_owned(),
             Self::Integer(IntegerScheme { bits, group_size, symmetric }) => {
                 format!("w{bits}a16-g{group_size}{}", if symmetric { "" } else { "-asym" })
             }
@@ -84,12 +110,17 @@ impl FromStr for Scheme {
         if let Some(file_type) = FileType::named(&name) {
             return Ok(Self::Gguf(file_type));
         }
+        if let Some(numbers) = Numbers::named(&name) {
+            return Ok(Self::Numbers(numbers));
+        }
         integer_scheme(&name).map(Self::Integer).ok_or_else(|| {
             let known: Vec<_> = FILE_TYPES.iter().map(|t| t.name).collect();
-            let meant = nearest(&name, known.iter().copied().chain(INTEGERS));
+            let numbers: Vec<_> = NUMBERS.iter().map(|numbers| numbers.name).collect();
+            let meant = nearest(&name, known.iter().chain(&numbers).copied().chain(INTEGERS));
             let failure = Failure::new(format!("there is no scheme `{text}`")).hint(format!(
-                "GGUF file types: {}; integers with N = 2 to 8 bits in groups of G: wNa16-gG or wNa16-gG-asym, for example w4a16-g128",
-                known.join(" ")
+                "GGUF file types: {}; integers with N = 2 to 8 bits in groups of G: wNa16-gG or wNa16-gG-asym, for example w4a16-g128; in a folder also {}",
+                known.join(" "),
+                numbers.join(" ")
             ));
             failure.did_you_mean(meant)
         })
@@ -112,10 +143,19 @@ mod tests {
 
     #[test]
     fn every_name_is_parsed_to_the_scheme_that_prints_it() {
-        let integers = ["w4a16-g128", "w3a16-g64", "w8a16-g32-asym"];
+        let integers = ["w4a16-g128", "w3a16-g64", "w8a16-g32-asym", "fp8", "fp8-block", "w8a8", "mxfp8"];
         for name in FILE_TYPES.iter().map(|t| t.name).chain(integers) {
             let scheme: Scheme = name.parse().expect(name);
             assert_eq!(scheme.name(), name);
+        }
+    }
+
+    #[test]
+    fn two_gguf_types_are_numbers_in_a_folder() {
+        for (name, folder) in [("nvfp4", "nvfp4"), ("mxfp4", "mxfp4"), ("q4_k_m", "q4_k_m"), ("fp8", "fp8")] {
+            let scheme: Scheme = name.parse().expect(name);
+            assert_eq!(scheme.in_folder().name(), folder);
+            assert_eq!(matches!(scheme.in_folder(), Scheme::Numbers(_)), name != "q4_k_m");
         }
     }
 

@@ -12,6 +12,7 @@ pub mod dtype;
 pub mod error;
 pub mod floats;
 pub mod format;
+pub mod fp8;
 pub mod gguf;
 pub mod gptq;
 pub mod hf;

@@ -1,11 +1,12 @@
-//! Packed integers as vLLM and transformers load them.
+//! Packed integers, and numbers of eight and four bits, as vLLM and transformers load them.
 
+mod numbers;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 
-use attar_checkpoint::compressed_tensors::{Group, Packed, QUANT_METHOD, Scheme as GroupScheme};
+use attar_checkpoint::compressed_tensors::{Group, Packed, QUANT_METHOD, Scheme as GroupScheme, Weights};
 use attar_checkpoint::quantization::Flaw;
 use attar_checkpoint::{Container, Dtype};
 use attar_model::TensorSpec;
@@ -17,7 +18,7 @@ use crate::diagnostic::{Failure, Result};
 use crate::scheme::{IntegerScheme, Scheme};
 use crate::source::StorageError;
 
-/// The layout of the `compressed-tensors` package, format `pack-quantized`.
+/// The layout of the `compressed-tensors` package.
 #[derive(Debug)]
 pub struct CompressedTensors;
 
@@ -27,10 +28,13 @@ impl FolderLayout for CompressedTensors {
     }
 
     fn holds(&self, scheme: Scheme) -> bool {
-        matches!(scheme, Scheme::Integer(_))
+        matches!(scheme, Scheme::Integer(_) | Scheme::Numbers(_))
     }
 
     fn encoding(&self, scheme: Scheme, spec: &TensorSpec, float: Dtype) -> Result<Named> {
+        if let Scheme::Numbers(kind) = scheme {
+            return numbers::encoding(kind, spec, float);
+        }
         let scheme = scheme.integers(QUANT_METHOD)?;
         let (rows, cols, role) = (spec.shape[0], spec.shape[1], spec.role.as_str());
         let IntegerScheme { bits, symmetric, .. } = scheme;
@@ -50,9 +54,13 @@ impl FolderLayout for CompressedTensors {
         if !ignore.contains(&head) {
             ignore.push(head); // a tied head is no tensor, but a module all the same
         }
-        let IntegerScheme { bits, group_size, symmetric } = scheme.integers(QUANT_METHOD)?;
-        let scheme = GroupScheme { num_bits: bits, group_size: Some(group_size), symmetric };
-        let groups = vec![Group { targets: vec!["Linear".to_owned()], scheme }];
+        let weights = if let Scheme::Numbers(kind) = scheme {
+            Weights::Numbers(kind)
+        } else {
+            let IntegerScheme { bits, group_size, symmetric } = scheme.integers(QUANT_METHOD)?;
+            Weights::Integers(GroupScheme { num_bits: bits, group_size: Some(group_size), symmetric })
+        };
+        let groups = vec![Group { targets: vec!["Linear".to_owned()], weights }];
         Ok(Packed { groups, ignore }.to_json())
     }
 
@@ -62,21 +70,33 @@ impl FolderLayout for CompressedTensors {
 }
 
 impl Quantization for Packed {
-    /// The first group whose scheme gives exactly the tensors found is the one: no pattern has to be matched.
+    /// The first group whose scheme gives exactly the tensors found is the one: no pattern has to be matched. A weight that is floats has
+    /// no scales.
     fn find(&self, files: &dyn Container, weight: &str) -> std::result::Result<Option<Found>, StorageError> {
         let Some(stem) = weight.strip_suffix(".weight") else { return Ok(None) };
         let info = |ending: &str| files.info(&format!("{stem}.weight_{ending}"));
-        if info("packed").is_none() {
-            return Ok(None);
-        }
         let misfit = || StorageError::FitsNoGroup { weight: weight.to_owned() };
+        let is_integers = info("packed").is_some_and(|packed| packed.dtype != Dtype::U8);
+        if !is_integers {
+            let kinds = self.groups.iter().filter_map(|group| match group.weights {
+                Weights::Numbers(kind) => Some(kind),
+                Weights::Integers(_) => None,
+            });
+            let found = numbers::find(files, weight, kinds);
+            let is_floats = info("packed").is_none() && info("scale").is_none();
+            return if found.is_none() && !is_floats { Err(misfit()) } else { Ok(found) };
+        }
         let shape = read_shape(files.bytes(&format!("{stem}.weight_shape"))?).ok_or_else(misfit)?;
         let scale = scale_of(files, weight, &format!("{stem}.weight_scale"))?;
         let symmetric = info("zero_point").is_none();
         self.groups
             .iter()
-            .filter(|group| group.scheme.symmetric == symmetric)
-            .map(|Group { scheme, .. }| {
+            .filter_map(|group| match group.weights {
+                Weights::Integers(scheme) => Some(scheme),
+                Weights::Numbers(_) => None,
+            })
+            .filter(|scheme| scheme.symmetric == symmetric)
+            .map(|scheme| {
                 let group_size = scheme.group_size.unwrap_or(shape[1]);
                 int_encoding(IntegerScheme { bits: scheme.num_bits, group_size, symmetric }).with_scale(scale)
             })

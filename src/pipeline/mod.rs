@@ -62,6 +62,9 @@ pub struct Calibration {
     pub facts: report::Calibration,
 }
 
+/// What is said of schemes whose inputs are rounded too.
+const ROUNDED_INPUTS: &str = "programs that serve this also round what matrices read, to 8 bits as it comes; the figures are of the weights alone";
+
 /// One model to be made into one output.
 pub struct Job<'a> {
     /// The model.
@@ -154,8 +157,11 @@ impl Job<'_> {
     /// What is said of a plan besides itself: the files it makes, and what the model has lost before.
     pub fn notes(&self, plan: &Plan) -> Vec<String> {
         let parts = told_parts(&self.target(plan).parts());
+        let rounds_inputs =
+            matches!(&plan.output, Output::Folder { scheme, .. } if scheme.inputs().is_some());
         parts
             .into_iter()
+            .chain(rounds_inputs.then(|| ROUNDED_INPUTS.to_owned()))
             .chain(self.quantized_before().map(|main_type| twice_quantized(&main_type)))
             .collect()
     }
@@ -201,6 +207,7 @@ impl Job<'_> {
     /// # Errors
     /// What kept the output from being written, or the first tensor that reads back otherwise.
     pub fn run(&self, plan: &Plan, clock: &mut Clock) -> Result<(Source, Report)> {
+        let plan = &*plan.with_shared_scales(self.source)?;
         let mut sink = self.target(plan).create()?;
         let pass = Pass {
             plan,
@@ -259,7 +266,11 @@ impl Job<'_> {
     /// The number format, and how many weights are 0.
     pub fn scheme_name(&self, plan: &Plan) -> String {
         let fitted = self.rules.exact.as_ref().map(|exact| exact.name.clone());
-        let scheme = fitted.unwrap_or_else(|| self.scheme.map_or_else(|| plan.main_type(), Scheme::name));
+        let scheme = match plan.output {
+            Output::Folder { scheme, .. } => Some(scheme),
+            _ => self.scheme,
+        };
+        let scheme = fitted.unwrap_or_else(|| scheme.map_or_else(|| plan.main_type(), Scheme::name));
         match self.zeros.and_then(Solver::sparsity) {
             Some(sparsity) => format!("{scheme}-{sparsity}"),
             None => scheme,

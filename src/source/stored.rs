@@ -26,6 +26,11 @@ impl Source {
         let name = self.stored_name(spec);
         let cannot =
             |stored: &dyn ToString| StorageError::Type { name: name.to_owned(), stored: stored.to_string() };
+        if let Opened::Folder { quantization: Some(quantization), files, .. } = &self.opened
+            && let Some((encoding, shape)) = quantization.find(&**files, name)?
+        {
+            return Ok(Stored::Parts(encoding, shape));
+        }
         if let Some(info) = self.container().info(name) {
             return match info.dtype {
                 Dtype::Ggml(ggml) => encoding_of(ggml)
@@ -35,14 +40,7 @@ impl Source {
                 other => Err(cannot(&other)),
             };
         }
-        let found = match &self.opened {
-            Opened::Folder { quantization: Some(quantization), files, .. } => {
-                quantization.find(&**files, name)?
-            }
-            _ => None,
-        };
-        let (encoding, shape) = found.ok_or_else(|| StorageError::Missing { name: name.to_owned() })?;
-        Ok(Stored::Parts(encoding, shape))
+        Err(StorageError::Missing { name: name.to_owned() })
     }
 
     /// Rows of a tensor as they lie in the file, decoded; a vector is rows of one.
@@ -140,6 +138,15 @@ impl Source {
             }
             None => (0, rows_and_cols(spec)[0]),
         }
+    }
+
+    /// The largest magnitude of a tensor's numbers.
+    pub(crate) fn largest(&self, spec: &TensorSpec) -> std::result::Result<f32, StorageError> {
+        let mut largest = 0.0f32;
+        self.look_through(spec, |values| {
+            largest = values.iter().fold(largest, |largest, x| largest.max(x.abs()));
+        })?;
+        Ok(largest)
     }
 
     /// Shows `look` the numbers of a tensor, in the order of the file, some rows at a time.

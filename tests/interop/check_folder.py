@@ -3,7 +3,8 @@
 check_folder.py FOLDER REPORT.json TEXT
 
 Symmetric folders are loaded as anyone would. With asymmetric ones that fails in transformers 5.24 with compressed-tensors
-0.20, whoever wrote them: the empty model it makes first has unpacked zero points. Decoding on loading works.
+0.20, whoever wrote them: the empty model it makes first has unpacked zero points. Decoding on loading works, and so it does where
+scales have a type of their own: those weights it would multiply as bf16, whatever was asked for.
 """
 import json
 import math
@@ -19,9 +20,14 @@ ctx, reported = evaluation["ctx"], evaluation["perplexity"]["value"]
 tokenizer = AutoTokenizer.from_pretrained(folder)
 quantization = json.load(open(f"{folder}/config.json")).get("quantization_config", {"config_groups": {}})
 groups = quantization["config_groups"].values()
-asymmetric = not all(group["weights"]["symmetric"] for group in groups)
-options = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if asymmetric else {}
+decoded = not all(group["weights"]["symmetric"] and "scale_dtype" not in group["weights"] for group in groups)
+options = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if decoded else {}
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
+for module in model.modules():
+    module.quantization_enabled = False  # what is scored are the weights: inputs are not rounded
+    for parameter in module.parameters(recurse=False):
+        if parameter.dtype == torch.bfloat16:  # what four-bit numbers are decoded to, whatever was asked for
+            parameter.data = parameter.data.float()
 ids = tokenizer(open(text_path, encoding="utf-8").read(), add_special_tokens=False)["input_ids"]
 first = [tokenizer.bos_token_id] if tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id else []
 step = ctx - len(first)

@@ -39,7 +39,7 @@ for scheme in q8_0 q6_k q5_k_m q5_1 q5_0 q4_k_m q4_k_s q4_1 q4_0 f16 bf16; do
 done
 
 echo "--- transformers with compressed-tensors: loads our folders, and scores the perplexity we report"
-for scheme in w4a16-g64 w4a16-g64-asym w3a16-g64 w8a16-g128; do
+for scheme in w4a16-g64 w4a16-g64-asym w3a16-g64 w8a16-g128 w8a8 fp8 fp8-tensor fp8-block mxfp8 mxfp4 nvfp4; do
   "$attar" quantize "$model" -o "$work/$scheme" --scheme "$scheme" --calib "$calib" "${scores[@]}" --convention hf --quiet \
     --json "$work/$scheme.json" >/dev/null
   "$python" "$here/check_folder.py" "$work/$scheme" "$work/$scheme.json" "$text" 2>"$work/log" || { cat "$work/log"; exit 1; }

@@ -1,22 +1,29 @@
-//! The compressed-tensors layout for packed integers: the JSON in `config.json`.
+//! The compressed-tensors layout: the JSON in `config.json`.
 //!
 //! Which tensors stand for a weight is the business of whoever packs them.
 //!
 //! # Source
 //! The `compressed-tensors` package 0.20: `compressors/pack_quantized`, `quantization/quant_args.py`, `quant_config.py`.
 
+mod numbers;
 #[cfg(test)]
 mod tests;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use self::numbers::FORMATS;
+pub use self::numbers::{Inputs, NUMBERS, Numbers};
 use crate::quantization::Flaw;
 
 /// The layout's name in `quant_method`.
 pub const QUANT_METHOD: &str = "compressed-tensors";
-/// The one format of the layout that is written and read here.
+/// The format of packed integers; those of other numbers are in [`NUMBERS`].
 pub const PACK_QUANTIZED: &str = "pack-quantized";
+/// What stands for the format of a model whose groups have several.
+const MIXED: &str = "mixed-precision";
+/// What is told of formats.
+const READ: &str = "pack-quantized, int-quantized, float-quantized, mxfp8-quantized, mxfp4-pack-quantized, nvfp4-pack-quantized";
 /// The version of the `compressed-tensors` package whose layout this is.
 pub const VERSION: &str = "0.20.0";
 
@@ -44,13 +51,46 @@ impl Scheme {
     }
 }
 
+/// What stands for the weights of some modules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weights {
+    /// Packed integers.
+    Integers(Scheme),
+    /// Numbers of a kind.
+    Numbers(&'static Numbers),
+}
+
+impl Weights {
+    fn format(self) -> &'static str {
+        match self {
+            Self::Integers(_) => PACK_QUANTIZED,
+            Self::Numbers(numbers) => numbers.format,
+        }
+    }
+
+    fn to_json(self) -> Value {
+        match self {
+            Self::Integers(scheme) => scheme.to_json(),
+            Self::Numbers(numbers) => numbers.to_json(),
+        }
+    }
+
+    /// How what they multiply is rounded while it is read.
+    pub fn inputs(self) -> Option<Inputs> {
+        match self {
+            Self::Integers(_) => None,
+            Self::Numbers(numbers) => numbers.inputs,
+        }
+    }
+}
+
 /// Modules that share a scheme.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Group {
     /// Module names, class names (`Linear`), or patterns after `re:`.
     pub targets: Vec<String>,
-    /// Their scheme.
-    pub scheme: Scheme,
+    /// What stands for their weights.
+    pub weights: Weights,
 }
 
 /// What `config.json` says about the layout.
@@ -68,16 +108,18 @@ impl Packed {
         let groups = self.groups.iter().enumerate().map(|(no, group)| {
             let group = json!({
                 "targets": group.targets,
-                "weights": group.scheme.to_json(),
-                "input_activations": null,
+                "weights": group.weights.to_json(),
+                "input_activations": group.weights.inputs().map(Inputs::to_json),
                 "output_activations": null,
-                "format": PACK_QUANTIZED,
+                "format": group.weights.format(),
             });
             (format!("group_{no}"), group)
         });
+        let mut formats = self.groups.iter().map(|group| group.weights.format());
+        let first = formats.next().unwrap_or(PACK_QUANTIZED);
         json!({
             "quant_method": QUANT_METHOD,
-            "format": PACK_QUANTIZED,
+            "format": if formats.all(|format| format == first) { first } else { MIXED },
             "quantization_status": "compressed",
             "config_groups": groups.collect::<serde_json::Map<_, _>>(),
             "ignore": self.ignore,
@@ -90,12 +132,15 @@ impl Packed {
     /// Reads the value of [`CONFIG_KEY`](crate::quantization::CONFIG_KEY).
     ///
     /// # Errors
-    /// [`Flaw::Json`] where it is not of the layout's form, [`Flaw::Unsupported`] where it asks for something else
-    /// than packed integer weights.
+    /// [`Flaw::Json`] where it is not of the layout's form, [`Flaw::Unsupported`] where it asks for something that is not read here.
     pub fn from_json(json: &Value) -> Result<Self, Flaw> {
         let raw = RawPacked::deserialize(json).map_err(misformed)?;
-        refuse_unless("format", raw.format.as_str(), &[PACK_QUANTIZED], PACK_QUANTIZED)?;
-        let groups = raw.config_groups.values().map(Group::from_json).collect::<Result<_, _>>()?;
+        let format = raw.format.as_str();
+        if format != MIXED {
+            check_format(format)?;
+        }
+        let groups = raw.config_groups.values().map(|group| Group::from_json(group, format));
+        let groups = groups.collect::<Result<_, _>>()?;
         Ok(Self { groups, ignore: raw.ignore.unwrap_or_default() })
     }
 }
@@ -110,7 +155,7 @@ struct RawPacked {
 #[derive(Deserialize)]
 struct RawGroup {
     targets: Vec<String>,
-    weights: RawScheme,
+    weights: Value,
     input_activations: Option<Value>,
     format: Option<String>,
 }
@@ -136,14 +181,26 @@ fn yes() -> bool {
 }
 
 impl Group {
-    fn from_json(json: &Value) -> Result<Self, Flaw> {
+    /// Reads a group of a model in this format.
+    fn from_json(json: &Value, format: &str) -> Result<Self, Flaw> {
         let raw = RawGroup::deserialize(json).map_err(misformed)?;
-        let format = raw.format.as_deref().unwrap_or(PACK_QUANTIZED);
-        refuse_unless("format", format, &[PACK_QUANTIZED], PACK_QUANTIZED)?;
-        if let Some(activations) = raw.input_activations {
-            return Err(Flaw::unsupported("input_activations", &activations, "groups without"));
-        }
-        let weights = raw.weights;
+        let format = raw.format.as_deref().unwrap_or(format);
+        check_format(format)?;
+        let weights = if format == PACK_QUANTIZED {
+            if let Some(activations) = raw.input_activations {
+                return Err(Flaw::unsupported("input_activations", &activations, "groups without"));
+            }
+            Weights::Integers(Scheme::from_json(&raw.weights)?)
+        } else {
+            Weights::Numbers(Numbers::from_json(format, &raw.weights)?)
+        };
+        Ok(Self { targets: raw.targets, weights })
+    }
+}
+
+impl Scheme {
+    fn from_json(json: &Value) -> Result<Self, Flaw> {
+        let weights = RawScheme::deserialize(json).map_err(misformed)?;
         refuse_unless("type", &weights.r#type, &["int"], "int")?;
         if !(2..=8).contains(&weights.num_bits) {
             return Err(Flaw::unsupported("num_bits", &weights.num_bits, "2 to 8"));
@@ -165,9 +222,12 @@ impl Group {
                 ));
             }
         };
-        let scheme = Scheme { num_bits: weights.num_bits, group_size, symmetric: weights.symmetric };
-        Ok(Self { targets: raw.targets, scheme })
+        Ok(Self { num_bits: weights.num_bits, group_size, symmetric: weights.symmetric })
     }
+}
+
+fn check_format(format: &str) -> Result<(), Flaw> {
+    if format == PACK_QUANTIZED { Ok(()) } else { refuse_unless("format", format, &FORMATS, READ) }
 }
 
 fn misformed(source: serde_json::Error) -> Flaw {

@@ -17,7 +17,9 @@ const GOLDEN: &str = r#"{
     "sparsity_config": {}, "transform_config": {}, "version": "0.20.0"}"#;
 
 fn config(schemes: &[Scheme]) -> Packed {
-    let groups = schemes.iter().map(|&scheme| Group { targets: vec!["Linear".to_owned()], scheme });
+    let groups = schemes
+        .iter()
+        .map(|&scheme| Group { targets: vec!["Linear".to_owned()], weights: Weights::Integers(scheme) });
     Packed { groups: groups.collect(), ignore: vec!["lm_head".to_owned()] }
 }
 
@@ -46,7 +48,8 @@ fn json_of_other_layouts_is_refused_by_the_key_that_says_so() {
     };
     for (pointer, value, expected) in [
         ("/format", json!("marlin-24"), "format"),
-        ("/config_groups/group_0/format", json!("float-quantized"), "format"),
+        ("/config_groups/group_0/format", json!("marlin-24"), "format"),
+        ("/config_groups/group_0/format", json!("float-quantized"), "num_bits"),
         ("/config_groups/group_0/input_activations", json!({"num_bits": 8}), "input_activations"),
         ("/config_groups/group_0/weights/type", json!("float"), "type"),
         ("/config_groups/group_0/weights/num_bits", json!(1), "num_bits"),
@@ -89,4 +92,89 @@ proptest! {
         let config = Packed { ignore, ..config(&schemes) };
         prop_assert_eq!(Packed::from_json(&config.to_json()).unwrap(), config);
     }
+}
+
+/// The groups that the package 0.20.0 makes of its preset schemes.
+#[test]
+fn kinds_of_numbers_are_said_and_understood_as_the_package_s_presets() {
+    let token = r#"{"num_bits": 8, "type": "TYPE", "symmetric": true, "group_size": null, "strategy": "token", "dynamic": true}"#;
+    for (name, format, weights, inputs) in [
+        (
+            "w8a8",
+            "int-quantized",
+            r#"{"num_bits": 8, "type": "int", "symmetric": true, "group_size": null, "strategy": "channel", "dynamic": false}"#,
+            token.replace("TYPE", "int"),
+        ),
+        (
+            "fp8",
+            "float-quantized",
+            r#"{"num_bits": 8, "type": "float", "symmetric": true, "group_size": null, "strategy": "channel", "dynamic": false}"#,
+            token.replace("TYPE", "float"),
+        ),
+        (
+            "fp8-block",
+            "float-quantized",
+            r#"{"num_bits": 8, "type": "float", "symmetric": true, "group_size": null, "strategy": "block",
+                "block_structure": [128, 128], "dynamic": false}"#,
+            r#"{"num_bits": 8, "type": "float", "symmetric": true, "group_size": 128, "strategy": "group", "dynamic": true}"#
+                .to_owned(),
+        ),
+        (
+            "mxfp8",
+            "mxfp8-quantized",
+            r#"{"num_bits": 8, "type": "float", "symmetric": true, "group_size": 32, "strategy": "group", "dynamic": false,
+                "scale_dtype": "torch.uint8"}"#,
+            "null".to_owned(),
+        ),
+        (
+            "mxfp4",
+            "mxfp4-pack-quantized",
+            r#"{"num_bits": 4, "type": "float", "symmetric": true, "group_size": 32, "strategy": "group", "dynamic": false,
+                "scale_dtype": "torch.uint8"}"#,
+            "null".to_owned(),
+        ),
+        (
+            "nvfp4",
+            "nvfp4-pack-quantized",
+            r#"{"num_bits": 4, "type": "float", "symmetric": true, "group_size": 16, "strategy": "tensor_group", "dynamic": false,
+                "scale_dtype": "torch.float8_e4m3fn"}"#,
+            "null".to_owned(),
+        ),
+    ] {
+        let weights_of = Weights::Numbers(Numbers::named(name).unwrap());
+        let group = Group { targets: vec!["Linear".to_owned()], weights: weights_of };
+        let packed = Packed { groups: vec![group], ignore: vec!["lm_head".to_owned()] };
+        let json = packed.to_json();
+        let read = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        assert_eq!(json["format"], format, "{name}");
+        let group = &json["config_groups"]["group_0"];
+        assert_eq!((&group["weights"], &group["input_activations"]), (&read(weights), &read(&inputs)), "{name}");
+        assert_eq!(Packed::from_json(&json).unwrap(), packed, "{name}");
+    }
+}
+
+#[test]
+fn numbers_of_no_kind_are_refused_by_the_key_that_says_so() {
+    let group =
+        |name| Group { targets: Vec::new(), weights: Weights::Numbers(Numbers::named(name).unwrap()) };
+    for (name, key, value, expected) in [
+        ("fp8", "num_bits", json!(6), "num_bits"),
+        ("fp8", "type", json!("int"), "num_bits"),
+        ("fp8", "symmetric", json!(false), "symmetric"),
+        ("fp8", "strategy", json!("group"), "strategy"),
+        ("fp8-block", "block_structure", json!([64, 128]), "group_size"),
+        ("nvfp4", "group_size", json!(32), "group_size"),
+        ("mxfp4", "group_size", json!(null), "group_size"),
+        ("mxfp8", "strategy", json!("channel"), "strategy"),
+    ] {
+        let mut json = Packed { groups: vec![group(name)], ignore: Vec::new() }.to_json();
+        json["config_groups"]["group_0"]["weights"][key] = value;
+        match Packed::from_json(&json) {
+            Err(Flaw::Unsupported { key: found, .. }) => assert_eq!(found, expected, "{name} {key}"),
+            other => panic!("{name} {key}: {other:?}"),
+        }
+    }
+    let mixed = Packed { groups: vec![group("fp8"), group("nvfp4")], ignore: Vec::new() };
+    assert_eq!(mixed.to_json()["format"], MIXED);
+    assert_eq!(Packed::from_json(&mixed.to_json()).unwrap(), mixed);
 }

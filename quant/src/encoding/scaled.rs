@@ -43,7 +43,7 @@ pub struct ScaledEncoding {
 /// What the name of the scales has in the place of `.weight`.
 const SCALE: &str = ".weight_scale";
 
-/// The same in the layout of DeepSeek's checkpoints.
+/// The same in the layout of `DeepSeek`'s checkpoints.
 const SCALE_INV: &str = ".weight_scale_inv";
 
 /// Which weights share a scale, and how it is stored.
@@ -93,7 +93,7 @@ impl ScaledEncoding {
         Self { element: Element::E4m3, sharing: Sharing::Whole(scale, None), scale_name: SCALE }
     }
 
-    /// `fp8-block` as DeepSeek's checkpoints name its tensors.
+    /// `fp8-block` as `DeepSeek`'s checkpoints name its tensors.
     #[must_use]
     pub const fn fp8_block_inv(scale: ScaleDtype) -> Self {
         Self { scale_name: SCALE_INV, ..Self::fp8_block(scale) }

@@ -1,6 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
 use attar_checkpoint::TensorInfo;
+use attar_checkpoint::compressed_tensors::{NUMBERS, Numbers};
 use attar_quant::{Encoding as _, IntEncoding};
 
 use super::*;
@@ -11,7 +12,9 @@ const W4: GroupScheme = GroupScheme { num_bits: 4, group_size: Some(32), symmetr
 const SHAPE: [usize; 2] = [16, 192];
 
 fn config(schemes: &[GroupScheme]) -> Packed {
-    let groups = schemes.iter().map(|&scheme| Group { targets: vec!["Linear".to_owned()], scheme });
+    let groups = schemes
+        .iter()
+        .map(|&scheme| Group { targets: vec!["Linear".to_owned()], weights: Weights::Integers(scheme) });
     Packed { groups: groups.collect(), ignore: vec!["lm_head".to_owned()] }
 }
 
@@ -84,4 +87,74 @@ fn a_weight_shape_that_lies_is_refused() {
         assert_eq!(read_shape(&bytes), None, "{bytes:?}");
     }
     assert_eq!(read_shape(&bytes([3, 4])), Some([3, 4]));
+}
+
+/// A folder whose one weight is stored as numbers of a kind, after `change`; and what is found there by all kinds.
+fn numbers_found(
+    kind: &'static Numbers,
+    change: impl Fn(&mut Vec<TensorInfo>),
+) -> std::result::Result<Option<Found>, StorageError> {
+    let spec = spec(SHAPE_OF_NUMBERS);
+    let named = CompressedTensors.encoding(Scheme::Numbers(kind), &spec, Dtype::Bf16).unwrap();
+    let Named::Folder(encoding) = &named else { panic!("{named:?} is no folder's") };
+    let mut tensors = infos(&**encoding, "l.weight", SHAPE_OF_NUMBERS);
+    change(&mut tensors);
+    let weights = NUMBERS.iter().map(Weights::Numbers);
+    let groups = weights.map(|weights| Group { targets: vec!["Linear".to_owned()], weights }).collect();
+    Packed { groups, ignore: Vec::new() }.find(&Forged::new(&tensors, |_| None).files, "l.weight")
+}
+
+const SHAPE_OF_NUMBERS: [usize; 2] = [128, 192];
+
+fn spec(shape: [usize; 2]) -> TensorSpec {
+    let config = crate::source::Source::open(std::path::Path::new("fixtures/books-2m")).unwrap().config;
+    let spec = config.tensors().into_iter().find(|spec| spec.name.ends_with("q_proj.weight")).unwrap();
+    TensorSpec { shape: shape.to_vec(), ..spec }
+}
+
+#[test]
+fn numbers_of_every_kind_are_told_apart_by_their_tensors() {
+    for kind in &NUMBERS {
+        let (found, shape) = numbers_found(kind, |_| ()).unwrap().unwrap();
+        let wanted = CompressedTensors.encoding(Scheme::Numbers(kind), &spec(shape), Dtype::Bf16).unwrap();
+        assert_eq!((found.name(), shape), (wanted.name(), SHAPE_OF_NUMBERS), "{}", kind.name);
+        assert_eq!(found.rows_together(shape[0]).min(2), if kind.name == "fp8-block" { 2 } else { 1 });
+    }
+}
+
+#[test]
+fn numbers_without_their_scales_or_with_others_are_refused() {
+    for kind in &NUMBERS {
+        let refused = |at: usize, dtype: Dtype, more: usize| {
+            let found = numbers_found(kind, |tensors| {
+                let mut shape = tensors[at].shape.clone();
+                shape[0] += more;
+                tensors[at] = TensorInfo::new(tensors[at].name.clone(), dtype, &shape);
+            });
+            found.is_err()
+        };
+        let scales = numbers_found(kind, |_| ()).unwrap().unwrap().0.parts(128, 192)[1].dtype;
+        assert!(refused(1, scales, 1), "{}: one scale too many", kind.name);
+        assert!(refused(1, Dtype::I64, 0), "{}: scales that are none", kind.name);
+        assert!(refused(0, Dtype::I16, 0), "{}: numbers of another type", kind.name);
+        // Without any scale a weight is taken for floats; packed numbers never are.
+        let bare = numbers_found(kind, |tensors| drop(tensors.remove(1)));
+        let is_packed = ["mxfp4", "nvfp4"].contains(&kind.name);
+        assert_eq!(bare.is_err(), is_packed, "{}", kind.name);
+    }
+    let whole = numbers_found(Numbers::named("nvfp4").unwrap(), |tensors| drop(tensors.pop()));
+    assert!(matches!(whole, Err(StorageError::FitsNoGroup { .. })), "the divisor is missing");
+}
+
+#[test]
+fn shapes_that_no_reader_of_numbers_accepts_are_refused_with_a_hint() {
+    for (name, shape, told) in [
+        ("nvfp4", [128, 200], "groups of 16 do not divide its rows of 200"),
+        ("mxfp8", [128, 48], "groups of 32 do not divide its rows of 48"),
+        ("fp8-block", [200, 128], "its 200 rows are no whole blocks of 128"),
+    ] {
+        let scheme = Scheme::Numbers(Numbers::named(name).unwrap());
+        let refused = CompressedTensors.encoding(scheme, &spec(shape), Dtype::Bf16).unwrap_err().to_string();
+        assert!(refused.contains(told) && refused.contains("hint:"), "{refused}");
+    }
 }
