@@ -115,6 +115,9 @@ impl Job<'_> {
     /// # Errors
     /// As [`Plan::new`].
     pub fn plan(&self) -> Result<Plan> {
+        if self.tuning.is_some() {
+            tune::check_windows(self.calibration.map(|calibration| &calibration.windows))?;
+        }
         let size = |calibration: &Calibration| CalibrationSize {
             tokens: calibration.windows.tokens().len(),
             ctx: calibration.windows.ctx(),
