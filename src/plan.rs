@@ -478,6 +478,9 @@ impl std::fmt::Display for Plan {
                     "drift: the unquantized model runs beside, each matrix makes up for what is lost before it"
                 )?;
             }
+            if self.equalize == Equalize::Activations {
+                writeln!(f, "channels: equalized block by block, by how large their inputs are")?;
+            }
             if let Some(ExpertNumbers { num_experts, num_experts_per_tok, .. }) = &self.experts {
                 let each = thousands((tokens * num_experts_per_tok / num_experts) as u64);
                 writeln!(
@@ -492,7 +495,11 @@ impl std::fmt::Display for Plan {
         if self.calibration.is_some() {
             write!(f, "{}", device::Lines(&self.device))?;
             if let Device::Cuda(_) = self.device {
-                let place = if self.solves_there { "there too" } else { "on the processor" };
+                let place = if self.solves_there {
+                    "there too, without what --device cpu takes longer for and loses less by: drift corrected, scales fitted once more"
+                } else {
+                    "on the processor"
+                };
                 writeln!(f, "codes are chosen {place}")?;
             }
         }
