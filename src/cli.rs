@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use attar_eval::Convention;
 use attar_model::Precision;
 use attar_model::teacher::Signal;
+use attar_quant::{Gptq, Rtn, Solver};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use serde::Deserialize;
@@ -24,6 +25,7 @@ use crate::diagnostic::Failure;
 use crate::layout::{FolderLayout, LAYOUTS};
 use crate::mix::FileType;
 use crate::pipeline::teacher::SaveAs;
+use crate::plan::Equalize;
 use crate::scheme::Scheme;
 pub use check::{CheckArgs, LimitArgs};
 pub use compare::{Calibrate, CompareArgs, Contender};
@@ -314,9 +316,36 @@ pub enum Method {
     Rtn,
     /// Round column by column, each error fed back into the columns that are left
     Gptq,
+    /// Round to nearest what has been equalized: channels of large inputs multiplied in the weights that read them, divided in what gives them
+    Awq,
+    /// gptq on what has been equalized
+    #[value(name = "awq-gptq")]
+    #[serde(rename = "awq-gptq")]
+    AwqGptq,
 }
 
 impl Method {
+    /// Its name on the command line.
+    pub fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    /// What chooses the codes.
+    pub fn solver(self) -> &'static dyn Solver {
+        match self {
+            Self::Rtn | Self::Awq => &Rtn,
+            Self::Auto | Self::Gptq | Self::AwqGptq => &Gptq::DEFAULT,
+        }
+    }
+
+    /// What is done to channels before.
+    pub fn equalize(self) -> Equalize {
+        match self {
+            Self::Awq | Self::AwqGptq => Equalize::Activations,
+            Self::Auto | Self::Rtn | Self::Gptq => Equalize::No,
+        }
+    }
+
     /// Whether codes of `scheme` are chosen by what a text tells: rounding needs none, and weighs by one that is given.
     pub fn learns(self, scheme: Scheme, calib: &[PathBuf]) -> bool {
         scheme.has_codes() && (self != Self::Rtn || !calib.is_empty())

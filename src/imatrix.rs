@@ -54,9 +54,12 @@ impl Imatrix {
     /// A scheme without codes, a method that asks for more; a file that cannot be read, is none or holds what is no sum of squares.
     pub fn read(path: &Path, scheme: Scheme, method: Method) -> Result<Self> {
         let at = || format!("while reading the importance matrix `{}`", path.display());
-        if method == Method::Gptq {
-            return Err(Failure::new("gptq feeds errors back by how inputs go together, and an importance matrix tells only how large each is")
-                .hint("leave --method out, or give the text itself with --calib in place of --imatrix"));
+        if !matches!(method, Method::Auto | Method::Rtn) {
+            let name = method.name();
+            return Err(Failure::new(format!(
+                "{name} feeds errors back or equalizes by how inputs go together, and an importance matrix tells only how large each is"
+            ))
+            .hint("leave --method out, or give the text itself with --calib in place of --imatrix"));
         }
         if !scheme.has_codes() {
             return Err(Failure::new(format!(

@@ -2,6 +2,7 @@
 
 mod collecting;
 mod drift;
+mod equalize;
 mod lines;
 mod local;
 mod machine;
@@ -26,6 +27,7 @@ use crate::scheme::Scheme;
 use crate::source::{Source, of_most};
 use crate::talk::{human_bytes, thousands};
 pub use drift::Correct;
+pub use equalize::Equalize;
 pub use local::{LocalMemory, PART_TOKENS};
 pub(crate) use machine::in_kib;
 pub use memory::Memory;
@@ -127,6 +129,8 @@ pub struct Plan {
     pub solves_there: bool,
     /// Whether the model as it was runs beside, so that each matrix makes up for what those before it have lost.
     pub corrects: bool,
+    /// What is done to channels before codes are chosen.
+    pub equalize: Equalize,
     /// The experts some layers' MLPs are made of.
     pub experts: Option<ExpertNumbers>,
 }
@@ -153,6 +157,8 @@ pub struct Request<'a> {
     pub precision: Precision,
     /// Whether each matrix makes up for what those before it have lost.
     pub correct: Correct,
+    /// What is done to channels before codes are chosen.
+    pub equalize: Equalize,
     /// What computes.
     pub computer: &'a Computer,
     /// How codes are chosen where there are statistics.
@@ -189,11 +195,14 @@ impl Plan {
         let there = request.zeros.unwrap_or(request.solver).on_device();
         let aim = if there.is_some() { Aim::Quantize } else { Aim::Observe };
         let device = match calibration {
-            Some(CalibrationSize { tokens, ctx }) => request.computer.plan(
-                &request.source.config,
-                Work { tokens: tokens as u64, ctx: ctx as u64, aim, precision: request.precision },
-            )?,
-            None => Device::Cpu,
+            // Channels are equalized on the processor.
+            Some(CalibrationSize { tokens, ctx }) if request.equalize == Equalize::No => {
+                request.computer.plan(
+                    &request.source.config,
+                    Work { tokens: tokens as u64, ctx: ctx as u64, aim, precision: request.precision },
+                )?
+            }
+            _ => Device::Cpu,
         };
         let experts = request.source.config.experts.clone();
         let (memory, corrects) = drift::correction(request, (&tensors, calibration), &device)?;
@@ -204,7 +213,19 @@ impl Plan {
         let solves_there =
             aim == Aim::Quantize && matches!(device, Device::Cuda(_)) && tensors.iter().all(is_even);
         let imatrix = request.imatrix.map(|imatrix| imatrix.used().clone());
-        Ok(Self { output, tensors, calibration, imatrix, memory, device, solves_there, corrects, experts })
+        let equalize = request.equalize;
+        Ok(Self {
+            output,
+            tensors,
+            calibration,
+            imatrix,
+            memory,
+            device,
+            solves_there,
+            corrects,
+            equalize,
+            experts,
+        })
     }
 
     /// The tensors of one layer.
@@ -437,6 +458,9 @@ impl std::fmt::Display for Plan {
                     "drift: the unquantized model runs beside, each matrix makes up for what is lost before it"
                 )?;
             }
+            if self.equalize == Equalize::Activations {
+                writeln!(f, "channels: equalized block by block, by how large their inputs are")?;
+            }
             if let Some(ExpertNumbers { num_experts, num_experts_per_tok, .. }) = &self.experts {
                 let each = thousands((tokens * num_experts_per_tok / num_experts) as u64);
                 writeln!(
@@ -451,7 +475,11 @@ impl std::fmt::Display for Plan {
         if self.calibration.is_some() {
             write!(f, "{}", device::Lines(&self.device))?;
             if let Device::Cuda(_) = self.device {
-                let place = if self.solves_there { "there too" } else { "on the processor" };
+                let place = if self.solves_there {
+                    "there too, without what --device cpu takes longer for and loses less by: drift corrected, scales fitted once more"
+                } else {
+                    "on the processor"
+                };
                 writeln!(f, "codes are chosen {place}")?;
             }
         }

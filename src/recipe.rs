@@ -332,7 +332,7 @@ impl QuantizeTable {
                 let failure = Failure::new("`sparsity_criterion` says which weights become 0, and none do");
                 Err(("sparsity_criterion", failure.hint("say how many: sparsity = \"2:4\"")))
             }
-            (Some(_), _, Method::Rtn | Method::Gptq) => {
+            (Some(_), _, method) if method != Method::Auto => {
                 let failure = Failure::new("where weights become 0 that decides how codes are chosen");
                 Err(("method", failure.hint("leave `method` or `sparsity` out")))
             }

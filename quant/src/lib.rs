@@ -38,6 +38,7 @@
 mod allocation;
 mod drift;
 pub mod encoding;
+mod equalize;
 mod error;
 mod factor;
 mod grid;
@@ -54,6 +55,7 @@ pub use encoding::{
     Codebook, DeviceFit, ENCODINGS, Encoding, Fit, FolderEncoding, GridEncoding, Holds, IntEncoding, Named,
     Part, ScaleDtype, Transposed, Words, encoding, encoding_of,
 };
+pub use equalize::{Reader, equalizing_scales};
 pub use error::Error;
 pub use factor::{Factor, Feedback, Refusal, Settings, shrinkage_for};
 pub use grid::Grid;

@@ -92,8 +92,7 @@ pub struct Contender {
 impl Contender {
     /// What its output is called after.
     pub fn name(&self) -> String {
-        let method =
-            self.method.and_then(|method| Some(format!("-{}", method.to_possible_value()?.get_name())));
+        let method = self.method.map(|method| format!("-{}", method.name()));
         format!("{}{}", self.scheme.name(), method.unwrap_or_default())
     }
 }

@@ -24,7 +24,7 @@ use crate::pipeline::learned::Learned;
 use crate::pipeline::score::Scoring;
 use crate::pipeline::verify::Facts;
 use crate::pipeline::{Calibration, Clock, Job, describe, describe_written, refuse_quantized};
-use crate::plan::{Correct, NO_RULES, Plan};
+use crate::plan::{Correct, Equalize, NO_RULES, Plan};
 use crate::scheme::Scheme;
 use crate::source::Source;
 use crate::talk::{Talk, human_bytes, say};
@@ -297,6 +297,7 @@ impl<'a> Contest<'a> {
     fn shares(&self, plan: &Plan) -> bool {
         self.args.calibrate == Calibrate::Once
             && plan.calibration.is_some()
+            && plan.equalize == Equalize::No
             && matches!(plan.device, Device::Cpu)
             && self.source.config.experts.is_none()
     }

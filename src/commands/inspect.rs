@@ -21,7 +21,7 @@ use crate::device::Computer;
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::mix::FILE_TYPES;
 use crate::pipeline::describe;
-use crate::plan::{CalibrationSize, Correct, NO_RULES, Plan, Request};
+use crate::plan::{CalibrationSize, Correct, Equalize, NO_RULES, Plan, Request};
 use crate::scheme::Scheme;
 use crate::source::Source;
 use crate::talk::{human_bytes, say, terminal, thousands};
@@ -339,6 +339,7 @@ fn schemes(source: &Source) -> Section<'static> {
             solver: &Rtn,
             zeros: None,
             correct: Correct::Off,
+            equalize: Equalize::No,
         };
         let Ok(plan) = Plan::new(&request) else { continue };
         let unfit = plan.tensors.iter().filter(|t| t.fallback.is_some()).count();

@@ -25,7 +25,7 @@ use crate::device::Computer;
 use crate::diagnostic::{Failure, Result};
 use crate::pipeline::score::{Kept, SAME_TOKENIZER, Scoring};
 use crate::pipeline::{Calibration, Job};
-use crate::plan::{Plan, ScoringMemory, ScoringSize};
+use crate::plan::{Correct, Plan, ScoringMemory, ScoringSize};
 use crate::source::Source;
 use crate::talk::{Talk, Verbosity, say};
 
@@ -75,6 +75,9 @@ pub fn prepare(job: &Job<'_>, delivery: &Delivery, global: &Global) -> Result<Op
     }
     job.check(&plan)?;
     delivery.check(&[job.output])?;
+    if plan.solves_there && job.correct == Correct::Auto {
+        job.talk.note("on the device drift is not corrected and scales are not fitted once more: --device cpu takes longer and loses less");
+    }
     Ok(Some(plan))
 }
 

@@ -18,6 +18,7 @@ use attar_quant::{
 };
 use ndarray::{Array2, ArrayViewMut2, s};
 
+use super::equalize::Equalizing;
 use super::learned::Learned;
 use super::outlet::{Outlet, writing_behind};
 use super::passage::Passage;
@@ -27,7 +28,7 @@ use super::twin::Twin;
 use super::write::Sink;
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::imatrix::Imatrix;
-use crate::plan::{Plan, PlannedTensor, Treatment};
+use crate::plan::{Equalize, Plan, PlannedTensor, Treatment};
 use crate::source::{CHUNK_WEIGHTS, Source, rows_and_cols};
 use crate::talk::{Stage, Talk};
 
@@ -269,8 +270,9 @@ impl Pass<'_> {
     ) -> Result<()> {
         let config = &self.source.config;
         let is_kept = |t: &&PlannedTensor| t.spec.tap.is_none() || t.spec.role == Role::Router;
-        for tensor in self.plan.of_layer(layer).filter(is_kept) {
-            self.without_data(tensor, done, |_, _| Ok(()))?;
+        let kept: Vec<_> = self.plan.of_layer(layer).filter(is_kept).collect();
+        if self.plan.equalize == Equalize::No {
+            kept.iter().try_for_each(|tensor| self.without_data(tensor, done, |_, _| Ok(())))?;
         }
         match (&mut *stream, self.there()) {
             (Passage::F32(stream), Some(solver)) => return self.block_there(layer, (stream, solver), done),
@@ -278,8 +280,15 @@ impl Pass<'_> {
             _ => {}
         }
         let mut block = Block::load_without_experts(config, layer, self.source)?;
-        if let Some(twin) = &mut twin {
-            twin.enter(Block::load(config, layer, self.source)?);
+        let mut original = twin.is_some().then(|| Block::load(config, layer, self.source)).transpose()?;
+        if self.plan.equalize != Equalize::No {
+            let equalizing = Equalizing { plan: self.plan, block: &block, precision: self.precision };
+            let equalized = done.calibrating(|| equalizing.run(stream.here()?))?;
+            std::iter::once(&mut block).chain(&mut original).for_each(|block| equalized.apply(block));
+            kept.into_iter().try_for_each(|tensor| self.as_in(&block, tensor, done))?;
+        }
+        if let (Some(twin), Some(original)) = (&mut twin, original) {
+            twin.enter(original);
         }
         for tap in STAGES {
             if tap == Tap::MlpIn && block.experts().is_some() {
@@ -317,6 +326,17 @@ impl Pass<'_> {
         let next = self.plan.first_of(layer + 1);
         done.calibrating(|| while_reading_ahead(next, self.source, || stream.finish(&block)))?;
         twin.map_or(Ok(()), |twin| done.calibrating(|| twin.finish()))
+    }
+
+    /// Writes a norm or bias as it stands in a block; a router, which stands in none, as it was.
+    fn as_in(&self, block: &Block, tensor: &PlannedTensor, done: &mut Done) -> Result<()> {
+        let (Some(values), Treatment::Float(dtype)) = (block.parameter(tensor.spec.role), &tensor.treatment)
+        else {
+            return self.without_data(tensor, done, |_, _| Ok(()));
+        };
+        done.sink.floats(tensor, *dtype, values.iter().copied().collect())?;
+        done.note(tensor, None);
+        Ok(())
     }
 
     /// What decides on matrices that are to have zeros, or on others.

@@ -4,6 +4,7 @@ pub mod allocate;
 mod coded_there;
 pub mod collect;
 pub mod compress;
+mod equalize;
 mod experts;
 pub mod fit;
 mod importance;
@@ -36,14 +37,14 @@ use attar_checkpoint::tokenizer::Tokenizer;
 use attar_eval::Report;
 use attar_eval::report::{self, RunStage};
 use attar_model::{Device, Place, Precision, Windows};
-use attar_quant::{Gptq, Rtn, Solver};
+use attar_quant::{Rtn, Solver};
 
 use crate::cli::Method;
 use crate::device::{self, Computer};
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::imatrix::Imatrix;
 use crate::layout::FolderLayout;
-use crate::plan::{CalibrationSize, Correct, Output, Plan, Request, Treatment, TypeRules};
+use crate::plan::{CalibrationSize, Correct, Equalize, Output, Plan, Request, Treatment, TypeRules};
 use crate::scheme::Scheme;
 use crate::source::Source;
 use crate::talk::Talk;
@@ -117,6 +118,9 @@ impl Job<'_> {
     /// # Errors
     /// As [`Plan::new`].
     pub fn plan(&self) -> Result<Plan> {
+        if self.tuning.is_some() {
+            tune::check_windows(self.calibration.map(|calibration| &calibration.windows))?;
+        }
         let size = |calibration: &Calibration| CalibrationSize {
             tokens: calibration.windows.tokens().len(),
             ctx: calibration.windows.ctx(),
@@ -135,6 +139,7 @@ impl Job<'_> {
             solver: self.solver(),
             zeros: self.zeros,
             correct: self.correct,
+            equalize: self.method.equalize(),
         })
     }
 
@@ -188,9 +193,8 @@ impl Job<'_> {
 
     fn solver(&self) -> &'static dyn Solver {
         match self.method {
-            Method::Rtn => &Rtn,
             Method::Auto if self.imatrix.is_some() => &Rtn, // which reads no more than there is
-            Method::Auto | Method::Gptq => &Gptq::DEFAULT,
+            method => method.solver(),
         }
     }
 
@@ -269,8 +273,13 @@ impl Job<'_> {
     /// How codes are chosen or weights set to 0, where that is done.
     pub fn method_name(&self, plan: &Plan) -> Option<String> {
         let has_codes = plan.tensors.iter().any(|t| matches!(t.treatment, Treatment::Codes(_)));
-        let solver = self.zeros.or(has_codes.then(|| self.solver() as &dyn Solver));
-        solver.map(|solver| solver.name().to_owned())
+        match self.zeros {
+            Some(zeros) => Some(zeros.name().to_owned()),
+            None => has_codes.then(|| match plan.equalize {
+                Equalize::No => self.solver().name().to_owned(),
+                Equalize::Activations => self.method.name(),
+            }),
+        }
     }
 }
 

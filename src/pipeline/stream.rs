@@ -227,6 +227,19 @@ impl Stream {
         }
     }
 
+    /// The same windows once more, at the input of a block.
+    ///
+    /// # Errors
+    /// Hidden states on a disk that fails.
+    pub fn copy(&self) -> Result<Self, FileError> {
+        let shape = [self.hidden.tokens(), self.hidden.features()];
+        let mut hidden = HiddenStates::zeros(shape, &self.keeping)?;
+        for rows in self.chunks() {
+            hidden.write(rows.start, self.hidden.read(rows)?.view())?;
+        }
+        Ok(Self::new(hidden, self.ctx, self.keeping.clone(), self.carry))
+    }
+
     /// Tokens of a window.
     pub fn ctx(&self) -> usize {
         self.ctx

@@ -21,7 +21,7 @@ use super::pupil::{HeldOut, Pupil};
 use super::write::Target;
 use crate::device::Computer;
 use crate::diagnostic::{Explain, Failure, Result};
-use crate::plan::{Correct, NO_RULES, Plan, Request, Treatment};
+use crate::plan::{Correct, Equalize, NO_RULES, Plan, Request, Treatment};
 use crate::source::Source;
 use crate::talk::{Stage, Talk, human_bytes, thousands};
 
@@ -363,6 +363,7 @@ impl Run<'_> {
             solver: &Rtn,
             zeros: None,
             correct: Correct::Off,
+            equalize: Equalize::No,
         })?;
         let target = Target {
             plan: &plan,

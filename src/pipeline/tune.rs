@@ -173,11 +173,24 @@ fn by_factors(held: &Coded, d: &Array2<f32>, shape: (usize, usize)) -> [Array2<f
     [d_scale, d_min]
 }
 
+/// Refuses a text of which no window could be held out.
+///
+/// # Errors
+/// Fewer windows than are needed.
+pub fn check_windows(windows: Option<&Windows>) -> Result<()> {
+    let count = windows.map_or(0, Windows::count);
+    if count >= HELD_OUT {
+        return Ok(());
+    }
+    Err(Failure::new(format!("{count} windows of calibration text are too few to tune by"))
+        .hint(format!("calibrate on {HELD_OUT} windows or more, or leave --tune-tokens out")))
+}
+
 impl Tuning<'_> {
     /// Tunes the parts of a quantized model; they stay as they were where that did not help.
     ///
     /// # Errors
-    /// Too few windows; losses that are not finite.
+    /// Losses that are not finite.
     pub fn run(mut self, tensors: &[PlannedTensor], parts: &mut Parts) -> Result<Tuned> {
         for tensor in tensors {
             if let Some(coded) = parts.coded.get(&tensor.spec.name) {
@@ -187,10 +200,6 @@ impl Tuning<'_> {
         let all = self.windows.tokens().len() / self.windows.ctx();
         let (held_out, learned): (Vec<usize>, Vec<usize>) =
             (0..all).partition(|window| window % HELD_OUT == HELD_OUT - 1);
-        if held_out.is_empty() {
-            return Err(Failure::new(format!("{all} windows are too few to tune by"))
-                .hint(format!("calibrate on {HELD_OUT} windows or more, or leave --tune-tokens out")));
-        }
         let before = self.score(&held_out)?;
         let grids: Vec<_> = parts.coded.values().map(|coded| coded.grid.clone()).collect();
         let floats = parts.floats.clone();

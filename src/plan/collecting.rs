@@ -3,7 +3,8 @@
 use attar_model::device::{Aim, Work};
 use attar_model::{Precision, TensorSpec};
 
-use super::{CalibrationSize, Output, Plan, PlannedTensor, Treatment, memory};
+use super::memory::Beside;
+use super::{CalibrationSize, Equalize, Output, Plan, PlannedTensor, Treatment, memory};
 use crate::device::Computer;
 use crate::diagnostic::Result;
 use crate::source::Source;
@@ -30,7 +31,7 @@ impl Plan {
             sparse: false,
         };
         let tensors: Vec<_> = source.specs.iter().map(planned).collect();
-        let memory = memory::estimate(config, &tensors, calibration, (0, false), max_memory)?;
+        let memory = memory::estimate(config, &tensors, calibration, Beside::default(), max_memory)?;
         let work = Work { tokens: tokens as u64, ctx: ctx as u64, aim: Aim::Observe, precision };
         Ok(Self {
             output: Output::Plain,
@@ -41,6 +42,7 @@ impl Plan {
             device: computer.plan(config, work)?,
             solves_there: false,
             corrects: false,
+            equalize: Equalize::No,
             experts: config.experts.clone(),
         })
     }

@@ -5,7 +5,8 @@ use attar_quant::Detail;
 use clap::ValueEnum;
 use serde::Deserialize;
 
-use super::{CalibrationSize, Memory, PlannedTensor, Request, memory, reads_inputs};
+use super::memory::Beside;
+use super::{CalibrationSize, Equalize, Memory, PlannedTensor, Request, memory, reads_inputs};
 use crate::diagnostic::{Failure, Result};
 
 /// Tokens per column from which on drift is corrected unless the user says otherwise: on fewer, what is regressed is mostly noise.
@@ -18,7 +19,10 @@ pub(super) fn correction(
     device: &Device,
 ) -> Result<(Memory, bool)> {
     let config = &request.source.config;
-    let estimate = |twin| memory::estimate(config, tensors, calibration, (0, twin), request.max_memory);
+    let estimate = |twin| {
+        let beside = Beside { twin, scout: request.equalize != Equalize::No, ..Beside::default() };
+        memory::estimate(config, tensors, calibration, beside, request.max_memory)
+    };
     let unable = match calibration {
         None => Some("nothing is learned from a text"),
         Some(_) if request.solver.reads() != Detail::Gram => Some("the method feeds no errors back"),

@@ -59,6 +59,17 @@ struct Way {
     carry: Carry,
 }
 
+/// What stands in memory besides one block, its statistics and the hidden states.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Beside {
+    /// Bytes of something else.
+    pub bytes: u64,
+    /// Whether the unquantized model runs beside.
+    pub twin: bool,
+    /// Whether a copy of the hidden states is run through each block before.
+    pub scout: bool,
+}
+
 /// Chooses the fastest way that fits into `max_memory`, or into what the machine can well spare, with so many bytes of something else
 /// `beside`.
 ///
@@ -68,10 +79,10 @@ pub fn estimate(
     config: &ModelConfig,
     tensors: &[PlannedTensor],
     calibration: Option<CalibrationSize>,
-    (beside, twin): (u64, bool),
+    beside: Beside,
     max_memory: Option<u64>,
 ) -> Result<Memory> {
-    let work = Work { beside, twin, ..Work::new(config, tensors, calibration) };
+    let work = Work { beside, ..Work::new(config, tensors, calibration) };
     let limit = max_memory.or_else(|| available_bytes().map(|bytes| bytes / SHARE)).unwrap_or(u64::MAX);
     let [.., leanest] = WAYS;
     let way = WAYS.into_iter().find(|way| work.peak(*way) <= limit);
@@ -95,8 +106,7 @@ struct Work {
     mlps: Vec<Mlp>, // the kinds there are
     block: u64,     // the largest, of experts one, with the largest matrix of several parts once more
     part: u64,
-    beside: u64, // bytes
-    twin: bool,  // whether the unquantized model runs beside
+    beside: Beside,
 }
 
 /// What a layer's MLP is made of.
@@ -148,8 +158,7 @@ impl Work {
             mlps: Mlp::kinds(config),
             block: largest_block(config, tensors) + fused,
             part: (CHUNK_WEIGHTS as u64).min(tensors.iter().map(weights).max().unwrap_or(0)),
-            beside: 0,
-            twin: false,
+            beside: Beside::default(),
         }
     }
 
@@ -160,14 +169,15 @@ impl Work {
     /// Bytes of all that is kept as the hidden states are.
     fn kept_bytes(&self) -> u64 {
         let experts = self.mlps.iter().any(|mlp| matches!(mlp, Mlp::Experts { .. }));
-        self.hidden_bytes() * if experts || self.twin { 2 } else { 1 }
+        let Beside { twin, scout, .. } = self.beside;
+        self.hidden_bytes() * (1 + u64::from(experts || twin) + u64::from(scout))
     }
 
     fn peak(&self, way: Way) -> u64 {
         let &Self { tokens, chunk, hidden, query, key_value, block, part, .. } = self;
         let solving = SOLVER_COPIES * part * F32;
         if tokens == 0 {
-            return PROGRAM_BYTES + solving + self.beside;
+            return PROGRAM_BYTES + solving + self.beside.bytes;
         }
         let attention = 2 * (hidden + query + key_value);
         let (carried_out, made_out) = if way.carry.attn_out { (query, 0) } else { (0, attention) };
@@ -196,7 +206,7 @@ impl Work {
         let reused = keep_mid * dense.max().unwrap_or(0);
         // The unquantized model has a stream and a block of its own; what one stream has lost of the other takes a matrix, and so do its
         // regression on the inputs and the factor that makes it.
-        let (streams, drift) = if self.twin { (2, 3) } else { (1, 0) };
+        let (streams, drift) = if self.beside.twin { (2, 3) } else { (1, 0) };
         let stage = |(features, carried, computed): (u64, u64, u64)| {
             let carried = carried.max(reused);
             let square = features * features * F32;
@@ -205,20 +215,21 @@ impl Work {
             let beside = (chunk * (computed + moving) * F32).max(square).max(square / 2 + solving);
             streams * tokens * carried * F32 + (1 + drift) * square + beside
         };
-        let kept = if way.spilled { 0 } else { streams * self.hidden_bytes() };
+        let copies = streams + u64::from(self.beside.scout);
+        let kept = if way.spilled { 0 } else { copies * self.hidden_bytes() };
         let held =
             kept + streams * block * F32 + attention.into_iter().chain(mlps).map(stage).max().unwrap_or(0);
-        PROGRAM_BYTES + held + held / ALLOCATOR_PART + self.beside
+        PROGRAM_BYTES + held + held / ALLOCATOR_PART + self.beside.bytes
     }
 
     fn too_large(&self, needed: u64, limit: u64) -> Failure {
         let (needed, limit) = (human_bytes(needed), human_bytes(limit));
         Failure::new(format!("this needs about {needed} of memory, and --max-memory is {limit}")).hint(
-            if self.beside > 0 {
+            if self.beside.bytes > 0 {
                 "a block, the Gram matrix of its widest input and what is made of that alone need this much"
             } else if self.tokens == 0 {
                 "the largest matrix alone needs this much"
-            } else if self.twin {
+            } else if self.beside.twin {
                 "a block, the same block unquantized, and what tells them apart need this much; --correct-drift off needs about half, --method rtn only the largest matrix"
             } else {
                 "a block and its statistics alone need this much; --method rtn needs neither"

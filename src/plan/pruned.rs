@@ -3,8 +3,10 @@
 use attar_checkpoint::Dtype;
 use attar_model::{Device, ModelConfig, TensorSpec};
 
+use super::memory::Beside;
 use super::{
-    CalibrationSize, Memory, Output, Plan, PlannedTensor, Treatment, gguf_float, kept_file_type, memory,
+    CalibrationSize, Equalize, Memory, Output, Plan, PlannedTensor, Treatment, gguf_float, kept_file_type,
+    memory,
 };
 use crate::diagnostic::Result;
 use crate::pipeline::stream::Carry;
@@ -49,6 +51,7 @@ impl Plan {
             device: Device::Cpu,
             solves_there: false,
             corrects: false,
+            equalize: Equalize::No,
             experts: config.experts.clone(),
         })
     }
@@ -69,7 +72,13 @@ fn pass_memory(
     let config = &source.config;
     let features = config.query_size().max(config.intermediate_size) as u64;
     let squares = if calibration.is_some() { SQUARES * features * features * memory::F32 } else { 0 };
-    let mut memory = memory::estimate(config, whole, calibration, (squares + beside, false), max_memory)?;
+    let mut memory = memory::estimate(
+        config,
+        whole,
+        calibration,
+        Beside { bytes: squares + beside, ..Beside::default() },
+        max_memory,
+    )?;
     memory.carry = Carry { attn_out: false, mlp_mid: false };
     Ok(memory)
 }

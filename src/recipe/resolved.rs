@@ -88,8 +88,8 @@ fn stages(chain: &Chain<'_>) -> Vec<String> {
         let method = match (order.zeros.as_deref(), order.table.method) {
             (Some(zeros), _) => zeros.name(),
             (None, _) if !order.scheme.has_codes() => "as floats",
-            (None, Method::Rtn) => "rtn",
-            (None, Method::Auto | Method::Gptq) => "gptq",
+            (None, Method::Auto) => "gptq",
+            (None, method) => &method.name(),
         };
         let scheme = order.goal.as_ref().map_or_else(|| order.scheme.name(), Goal::name);
         to(format!("quantize {scheme}, {method}"), &order.table.output)

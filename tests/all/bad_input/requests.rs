@@ -45,6 +45,17 @@ fn a_layout_that_does_not_go_with_the_scheme() {
 }
 
 #[test]
+fn too_little_text_to_tune_by() {
+    let place = Place::new();
+    let line = "quantize books-2m -o out.gguf --scheme q4_0 --tune-tokens 4096";
+    place.refuses(
+        &format!("{line} --calib-tokens 1024 --ctx 128"),
+        &["8 windows", "16 windows", "--tune-tokens"],
+    );
+    place.refuses(&format!("{line} --method rtn"), &["0 windows", "--tune-tokens"]);
+}
+
+#[test]
 fn zeros_that_cannot_be() {
     let place = Place::new();
     for (line, words) in [

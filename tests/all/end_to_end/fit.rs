@@ -1,6 +1,9 @@
 //! Files of a given size, types chosen tensor by tensor.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::QUICK;
+use super::experts::{Layout, mixtral};
 use crate::place::Place;
 use serde_json::Value;
 
@@ -31,6 +34,27 @@ fn a_file_is_no_larger_than_its_target_and_nearly_as_large() {
     assert!((8..=16).contains(&curve.len()), "{} sizes", curve.len());
     let damages: Vec<_> = curve.iter().filter_map(|point| point["predicted_kl"].as_f64()).collect();
     assert!(damages.windows(2).all(|pair| pair[0] >= pair[1]), "{damages:?}");
+}
+
+/// All experts of a layer share a tensor for each role, and with it a type.
+#[test]
+fn experts_are_fitted_too_and_those_of_a_layer_alike() {
+    let place = Place::new();
+    mixtral(&place, "experts", Layout::Separate);
+    place.done(&format!("quantize experts -o out.gguf --target-bpw 3.5 --json out.json {QUICK}"));
+    let report = place.json("out.json");
+    let bits = report["output"]["bits_per_weight"].as_f64().expect("a number");
+    assert!(bits <= 3.5 && bits > 3.4, "{bits}");
+    let mut types: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for tensor in report["tensors"].as_array().expect("a list") {
+        let (Some(stored), Some(_)) = (tensor["stored_name"].as_str(), tensor["expert"].as_u64()) else {
+            continue;
+        };
+        let text = |key: &str| tensor[key].as_str().expect("text").to_owned();
+        types.entry(stored.to_owned()).or_default().insert(text("encoding"));
+    }
+    assert_eq!(types.len(), 6, "two layers of gate, up and down: {types:?}");
+    assert!(types.values().all(|types| types.len() == 1), "{types:?}");
 }
 
 #[test]

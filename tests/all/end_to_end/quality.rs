@@ -47,6 +47,28 @@ fn gptq_diverges_less_than_rounding_to_nearest() {
     }
 }
 
+/// What the whole model predicts can be had nearer to the original with the same codes, in files and in folders.
+#[test]
+fn tuning_scales_and_norms_lowers_the_divergence_at_the_same_size() {
+    let place = Place::new();
+    for (scheme, output) in [("q4_0", "out.gguf"), ("q2_k", "out.gguf"), ("w3a16-g64-asym", "out")] {
+        let [plain, tuned] = ["", "--tune-tokens 32768"].map(|tuning| {
+            place.done(&format!(
+                "quantize books-2m -o {output} --scheme {scheme} --method rtn --calib calibration.txt --calib-tokens 32768 --ctx 128 \
+                 --precision bf16 --text heldout.txt --chunks 24 --force --quiet --json report.json {tuning}"
+            ));
+            place.json("report.json")
+        });
+        let number = |report: &Value, pointer: &str| report.pointer(pointer).and_then(Value::as_f64).unwrap();
+        let cost = |report: &Value| number(report, "/evaluation/kl_divergence/mean");
+        assert!(cost(&tuned) < 0.97 * cost(&plain), "{scheme}: {} and {}", cost(&plain), cost(&tuned));
+        assert_eq!(plain["output"]["bytes"], tuned["output"]["bytes"]);
+        let held_out = |which| number(&tuned, &format!("/calibration/tuned/held_out_{which}"));
+        assert!(held_out("after") < held_out("before"), "{scheme}: {:#}", tuned["calibration"]);
+        assert_eq!(plain["calibration"]["tuned"], Value::Null);
+    }
+}
+
 /// Chunks, windows and rows are shared out differently among one thread and two; no bit of a file or figure may tell.
 #[test]
 fn threads_and_repetition_change_no_bit() {
