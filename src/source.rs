@@ -61,6 +61,10 @@ impl Opened {
 const WHAT_RUNS: &str = "attar runs the architectures and options it names here, and no others yet; if this model \
      should be one of them, its configuration is damaged: get it again";
 
+/// What is said of numbers that cannot be right.
+const DAMAGED: &str =
+    "the checkpoint is damaged: download it again, or convert it again from where it was trained";
+
 /// What is said of a model that does not open, where nothing more special is.
 const WHAT_A_MODEL_IS: &str = "a model is a Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a .gguf \
      file; if this was one, it is damaged or cut short: download or copy it again";
@@ -222,11 +226,15 @@ impl Source {
                     .par_chunks(1 << 16)
                     .map(|part| part.iter().filter(|x| !x.is_finite()).count())
                     .sum::<usize>();
-            })?;
+            })
+            .doing(|| format!("while reading `{}`", spec.name))
+            .hint(|| DAMAGED)?;
             if bad > 0 {
                 let (name, total) = (&spec.name, spec.len());
-                return Err(Failure::new(format!("{bad} of the {total} values of `{name}` are NaN or infinite"))
-                    .hint("the checkpoint is damaged: download it again, or convert it again from where it was trained"));
+                return Err(Failure::new(format!(
+                    "{bad} of the {total} values of `{name}` are NaN or infinite"
+                ))
+                .hint(DAMAGED));
             }
             looked_at(spec);
         }

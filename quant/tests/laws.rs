@@ -2,8 +2,9 @@
 #![expect(clippy::unwrap_used, reason = "a refusal where none is due fails its test")]
 
 use attar_quant::{
-    Detail, ENCODINGS, Error, Factor, Fit, Gptq, GridEncoding, IntEncoding, Named, Rtn, SOLVERS, ScaleDtype,
-    ScaledEncoding, Settings, Solution, Solver, Statistics, Sums, Transposed, Words, encoding, encoding_of,
+    Detail, ENCODINGS, Error, Factor, Fit, Gptq, GridEncoding, Holds, IntEncoding, Named, Rtn, SOLVERS,
+    ScaleDtype, ScaledEncoding, Settings, Solution, Solver, Statistics, Sums, Transposed, Words, encoding,
+    encoding_of,
 };
 use ndarray::{Array1, Array2, Axis, array, s};
 use proptest::prelude::*;
@@ -26,6 +27,17 @@ fn all_encodings() -> Vec<Named> {
     let listed = ENCODINGS.iter().map(|&listed| Named::Listed(listed));
     let folders = integers.map(Named::from).chain(transposed.map(Named::from)).chain(scaled.map(Named::from));
     listed.chain(folders).collect()
+}
+
+/// Bytes whose columns belong to groups that are there: in the order of their places.
+fn with_groups(encoding: &Named, bytes: Vec<u8>, [rows, cols]: [usize; 2]) -> Vec<u8> {
+    let Named::Folder(folder) = encoding else { return bytes };
+    let plain = folder.quantize(Array2::zeros((rows, cols)).view(), None);
+    let plain = folder.split(&plain, rows, cols).unwrap();
+    let parts = folder.split(&bytes, rows, cols).unwrap().into_iter().zip(plain);
+    parts
+        .flat_map(|((part, own), (_, plain))| if part.holds == Holds::Whole { plain } else { own }.to_vec())
+        .collect()
 }
 
 /// Those of them that have codes.
@@ -143,6 +155,7 @@ proptest! {
                 // Some bytes of eight-bit floats, and one power of two, are no numbers.
                 bytes.iter_mut().filter(|byte| **byte & 0x7f == 0x7f).for_each(|byte| *byte ^= 1);
             }
+            let bytes = with_groups(&encoding, bytes, [32, 512]);
             let grid_encoding = encoding.grid().unwrap();
             let fit = grid_encoding.unpack_codes(&bytes, 32, 512).unwrap();
             let packed = grid_encoding.pack(&fit.grid, fit.codes.view());

@@ -11,6 +11,7 @@ mod families;
 mod fit;
 mod foreign;
 mod imatrix;
+mod layouts;
 mod memory;
 mod parts;
 mod prune;

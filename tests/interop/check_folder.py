@@ -1,10 +1,11 @@
-"""transformers loads a folder of attar's, plain or compressed-tensors, and scores the perplexity attar reported, within 0.1 %.
+"""transformers loads a folder, plain or quantized, and scores the perplexity attar reported, within 0.1 %.
 
 check_folder.py FOLDER REPORT.json TEXT
 
 Symmetric folders are loaded as anyone would. With asymmetric ones that fails in transformers 5.24 with compressed-tensors
 0.20, whoever wrote them: the empty model it makes first has unpacked zero points. Decoding on loading works, and so it does where
-scales have a type of their own: those weights it would multiply as bf16, whatever was asked for.
+scales have a type of their own: those weights it would multiply as bf16, whatever was asked for. Folders of GPTQ and AWQ are loaded
+through gptqmodel, whose kernels multiply in half precision; its own code then decodes them, so that all is multiplied in f32.
 """
 import json
 import math
@@ -13,16 +14,44 @@ import sys
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig
 
+
+def decode(model):
+    """Puts what gptqmodel's code makes of each quantized matrix in its place, in f32."""
+    from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
+
+    torch.nn.Module.float(model)
+    replaced = 0
+    for name, module in list(model.named_modules()):
+        if not hasattr(module, "qweight"):
+            continue
+        module.scales = module.scales.float()
+        if hasattr(module, "dequantize_weight"):
+            weight = module.dequantize_weight()
+        else:
+            weight = dequantize_gemm(module.qweight, module.qzeros, module.scales, module.bits, module.group_size)
+        linear = torch.nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
+        linear.weight.data = weight.float().T.contiguous()
+        if module.bias is not None:
+            linear.bias.data = module.bias.float()
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, linear)
+        replaced += 1
+    assert replaced, "gptqmodel has loaded nothing quantized"
+
+
 folder, report_path, text_path = sys.argv[1:]
 evaluation = json.load(open(report_path))["evaluation"]
 ctx, reported = evaluation["ctx"], evaluation["perplexity"]["value"]
 
 tokenizer = AutoTokenizer.from_pretrained(folder)
 quantization = json.load(open(f"{folder}/config.json")).get("quantization_config", {"config_groups": {}})
-groups = quantization["config_groups"].values()
+groups = quantization.get("config_groups", {}).values()
 decoded = not all(group["weights"]["symmetric"] and "scale_dtype" not in group["weights"] for group in groups)
 options = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if decoded else {}
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
+by_gptqmodel = quantization.get("quant_method") in ("gptq", "awq")
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16 if by_gptqmodel else torch.float32, **options).eval()
+if by_gptqmodel:
+    decode(model)
 for module in model.modules():
     module.quantization_enabled = False  # what is scored are the weights: inputs are not rounded
     for parameter in module.parameters(recurse=False):

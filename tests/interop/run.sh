@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What attar writes, loaded by the programs it is meant for: the `gguf` package, transformers with compressed-tensors,
-# and llama.cpp. Their packages come from PyPI into a folder under ~/.cache; what cannot be had is skipped visibly.
+# What attar writes, loaded by the programs it is meant for: the `gguf` package, transformers with compressed-tensors and with
+# gptqmodel, and llama.cpp. Their packages come from PyPI into a folder under ~/.cache; what cannot be had is skipped visibly.
 #   run.sh ATTAR_BINARY
 set -euo pipefail
 attar=$(realpath "$1")
@@ -39,11 +39,39 @@ for scheme in q8_0 q6_k q5_k_m q5_1 q5_0 q4_k_m q4_k_s q4_1 q4_0 f16 bf16; do
 done
 
 echo "--- transformers with compressed-tensors: loads our folders, and scores the perplexity we report"
-for scheme in w4a16-g64 w4a16-g64-asym w3a16-g64 w8a16-g128 w8a8 fp8 fp8-tensor fp8-block mxfp8 mxfp4 nvfp4; do
-  "$attar" quantize "$model" -o "$work/$scheme" --scheme "$scheme" --calib "$calib" "${scores[@]}" --convention hf --quiet \
+for scheme in w4a16-g64 w4a16-g64-asym w3a16-g64 w8a16-g128 fp8 nvfp4 w8a8:rtn fp8-tensor:rtn fp8-block:rtn mxfp8:rtn mxfp4:rtn; do
+  by=(--calib "$calib")
+  [[ $scheme != *:rtn ]] || by=(--method rtn --chunks 8)
+  scheme=${scheme%:rtn}
+  "$attar" quantize "$model" -o "$work/$scheme" --scheme "$scheme" "${by[@]}" "${scores[@]}" --convention hf --quiet \
     --json "$work/$scheme.json" >/dev/null
   "$python" "$here/check_folder.py" "$work/$scheme" "$work/$scheme.json" "$text" 2>"$work/log" || { cat "$work/log"; exit 1; }
 done
+
+echo "--- transformers with gptqmodel: loads our GPTQ and AWQ folders, and scores the perplexity we report; we do of what gptqmodel writes"
+by_gptqmodel=$peers/gptqmodel/bin/python
+if ! "$by_gptqmodel" -c 'import torch, transformers, optimum, gptqmodel' 2>/dev/null; then
+  python3 -m venv "$peers/gptqmodel"
+  "$peers/gptqmodel/bin/pip" install --quiet --upgrade pip setuptools wheel &&
+    "$peers/gptqmodel/bin/pip" install --quiet torch transformers accelerate &&
+    "$peers/gptqmodel/bin/pip" install --quiet --no-build-isolation gptqmodel optimum || true
+fi
+if ! "$by_gptqmodel" -c 'import torch, transformers, optimum, gptqmodel' 2>/dev/null; then
+  echo "skipped: gptqmodel could not be installed"
+else
+  for made in gptq:w4a16-g64 gptq:w3a16-g64-asym awq:w4a16-g64-asym; do
+    "$attar" quantize "$model" -o "$work/$made" --format "${made%:*}" --scheme "${made#*:}" --method rtn "${scores[@]}" --chunks 8 \
+      --convention hf --quiet --json "$work/made.json" >/dev/null
+    "$by_gptqmodel" "$here/check_folder.py" "$work/$made" "$work/made.json" "$text" >"$work/told" 2>"$work/log" ||
+      { cat "$work/told" "$work/log"; exit 1; }
+    grep transformers "$work/told"
+  done
+  "$by_gptqmodel" "$here/make_gptq.py" "$model" "$calib" "$work/by-gptqmodel" 4 64 >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
+  "$attar" eval "$work/by-gptqmodel" "${scores[@]}" --convention hf --chunks 8 --quiet --json "$work/made.json" >/dev/null
+  "$by_gptqmodel" "$here/check_folder.py" "$work/by-gptqmodel" "$work/made.json" "$text" >"$work/told" 2>"$work/log" ||
+    { cat "$work/told" "$work/log"; exit 1; }
+  grep transformers "$work/told"
+fi
 
 echo "--- transformers: loads the folders that GGUF files of every kind of type become, and scores what attar says of the file"
 "$attar" imatrix "$model" --text "$calib" --chunks 8 -o "$work/folders.imatrix.gguf" --quiet >/dev/null

@@ -75,7 +75,7 @@ impl Transposed {
         let over = |at: usize, width| words::transposed(parts[at].1, parts[at].0.count(), width);
         let (qweight, scales, mut zeros) = (over(0, 4), over(1, width), over(2, 4));
         if less_one {
-            words::subtract_one(&mut zeros, self.integers.bits());
+            words::subtract_one(&mut zeros, self.integers.bits(), 4 * parts[2].0.count());
         }
         let groups = (0..cols).map(|col| (col / self.integers.group_size()) as u32);
         let g_idx = groups.flat_map(u32::to_le_bytes).collect();
@@ -86,7 +86,8 @@ impl Transposed {
         let rows = codes.nrows();
         let codes: Vec<u8> = codes.iter().copied().collect();
         let zeros: Vec<u8> = grid.zero.iter().map(|&zero| zero as u8).collect();
-        let [codes, zeros] = [codes, zeros].map(|all| words::pack_awq(&words::transposed(&all, rows, 1)));
+        let [codes, zeros] =
+            [codes, zeros].map(|all| words::pack_awq(&words::transposed(&all, rows, 1), rows));
         let scales = words::transposed(&grid.header, rows, self.integers.scale_dtype().width_bytes());
         [codes, zeros, scales].concat()
     }
@@ -99,7 +100,7 @@ impl Transposed {
         let scales = words::transposed(scales, groups, width);
         if self.words == Words::AwqGemm {
             let [codes, zeros] = [(qweight, cols), (qzeros, groups)]
-                .map(|(words, lines)| words::transposed(&words::unpack_awq(words), lines, 1));
+                .map(|(words, lines)| words::transposed(&words::unpack_awq(words, rows), lines, 1));
             let zero = zeros.into_iter().map(f32::from).collect();
             let zero = Array2::from_shape_vec((rows, groups), zero).expect("one zero per row and group");
             let codes = Array2::from_shape_vec((rows, cols), codes).expect("one code per weight");
@@ -107,7 +108,7 @@ impl Transposed {
         }
         let mut qzeros = qzeros.to_vec();
         if self.words == Words::GptqV1 {
-            words::add_one(&mut qzeros, self.integers.bits());
+            words::add_one(&mut qzeros, self.integers.bits(), 4 * parts[1].0.count());
         }
         let qweight = words::transposed(qweight, parts[0].0.shape[0], 4);
         let qzeros = words::transposed(&qzeros, groups, 4);

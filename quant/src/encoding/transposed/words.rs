@@ -25,26 +25,29 @@ pub(super) fn transposed(bytes: &[u8], rows: usize, width: usize) -> Vec<u8> {
     out
 }
 
-/// Takes 1 from every zero, as version 1 of GPTQ's files has them.
-pub(super) fn subtract_one(zeros: &mut [u8], bits: u8) {
-    shift(zeros, bits, -1);
+/// Takes 1 from every zero, in lines of `line` bytes, as version 1 of GPTQ's files has them.
+pub(super) fn subtract_one(zeros: &mut [u8], bits: u8, line: usize) {
+    shift(zeros, bits, line, -1);
 }
 
 /// The reverse: in whole words where fields do not straddle them, so that a zero of 0 whose subtraction had borrowed from its neighbour
 /// comes back as both were.
-pub(super) fn add_one(zeros: &mut [u8], bits: u8) {
-    shift(zeros, bits, 1);
+pub(super) fn add_one(zeros: &mut [u8], bits: u8, line: usize) {
+    shift(zeros, bits, line, 1);
 }
 
-fn shift(zeros: &mut [u8], bits: u8, by: i8) {
+fn shift(zeros: &mut [u8], bits: u8, line: usize, by: i8) {
     let max = u8::MAX >> (8 - bits);
     if 32 % u32::from(bits) != 0 {
-        let mut fields = vec![0; zeros.len() * 8 / usize::from(bits)];
-        bits::unpack(zeros, bits, &mut fields);
-        for field in &mut fields {
-            *field = field.wrapping_add_signed(by) & max;
+        let mut fields = vec![0; line * 8 / usize::from(bits)];
+        for line in zeros.chunks_exact_mut(line.max(1)) {
+            bits::unpack(line, bits, &mut fields);
+            for field in &mut fields {
+                *field = field.wrapping_add_signed(by) & max;
+            }
+            bits::pack(&fields, bits, line);
         }
-        return bits::pack(&fields, bits, zeros);
+        return;
     }
     let ones = u32::MAX / u32::from(max);
     for word in zeros.as_chunks_mut::<4>().0 {
@@ -53,23 +56,24 @@ fn shift(zeros: &mut [u8], bits: u8, by: i8) {
     }
 }
 
-/// Words of the codes of 4 bits of eight neighbours each.
-pub(super) fn pack_awq(codes: &[u8]) -> Vec<u8> {
-    let word = |codes: &[u8; 8]| {
-        let fields = AWQ_ORDER.iter().rev();
-        fields.fold(0, |word, &at| word << 4 | u32::from(codes[at] & 15)).to_le_bytes()
+/// Words of the codes of 4 bits of eight neighbours each, in lines of `line`; what lacks neighbours stands with zeros.
+pub(super) fn pack_awq(codes: &[u8], line: usize) -> Vec<u8> {
+    let word = |codes: &[u8]| {
+        let field = |at: &usize| u32::from(codes.get(*at).map_or(0, |code| code & 15));
+        AWQ_ORDER.iter().rev().fold(0, |word, at| word << 4 | field(at)).to_le_bytes()
     };
-    codes.as_chunks().0.iter().flat_map(word).collect()
+    codes.chunks_exact(line.max(1)).flat_map(|line| line.chunks(8).flat_map(word)).collect()
 }
 
 /// The reverse of [`pack_awq`].
-pub(super) fn unpack_awq(words: &[u8]) -> Vec<u8> {
-    let mut codes = vec![0; words.len() * 2];
-    for (codes, word) in codes.as_chunks_mut::<8>().0.iter_mut().zip(words.as_chunks().0) {
-        let word = u32::from_le_bytes(*word);
+pub(super) fn unpack_awq(words: &[u8], line: usize) -> Vec<u8> {
+    let unpacked = |word: &[u8; 4]| {
+        let (word, mut codes) = (u32::from_le_bytes(*word), [0; 8]);
         AWQ_ORDER.iter().enumerate().for_each(|(field, &at)| codes[at] = (word >> (4 * field)) as u8 & 15);
-    }
-    codes
+        codes
+    };
+    let lines = words.chunks_exact((4 * line.div_ceil(8)).max(1));
+    lines.flat_map(|words| words.as_chunks().0.iter().flat_map(unpacked).take(line)).collect()
 }
 
 #[cfg(test)]
@@ -98,20 +102,22 @@ mod tests {
             let mut bytes = vec![0; 4 * words];
             bits::pack(&zeros, bits, &mut bytes);
             let packed = bytes.clone();
-            subtract_one(&mut bytes, bits);
+            subtract_one(&mut bytes, bits, 4 * words);
             assert_ne!(bytes, packed);
-            add_one(&mut bytes, bits);
+            add_one(&mut bytes, bits, 4 * words);
             assert_eq!(bytes, packed, "{bits} bits");
         }
         let mut ones = 0x1111_1111u32.to_le_bytes();
-        subtract_one(&mut ones, 4);
+        subtract_one(&mut ones, 4, 4);
         assert_eq!(ones, [0; 4]);
     }
 
     #[test]
     fn awq_words_hold_the_even_outputs_below_the_odd_ones() {
-        let words = pack_awq(&[0, 1, 2, 3, 4, 5, 6, 7]);
+        let words = pack_awq(&[0, 1, 2, 3, 4, 5, 6, 7], 8);
         assert_eq!(u32::from_le_bytes(words[..].try_into().expect("one word")), 0x7531_6420);
-        assert_eq!(unpack_awq(&words), [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(unpack_awq(&words, 8), [0, 1, 2, 3, 4, 5, 6, 7]);
+        let lines = [1, 2, 3, 4, 5, 6];
+        assert_eq!(unpack_awq(&pack_awq(&lines, 3), 3), lines);
     }
 }
