@@ -66,7 +66,8 @@ else
       { cat "$work/told" "$work/log"; exit 1; }
     grep transformers "$work/told"
   done
-  "$by_gptqmodel" "$here/make_gptq.py" "$model" "$calib" "$work/by-gptqmodel" 4 64 >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
+  # It leaves a folder of logs where it runs.
+  (cd "$work" && "$by_gptqmodel" "$here/make_gptq.py" "$model" "$calib" "$work/by-gptqmodel" 4 64) >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
   "$attar" eval "$work/by-gptqmodel" "${scores[@]}" --convention hf --chunks 8 --quiet --json "$work/made.json" >/dev/null
   "$by_gptqmodel" "$here/check_folder.py" "$work/by-gptqmodel" "$work/made.json" "$text" >"$work/told" 2>"$work/log" ||
     { cat "$work/told" "$work/log"; exit 1; }
