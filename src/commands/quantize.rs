@@ -182,16 +182,18 @@ impl QuantizeArgs {
     /// Whether `--format` names the layout the scheme has.
     fn layout_fits(&self) -> Result<()> {
         let Some(layout) = self.format else { return Ok(()) };
+        let is_gguf = is_gguf(&self.output);
+        let scheme = if is_gguf { self.scheme() } else { self.scheme().in_folder() };
         let fits = match layout.quantized() {
-            None => !self.scheme().has_codes(),
-            Some(layout) => layout.holds(self.scheme()),
+            None => !scheme.has_codes(),
+            Some(layout) => layout.holds(scheme),
         };
-        if fits && !is_gguf(&self.output) {
+        if fits && !is_gguf {
             return Ok(());
         }
-        let (scheme, output) = (self.scheme().name(), self.output.display());
+        let (scheme, output) = (scheme.name(), self.output.display());
         Err(Failure::new(format!("--format {} does not go with scheme {scheme} and output `{output}`", layout.name()))
-            .hint("plain holds f32, f16 and bf16, compressed-tensors holds wNa16-gG, gptq that with N = 2, 3, 4 or 8, awq that with N = 4; a \
-               GGUF file has one layout only"))
+            .hint("plain holds f32, f16 and bf16, compressed-tensors holds wNa16-gG, fp8, w8a8, nvfp4 and their like, gptq wNa16-gG with N = 2, 3, \
+               4 or 8, awq that with N = 4, fp8 holds fp8-block; a GGUF file has one layout only"))
     }
 }

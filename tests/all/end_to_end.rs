@@ -13,6 +13,7 @@ mod foreign;
 mod imatrix;
 mod layouts;
 mod memory;
+mod numbers;
 mod parts;
 mod prune;
 mod quality;

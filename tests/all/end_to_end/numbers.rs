@@ -1,0 +1,91 @@
+//! Folders in the formats that models are served in: written, reopened and compared as every output is, and read by whoever asks.
+
+use std::fs;
+
+use attar_checkpoint::compressed_tensors::NUMBERS;
+use attar_checkpoint::{Container as _, safetensors};
+
+use super::QUICK;
+use crate::place::Place;
+
+#[test]
+fn every_kind_of_numbers_is_written_scored_and_decoded_again() {
+    let place = Place::new();
+    let formats = NUMBERS.iter().map(|numbers| (numbers.name, "compressed-tensors"));
+    for (name, format) in formats.chain([("fp8-block", "fp8")]) {
+        let out = format!("{name}-{format}");
+        let text = place.done(&format!(
+            "quantize books-2m -o {out} --scheme {name} --format {format} --text heldout.txt {QUICK} --quiet --json report.json"
+        ));
+        let report = place.json("report.json");
+        assert_eq!(
+            (&report["output"]["scheme"], &report["output"]["format"]),
+            (&name.into(), &format.into()),
+            "{text}"
+        );
+        let lost = report["evaluation"]["kl_divergence"]["mean"].as_f64().unwrap();
+        assert!((1e-7..0.05).contains(&lost), "{name}: {lost}");
+        let config = place.json(&format!("{out}/config.json"));
+        assert_eq!(config["quantization_config"]["quant_method"], format);
+
+        // What is decoded to floats predicts the same.
+        place.done(&format!("convert {out} -o floats --quiet --force"));
+        place.done("eval floats --text heldout.txt --ctx 128 --chunks 4 --quiet --json floats.json");
+        let floats = place.json("floats.json");
+        let perplexity =
+            |report: &serde_json::Value| report["evaluation"]["perplexity"]["value"].as_f64().unwrap();
+        assert!((perplexity(&floats) / perplexity(&report) - 1.0).abs() < 1e-6, "{name}");
+    }
+}
+
+#[test]
+fn what_is_read_as_one_matrix_shares_its_scale() {
+    let place = Place::new();
+    for (scheme, ending) in [("nvfp4", "weight_global_scale"), ("fp8-tensor", "weight_scale")] {
+        place
+            .done(&format!("quantize books-2m -o {scheme} --scheme {scheme} --method rtn --no-eval --quiet"));
+        let files = safetensors::open(&place.at(scheme)).unwrap();
+        let scale = |module: &str| {
+            let name = format!("model.layers.1.{module}_proj.{ending}");
+            files.bytes(&name).unwrap().to_vec()
+        };
+        let [q, k, v, o] = ["q", "k", "v", "o"].map(|role| scale(&format!("self_attn.{role}")));
+        let [gate, up, down] = ["gate", "up", "down"].map(|role| scale(&format!("mlp.{role}")));
+        assert!(q == k && q == v && gate == up, "{scheme}");
+        assert!(q != o && gate != down && q != gate, "{scheme}");
+    }
+}
+
+#[test]
+fn a_scheme_whose_inputs_are_rounded_by_others_says_that_its_figures_are_without() {
+    let place = Place::new();
+    for (scheme, said) in [("fp8", true), ("w8a8", true), ("nvfp4", false), ("w4a16-g64", false)] {
+        let run = place.run(&format!("quantize books-2m -o out --scheme {scheme} --method rtn --dry-run"));
+        let all = format!("{}{}", run.stdout, run.stderr);
+        assert_eq!(all.contains("the figures are of the weights alone"), said, "{scheme}:\n{all}");
+    }
+}
+
+#[test]
+fn bytes_that_stand_for_no_number_are_refused() {
+    let place = Place::new();
+    for (scheme, tensor, byte) in [
+        ("fp8", "model.layers.0.mlp.up_proj.weight", 0x7f),
+        ("mxfp4", "model.layers.0.mlp.up_proj.weight_scale", 0xff),
+        ("nvfp4", "model.layers.0.mlp.up_proj.weight_scale", 0x7f),
+    ] {
+        place
+            .done(&format!("quantize books-2m -o {scheme} --scheme {scheme} --method rtn --no-eval --quiet"));
+        let path = place.at(&format!("{scheme}/model.safetensors"));
+        let mut bytes = fs::read(&path).unwrap();
+        let header_len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header_len]).unwrap();
+        let start = header[tensor]["data_offsets"][0].as_u64().unwrap() as usize;
+        bytes[8 + header_len + start] = byte;
+        fs::write(&path, bytes).unwrap();
+        place.fails(
+            &format!("eval {scheme} --text heldout.txt --ctx 128 --chunks 1 --quiet"),
+            &["up_proj.weight", "a byte that stands for no number"],
+        );
+    }
+}
