@@ -52,9 +52,10 @@ echo "--- transformers with gptqmodel: loads our GPTQ and AWQ folders, and score
 by_gptqmodel=$peers/gptqmodel/bin/python
 if ! "$by_gptqmodel" -c 'import torch, transformers, optimum, gptqmodel' 2>/dev/null; then
   python3 -m venv "$peers/gptqmodel"
-  "$peers/gptqmodel/bin/pip" install --quiet --upgrade pip setuptools wheel &&
-    "$peers/gptqmodel/bin/pip" install --quiet torch transformers accelerate &&
-    "$peers/gptqmodel/bin/pip" install --quiet --no-build-isolation gptqmodel optimum || true
+  # With a torch of its own and code to be built it may take long: then it is left out.
+  pip=(timeout 240 "$peers/gptqmodel/bin/pip" install --quiet)
+  "${pip[@]}" --upgrade pip setuptools wheel && "${pip[@]}" torch transformers accelerate &&
+    "${pip[@]}" --no-build-isolation gptqmodel optimum || true
 fi
 if ! "$by_gptqmodel" -c 'import torch, transformers, optimum, gptqmodel' 2>/dev/null; then
   echo "skipped: gptqmodel could not be installed"
