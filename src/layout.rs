@@ -12,6 +12,7 @@ mod gptq;
 use std::fmt;
 use std::sync::Arc;
 
+use attar_checkpoint::fp8::BLOCK;
 use attar_checkpoint::quantization::{Flaw, described};
 use attar_checkpoint::{Container, Dtype};
 use attar_model::TensorSpec;
@@ -115,6 +116,29 @@ impl Shapes {
         }
         Ok(())
     }
+}
+
+/// The modules left as they are with the head among them: one that the embedding stands for is no tensor, but a module all the same.
+fn and_head(mut ignored: Vec<String>) -> Vec<String> {
+    let head = "lm_head".to_owned();
+    if !ignored.contains(&head) {
+        ignored.push(head);
+    }
+    ignored
+}
+
+/// Whether the rows of a matrix are whole tiles.
+///
+/// # Errors
+/// Where they are not: programs that read several matrices as one refuse part of a tile between them.
+fn check_tiles(spec: &TensorSpec) -> Result<()> {
+    let [tile, _] = BLOCK;
+    let (rows, role) = (spec.shape[0], spec.role.as_str());
+    if rows.is_multiple_of(tile) {
+        return Ok(());
+    }
+    Err(Failure::new(format!("its {rows} rows are no whole blocks of {tile}"))
+        .hint(format!("leave it unquantized: --tensor '{role}=float'")))
 }
 
 /// The encoding of grouped integers.

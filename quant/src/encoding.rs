@@ -63,13 +63,18 @@ pub use self::scaled::ScaledEncoding;
 pub use self::transposed::{Transposed, Words};
 use crate::{Error, Grid};
 
+/// What goes wrong where a format without a grid does not round and unpack by itself.
+const NO_GRID: &str = "a format without a grid has a way of its own";
+
 /// A number format: how a matrix of weights lies in bytes, and what those bytes say.
 pub trait Encoding: Send + Sync + fmt::Debug {
     /// The name used in schemes and reports: `q4_k`, `f16`, `w4-g64`.
     fn name(&self) -> Cow<'static, str>;
 
     /// The tensor type of a GGUF file that holds these bytes, `None` where there is none.
-    fn ggml_type(&self) -> Option<GgmlType>;
+    fn ggml_type(&self) -> Option<GgmlType> {
+        None
+    }
 
     /// Weights of a row that are packed together: row lengths must be multiples of it.
     fn block_len(&self) -> usize;
@@ -81,17 +86,23 @@ pub trait Encoding: Send + Sync + fmt::Debug {
     fn bits_per_weight(&self) -> f64;
 
     /// Rounds each weight of `w`, `[rows, cols]`, and packs it: with scales searched for the given importance
-    /// per column where the format has scales.
+    /// per column where the format has scales. A format without a [`grid`](Self::grid) has a way of its own.
     ///
     /// # Panics
     /// Where `cols` is not a multiple of [`block_len`](Self::block_len); [`check`](Self::check) says so first.
-    fn quantize(&self, w: ArrayView2<'_, f32>, importance: Option<&[f32]>) -> Vec<u8>;
+    fn quantize(&self, w: ArrayView2<'_, f32>, importance: Option<&[f32]>) -> Vec<u8> {
+        let encoding = self.grid().expect(NO_GRID);
+        let Fit { grid, codes } = encoding.search(w, importance);
+        encoding.pack(&grid, codes.view())
+    }
 
     /// The `[rows, cols]` weights that packed bytes stand for.
     ///
     /// # Errors
     /// Where the shape does not fit the format or the number of bytes is not that of the shape.
-    fn unpack(&self, bytes: &[u8], rows: usize, cols: usize) -> Result<Array2<f32>, Error>;
+    fn unpack(&self, bytes: &[u8], rows: usize, cols: usize) -> Result<Array2<f32>, Error> {
+        Ok(self.grid().expect(NO_GRID).unpack_codes(bytes, rows, cols)?.decoded())
+    }
 
     /// The part of the format a solver works with; `None` for plain floats.
     fn grid(&self) -> Option<&dyn GridEncoding>;

@@ -9,7 +9,7 @@ use attar_model::TensorSpec;
 use attar_quant::{Named, Transposed, Words};
 use serde_json::Value;
 
-use super::{FolderLayout, Found, Quantization, Shapes, fit, int_encoding, scale_of};
+use super::{FolderLayout, Found, Quantization, Shapes, and_head, fit, int_encoding, scale_of};
 use crate::diagnostic::Result;
 use crate::scheme::{IntegerScheme, Scheme};
 use crate::source::StorageError;
@@ -38,10 +38,9 @@ impl FolderLayout for Awq {
         Ok(Transposed::new(int_encoding(scheme), Words::AwqGemm).into())
     }
 
-    fn describe(&self, scheme: Scheme, mut ignore: Vec<String>) -> Result<Value> {
-        ignore.push("lm_head".to_owned());
+    fn describe(&self, scheme: Scheme, ignored: Vec<String>) -> Result<Value> {
         let group_size = Some(scheme.integers(QUANT_METHOD)?.group_size);
-        Ok(Config { group_size, ignore }.to_json())
+        Ok(Config { group_size, ignore: and_head(ignored) }.to_json())
     }
 
     fn read(&self, json: &Value) -> std::result::Result<Box<dyn Quantization>, Flaw> {

@@ -13,7 +13,7 @@ use attar_model::TensorSpec;
 use attar_quant::{Named, ScaleDtype};
 use serde_json::Value;
 
-use super::{FolderLayout, Found, Quantization, fit, int_encoding, scale_of};
+use super::{FolderLayout, Found, Quantization, and_head, fit, int_encoding, scale_of};
 use crate::diagnostic::{Failure, Result};
 use crate::scheme::{IntegerScheme, Scheme};
 use crate::source::StorageError;
@@ -49,11 +49,7 @@ impl FolderLayout for CompressedTensors {
         Ok(encoding.with_scale(ScaleDtype::of(float).unwrap_or(ScaleDtype::F32)).into())
     }
 
-    fn describe(&self, scheme: Scheme, mut ignore: Vec<String>) -> Result<Value> {
-        let head = "lm_head".to_owned();
-        if !ignore.contains(&head) {
-            ignore.push(head); // a tied head is no tensor, but a module all the same
-        }
+    fn describe(&self, scheme: Scheme, ignored: Vec<String>) -> Result<Value> {
         let weights = if let Scheme::Numbers(kind) = scheme {
             Weights::Numbers(kind)
         } else {
@@ -61,7 +57,7 @@ impl FolderLayout for CompressedTensors {
             Weights::Integers(GroupScheme { num_bits: bits, group_size: Some(group_size), symmetric })
         };
         let groups = vec![Group { targets: vec!["Linear".to_owned()], weights }];
-        Ok(Packed { groups, ignore }.to_json())
+        Ok(Packed { groups, ignore: and_head(ignored) }.to_json())
     }
 
     fn read(&self, json: &Value) -> std::result::Result<Box<dyn Quantization>, Flaw> {

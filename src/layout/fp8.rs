@@ -10,7 +10,7 @@ use attar_model::TensorSpec;
 use attar_quant::{Named, ScaleDtype, ScaledEncoding};
 use serde_json::Value;
 
-use super::{FolderLayout, Found, Quantization, fit, scale_of};
+use super::{FolderLayout, Found, Quantization, and_head, check_tiles, fit, scale_of};
 use crate::diagnostic::{Failure, Result};
 use crate::scheme::Scheme;
 use crate::source::StorageError;
@@ -25,7 +25,7 @@ impl FolderLayout for Fp8 {
     }
 
     fn holds(&self, scheme: Scheme) -> bool {
-        matches!(scheme, Scheme::Numbers(numbers) if numbers.name == "fp8-block")
+        matches!(scheme, Scheme::Numbers(numbers) if numbers.is_tiled())
     }
 
     fn encoding(&self, scheme: Scheme, spec: &TensorSpec, _float: Dtype) -> Result<Named> {
@@ -33,17 +33,12 @@ impl FolderLayout for Fp8 {
             return Err(Failure::new(format!("{QUANT_METHOD} cannot hold `{}`", scheme.name()))
                 .hint("choose fp8-block"));
         }
-        let (rows, role) = (spec.shape[0], spec.role.as_str());
-        if !rows.is_multiple_of(128) {
-            return Err(Failure::new(format!("its {rows} rows are no whole blocks of 128"))
-                .hint(format!("leave it unquantized: --tensor '{role}=float'")));
-        }
+        check_tiles(spec)?;
         Ok(ScaledEncoding::fp8_block_inv(ScaleDtype::F32).into())
     }
 
-    fn describe(&self, _scheme: Scheme, mut ignore: Vec<String>) -> Result<Value> {
-        ignore.push("lm_head".to_owned());
-        Ok(Config { ignore }.to_json())
+    fn describe(&self, _scheme: Scheme, ignored: Vec<String>) -> Result<Value> {
+        Ok(Config { ignore: and_head(ignored) }.to_json())
     }
 
     fn read(&self, json: &Value) -> std::result::Result<Box<dyn Quantization>, Flaw> {

@@ -6,7 +6,8 @@ use attar_model::{Norm, while_reading_ahead};
 use attar_quant::{DeviceFactor, DeviceGptq, DeviceSolution, Named, Settings};
 use attar_tensor::cuda::{Element, Matrix};
 
-use super::compress::{Done, Merged, Pass, STAGES, grid_of};
+use super::compress::{Pass, STAGES, grid_of};
+use super::done::{Done, Merged};
 use super::on_device::DeviceStream;
 use crate::diagnostic::{Explain, Result};
 use crate::plan::{PlannedTensor, Treatment};

@@ -10,7 +10,8 @@ use attar_eval::report;
 use attar_model::{Block, Gated, Role, Share, while_reading_ahead};
 use attar_quant::{Factor, Statistics};
 
-use super::compress::{Done, Pass};
+use super::compress::Pass;
+use super::done::Done;
 use super::stream::{CHUNK_TOKENS, Stream};
 use crate::diagnostic::{Explain, Result};
 use crate::plan::{PlannedTensor, Treatment};

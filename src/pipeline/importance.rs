@@ -2,7 +2,8 @@
 
 use attar_quant::{Factor, Statistics};
 
-use super::compress::{Done, Pass};
+use super::compress::Pass;
+use super::done::Done;
 use crate::diagnostic::Result;
 use crate::imatrix::{Imatrix, Told};
 use crate::plan::{PlannedTensor, Treatment};

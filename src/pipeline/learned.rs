@@ -14,7 +14,8 @@ use attar_quant::{Detail, Factor, Settings, Statistics, Sums};
 use ndarray::Array2;
 
 use super::Calibration;
-use super::compress::{Done, LOOKED_UP, Pass, STAGES};
+use super::compress::{LOOKED_UP, Pass, STAGES};
+use super::done::Done;
 use super::passage::Passage;
 use super::site::NewFolders;
 use crate::diagnostic::{Explain, Failure, Result};

@@ -4,6 +4,7 @@ pub mod allocate;
 mod coded_there;
 pub mod collect;
 pub mod compress;
+mod done;
 mod equalize;
 mod experts;
 pub mod fit;

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::refuse_unless;
+use crate::fp8::BLOCK;
 use crate::quantization::Flaw;
 
 /// A kind of numbers, what scales them, and how what they multiply is rounded.
@@ -70,7 +71,7 @@ pub static NUMBERS: [Numbers; 7] = [
     Numbers {
         name: "fp8-block",
         strategy: "block",
-        block_structure: Some([128, 128]),
+        block_structure: Some(BLOCK),
         inputs: Some(Inputs { strategy: "group", group_size: Some(128), ..PER_TOKEN }),
         ..FP8
     },
@@ -110,6 +111,11 @@ struct RawNumbers {
 }
 
 impl Numbers {
+    /// Whether blocks of rows and columns share a scale.
+    pub fn is_tiled(&self) -> bool {
+        self.block_structure.is_some()
+    }
+
     /// The kind of a scheme's name.
     pub fn named(name: &str) -> Option<&'static Self> {
         NUMBERS.iter().find(|numbers| numbers.name == name)

@@ -164,15 +164,6 @@ impl<F: BlockFormat> Encoding for F {
         8.0 * F::BYTES as f64 / F::BLOCK as f64
     }
 
-    fn quantize(&self, w: ArrayView2<'_, f32>, importance: Option<&[f32]>) -> Vec<u8> {
-        let Fit { grid, codes } = self.search(w, importance);
-        self.pack(&grid, codes.view())
-    }
-
-    fn unpack(&self, bytes: &[u8], rows: usize, cols: usize) -> Result<Array2<f32>, Error> {
-        Ok(self.unpack_codes(bytes, rows, cols)?.decoded())
-    }
-
     fn grid(&self) -> Option<&dyn GridEncoding> {
         Some(self)
     }

@@ -7,7 +7,7 @@ mod search;
 
 use std::borrow::Cow;
 
-use attar_checkpoint::{Dtype, GgmlType};
+use attar_checkpoint::Dtype;
 use attar_tensor::cuda::{Cuda, CudaError, GroupSearch, Rows, Stored, Zero};
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
@@ -175,10 +175,6 @@ impl Encoding for IntEncoding {
         Cow::Owned(format!("w{}-g{}{suffix}", self.bits, self.group_size))
     }
 
-    fn ggml_type(&self) -> Option<GgmlType> {
-        None
-    }
-
     fn block_len(&self) -> usize {
         self.group_size
     }
@@ -190,15 +186,6 @@ impl Encoding for IntEncoding {
     fn bits_per_weight(&self) -> f64 {
         let zero = if self.symmetric { 0 } else { usize::from(self.bits) };
         f64::from(self.bits) + (8 * self.scale.width_bytes() + zero) as f64 / self.group_size as f64
-    }
-
-    fn quantize(&self, w: ArrayView2<'_, f32>, importance: Option<&[f32]>) -> Vec<u8> {
-        let Fit { grid, codes } = self.search(w, importance);
-        self.pack(&grid, codes.view())
-    }
-
-    fn unpack(&self, bytes: &[u8], rows: usize, cols: usize) -> Result<Array2<f32>, Error> {
-        Ok(self.unpack_codes(bytes, rows, cols)?.decoded())
     }
 
     fn grid(&self) -> Option<&dyn GridEncoding> {

@@ -7,7 +7,7 @@ mod search;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use attar_checkpoint::{Dtype, GgmlType};
+use attar_checkpoint::Dtype;
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
@@ -306,10 +306,6 @@ impl Encoding for ScaledEncoding {
         })
     }
 
-    fn ggml_type(&self) -> Option<GgmlType> {
-        None
-    }
-
     fn block_len(&self) -> usize {
         match self.sharing {
             Sharing::Power => POWER_GROUP,
@@ -330,15 +326,6 @@ impl Encoding for ScaledEncoding {
             Sharing::Local(_) => 8.0 / LOCAL_GROUP as f64,
         };
         self.element.bits() as f64 + scale
-    }
-
-    fn quantize(&self, w: ArrayView2<'_, f32>, importance: Option<&[f32]>) -> Vec<u8> {
-        let Fit { grid, codes } = self.search(w, importance);
-        self.pack(&grid, codes.view())
-    }
-
-    fn unpack(&self, bytes: &[u8], rows: usize, cols: usize) -> Result<Array2<f32>, Error> {
-        Ok(self.unpack_codes(bytes, rows, cols)?.decoded())
     }
 
     fn grid(&self) -> Option<&dyn GridEncoding> {

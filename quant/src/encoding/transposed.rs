@@ -4,7 +4,7 @@ mod words;
 
 use std::borrow::Cow;
 
-use attar_checkpoint::{Dtype, GgmlType};
+use attar_checkpoint::Dtype;
 use attar_tensor::cuda::{Cuda, CudaError, Rows};
 use ndarray::{Array2, ArrayView2, Axis};
 
@@ -135,10 +135,6 @@ impl Encoding for Transposed {
         self.integers.name()
     }
 
-    fn ggml_type(&self) -> Option<GgmlType> {
-        None
-    }
-
     fn block_len(&self) -> usize {
         self.integers.block_len()
     }
@@ -149,15 +145,6 @@ impl Encoding for Transposed {
 
     fn bits_per_weight(&self) -> f64 {
         self.stored().bits_per_weight()
-    }
-
-    fn quantize(&self, w: ArrayView2<'_, f32>, importance: Option<&[f32]>) -> Vec<u8> {
-        let Fit { grid, codes } = self.search(w, importance);
-        self.pack(&grid, codes.view())
-    }
-
-    fn unpack(&self, bytes: &[u8], rows: usize, cols: usize) -> Result<Array2<f32>, Error> {
-        Ok(self.unpack_codes(bytes, rows, cols)?.decoded())
     }
 
     fn grid(&self) -> Option<&dyn GridEncoding> {

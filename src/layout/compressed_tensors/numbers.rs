@@ -8,10 +8,7 @@ use attar_model::TensorSpec;
 use attar_quant::{Encoding as _, FolderEncoding, Named, ScaleDtype, ScaledEncoding};
 
 use crate::diagnostic::{Failure, Result};
-use crate::layout::{Found, fit};
-
-/// Rows and columns of a tile of `fp8-block`.
-const TILE: usize = 128;
+use crate::layout::{Found, check_tiles, fit};
 
 /// The encoding of a kind with scales of a type, where they are floats.
 type Make = fn(ScaleDtype) -> ScaledEncoding;
@@ -34,19 +31,19 @@ fn scaled(numbers: &Numbers, scale: ScaleDtype) -> Option<ScaledEncoding> {
 /// How a matrix whose floats would be `float` is held.
 ///
 /// # Errors
-/// Rows that are no whole groups; of tiles, also columns: programs that read several matrices as one refuse part of a tile between them.
+/// Rows that are no whole groups, or as [`check_tiles`].
 pub fn encoding(numbers: &Numbers, spec: &TensorSpec, float: Dtype) -> Result<Named> {
-    let (rows, cols, role) = (spec.shape[0], spec.shape[1], spec.role.as_str());
+    let (cols, role) = (spec.shape[1], spec.role.as_str());
     let scale = ScaleDtype::of(float).unwrap_or(ScaleDtype::F32);
     let encoding = scaled(numbers, scale)
         .ok_or_else(|| Failure::new(format!("there is no encoding of `{}`", numbers.name)))?;
-    let hint = || format!("leave it unquantized: --tensor '{role}=float'");
     let group = encoding.block_len();
     if !cols.is_multiple_of(group) {
-        return Err(Failure::new(format!("groups of {group} do not divide its rows of {cols}")).hint(hint()));
+        return Err(Failure::new(format!("groups of {group} do not divide its rows of {cols}"))
+            .hint(format!("leave it unquantized: --tensor '{role}=float'")));
     }
-    if encoding.rows_together(rows) == TILE && !rows.is_multiple_of(TILE) {
-        return Err(Failure::new(format!("its {rows} rows are no whole blocks of {TILE}")).hint(hint()));
+    if numbers.is_tiled() {
+        check_tiles(spec)?;
     }
     Ok(encoding.into())
 }
