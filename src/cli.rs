@@ -216,9 +216,15 @@ pub struct ConvertArgs {
     #[arg(long, short)]
     pub output: PathBuf,
 
-    /// Round floats to this type; a GGUF keeps vectors in f32 [default: floats as they are; what is quantized is decoded to f32, exactly]
+    /// Round floats to this type, and decode what is quantized; a GGUF keeps vectors in f32 [default: floats as they are; quantized
+    /// weights keep their codes in a GGUF, and with --format in a folder, else they are decoded to f32, exactly]
     #[arg(long, value_enum, value_name = "TYPE")]
     pub dtype: Option<FloatArg>,
+
+    /// How a folder is to hold quantized weights, whose codes stay what they are: integers of GPTQ, AWQ, compressed-tensors and of the
+    /// GGUF types q4_0, q5_0 and q8_0, and fp8 and mxfp4, where the other container has the same
+    #[arg(long, value_enum, conflicts_with = "dtype")]
+    pub format: Option<Layout>,
 
     /// Cut a GGUF into parts of at most so many bytes of tensors, for example 2GB: OUT-00001-of-00003.gguf and so on, as
     /// llama-gguf-split does; where all fits into one it is a file like any other, which puts parts together

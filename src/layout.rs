@@ -12,11 +12,12 @@ mod gptq;
 use std::fmt;
 use std::sync::Arc;
 
+use attar_checkpoint::compressed_tensors::{Inputs, Rounds};
 use attar_checkpoint::fp8::BLOCK;
 use attar_checkpoint::quantization::{Flaw, described};
 use attar_checkpoint::{Container, Dtype};
-use attar_model::TensorSpec;
-use attar_quant::{FolderEncoding, IntEncoding, Named, ScaleDtype};
+use attar_model::{Number, Rounding, TensorSpec};
+use attar_quant::{FolderEncoding, Named, ScaleDtype};
 use serde_json::Value;
 
 use crate::diagnostic::{Failure, Result};
@@ -57,6 +58,17 @@ pub trait Quantization: Send + Sync + fmt::Debug {
     /// # Errors
     /// Tensors that contradict each other or what `config.json` says.
     fn find(&self, files: &dyn Container, weight: &str) -> std::result::Result<Option<Found>, StorageError>;
+
+    /// How what `weight` multiplies is rounded while it is read.
+    fn rounds(&self, _files: &dyn Container, _weight: &str) -> Rounds {
+        Rounds::No
+    }
+}
+
+/// A rounding as the forward pass does it.
+pub fn rounding(inputs: Inputs) -> Rounding {
+    let number = if inputs.is_float() { Number::E4m3 } else { Number::Int8 };
+    Rounding { number, run: inputs.run() }
 }
 
 /// How a weight is stored, and its shape.
@@ -96,7 +108,7 @@ impl Shapes {
         let (rows, cols, role) = (spec.shape[0], spec.shape[1], spec.role.as_str());
         let IntegerScheme { bits, group_size, .. } = scheme;
         scheme.check_groups(cols, role)?;
-        if !self.groups.contains(&group_size) {
+        if let Some(group_size) = group_size.filter(|group_size| !self.groups.contains(group_size)) {
             let groups = self.groups.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             return Err(Failure::new(format!(
                 "no reader of {} has kernels for groups of {group_size}",
@@ -139,15 +151,6 @@ fn check_tiles(spec: &TensorSpec) -> Result<()> {
     }
     Err(Failure::new(format!("its {rows} rows are no whole blocks of {tile}"))
         .hint(format!("leave it unquantized: --tensor '{role}=float'")))
-}
-
-/// The encoding of grouped integers.
-fn int_encoding(IntegerScheme { bits, group_size, symmetric }: IntegerScheme) -> IntEncoding {
-    if symmetric {
-        IntEncoding::symmetric(bits, group_size)
-    } else {
-        IntEncoding::asymmetric(bits, group_size)
-    }
 }
 
 /// How the scales of a weight are stored.

@@ -3,6 +3,7 @@
 mod collecting;
 mod drift;
 mod equalize;
+mod kept;
 mod lines;
 mod local;
 mod machine;
@@ -29,6 +30,7 @@ use crate::source::{Source, of_most};
 use crate::talk::{human_bytes, thousands};
 pub use drift::Correct;
 pub use equalize::Equalize;
+use kept::Kept;
 pub use local::{LocalMemory, PART_TOKENS};
 pub(crate) use machine::in_kib;
 pub use memory::Memory;
@@ -133,6 +135,8 @@ pub struct Plan {
     pub corrects: bool,
     /// What is done to channels before codes are chosen.
     pub equalize: Equalize,
+    /// Whether codes are those of the source.
+    pub keeps_codes: bool,
     /// The experts some layers' MLPs are made of.
     pub experts: Option<ExpertNumbers>,
 }
@@ -147,6 +151,8 @@ pub struct Request<'a> {
     pub gguf: bool,
     /// How a folder holds what is quantized; none takes the first layout that can.
     pub layout: Option<&'static dyn FolderLayout>,
+    /// Whether codes that there are stay what they are; the container alone changes.
+    pub keeps_codes: bool,
     /// What is said of tensor types besides.
     pub rules: &'a TypeRules,
     /// Text the method learns from, if it does.
@@ -176,7 +182,8 @@ impl Plan {
     /// A scheme its container cannot hold, a group size that does not divide a row, a rule that fits nothing, more
     /// memory than allowed.
     pub fn new(request: &Request) -> Result<Self> {
-        let output = output(request)?;
+        let kept = request.keeps_codes.then(|| Kept::of(request)).transpose()?;
+        let output = kept.as_ref().map_or_else(|| output(request), |kept| Ok(kept.output.clone()))?;
         check_rules(request)?;
         if let Some(imatrix) = request.imatrix {
             imatrix.check(request.source)?;
@@ -186,7 +193,8 @@ impl Plan {
             .specs
             .iter()
             .map(|spec| {
-                plan_tensor(spec, request, &output).doing(|| format!("while planning `{}`", spec.name))
+                plan_tensor(spec, request, &output, kept.as_ref())
+                    .doing(|| format!("while planning `{}`", spec.name))
             })
             .collect::<Result<Vec<_>>>()?;
         if matches!(output, Output::Gguf { .. }) {
@@ -226,6 +234,7 @@ impl Plan {
             solves_there,
             corrects,
             equalize,
+            keeps_codes: request.keeps_codes,
             experts,
         })
     }
@@ -341,13 +350,18 @@ fn check_stacks(tensors: &[PlannedTensor]) -> Result<()> {
     Ok(())
 }
 
-fn plan_tensor(spec: &TensorSpec, request: &Request, output: &Output) -> Result<PlannedTensor> {
+fn plan_tensor(spec: &TensorSpec, request: &Request, output: &Output, kept: Option<&Kept>) -> Result<PlannedTensor> {
     let rule = request.rules.tensors.iter().find(|rule| rule.matches(spec));
+    let held = kept.and_then(|kept| kept.encodings.get(&spec.name)).cloned();
     let (treatment, fallback) = match (output, &spec.shape[..]) {
+        _ if let Some(held) = held => (Treatment::Codes(held), None),
         (Output::Gguf { .. }, _) if spec.role == Role::Router => (Treatment::Float(Dtype::F32), None),
         (Output::Gguf { .. }, [_, row_length]) => types::gguf_matrix(spec, *row_length, request)?,
         (Output::Gguf { .. }, _) => (Treatment::Float(Dtype::F32), None),
         (Output::Plain, _) => (Treatment::Float(plain_dtype(spec, request, rule)?), None),
+        (Output::Folder { .. }, _) if kept.is_some() => {
+            (Treatment::Float(request.source.float_dtype(spec)), None)
+        }
         (Output::Folder { layout, scheme }, _) => {
             (folder_matrix(spec, request, (*layout, *scheme), rule)?, None)
         }

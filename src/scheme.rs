@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use attar_checkpoint::compressed_tensors::{Inputs, NUMBERS, Numbers};
+use attar_quant::IntEncoding;
 
 use crate::diagnostic::{Failure, nearest};
 use crate::mix::{FILE_TYPES, FileType};
@@ -18,31 +19,49 @@ pub enum Scheme {
     Numbers(&'static Numbers),
 }
 
-/// `wNa16-gG[-asym]`.
+/// `wNa16-gG[-asym]`, or `wNa16-channel[-asym]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IntegerScheme {
     /// Bits per code, 2 to 8.
     pub bits: u8,
-    /// Weights of one row that share a scale.
-    pub group_size: usize,
+    /// Weights of one row that share a scale; `None` where all of them do.
+    pub group_size: Option<usize>,
     /// No zero point is stored.
     pub symmetric: bool,
 }
 
 impl IntegerScheme {
+    /// What an encoding of grouped integers is.
+    #[must_use]
+    pub fn of(encoding: IntEncoding) -> Self {
+        let group_size = Some(encoding.group_size());
+        Self { bits: encoding.bits(), group_size, symmetric: encoding.is_symmetric() }
+    }
+
+    /// The encoding of rows of `cols`.
+    #[must_use]
+    pub fn encoding(self, cols: usize) -> IntEncoding {
+        let group_size = self.group_size.unwrap_or(cols).max(1);
+        if self.symmetric {
+            IntEncoding::symmetric(self.bits, group_size)
+        } else {
+            IntEncoding::asymmetric(self.bits, group_size)
+        }
+    }
+
     /// Whether rows of `cols` are whole groups.
     ///
     /// # Errors
     /// Where they are not; `role` is what the hint calls the matrix.
     pub fn check_groups(self, cols: usize, role: &str) -> Result<(), Failure> {
-        let Self { group_size, .. } = self;
-        if cols.is_multiple_of(group_size) {
+        let Some(group_size) = self.group_size.filter(|&group_size| !cols.is_multiple_of(group_size)) else {
             return Ok(());
-        }
+        };
         let fitting = [128, 64, 32, 16, 8].into_iter().find(|g| cols.is_multiple_of(*g));
-        let advice = fitting.map_or("leave it unquantized".to_owned(), |g| {
-            format!("use groups of {g}, or leave it unquantized")
+        let groups = fitting.map_or("one scale for each row (`channel` in the place of `gN`)".to_owned(), |g| {
+            format!("groups of {g}")
         });
+        let advice = format!("use {groups}, or leave it unquantized");
         Err(Failure::new(format!("groups of {group_size} do not divide its rows of {cols}"))
             .hint(format!("{advice}: --tensor '{role}=float'")))
     }
@@ -96,7 +115,8 @@ impl Scheme {
             Self::Gguf(file_type) => file_type.name.to_owned(),
             Self::Numbers(numbers) => numbers.name.to_owned(),
             Self::Integer(IntegerScheme { bits, group_size, symmetric }) => {
-                format!("w{bits}a16-g{group_size}{}", if symmetric { "" } else { "-asym" })
+                let groups = group_size.map_or("channel".to_owned(), |group_size| format!("g{group_size}"));
+                format!("w{bits}a16-{groups}{}", if symmetric { "" } else { "-asym" })
             }
         }
     }
@@ -118,7 +138,7 @@ impl FromStr for Scheme {
             let numbers: Vec<_> = NUMBERS.iter().map(|numbers| numbers.name).collect();
             let meant = nearest(&name, known.iter().chain(&numbers).copied().chain(INTEGERS));
             let failure = Failure::new(format!("there is no scheme `{text}`")).hint(format!(
-                "GGUF file types: {}; integers with N = 2 to 8 bits in groups of G: wNa16-gG or wNa16-gG-asym, for example w4a16-g128; in a folder also {}",
+                "GGUF file types: {}; integers with N = 2 to 8 bits in groups of G: wNa16-gG or wNa16-gG-asym, for example w4a16-g128, or with one scale for each row: wNa16-channel; in a folder also {}",
                 known.join(" "),
                 numbers.join(" ")
             ));
@@ -128,13 +148,17 @@ impl FromStr for Scheme {
 }
 
 /// Integers that a slip may have been meant to name.
-const INTEGERS: [&str; 4] = ["w4a16-g128", "w4a16-g128-asym", "w8a16-g128", "w4a16-g64"];
+const INTEGERS: [&str; 5] = ["w4a16-g128", "w4a16-g128-asym", "w8a16-g128", "w4a16-g64", "w4a16-channel"];
 
 fn integer_scheme(name: &str) -> Option<IntegerScheme> {
-    let (bits, rest) = name.strip_prefix('w')?.split_once("a16-g")?;
-    let (group, symmetric) = rest.strip_suffix("-asym").map_or((rest, true), |group| (group, false));
-    let scheme = IntegerScheme { bits: bits.parse().ok()?, group_size: group.parse().ok()?, symmetric };
-    ((2..=8).contains(&scheme.bits) && scheme.group_size >= 8).then_some(scheme)
+    let (bits, rest) = name.strip_prefix('w')?.split_once("a16-")?;
+    let (groups, symmetric) = rest.strip_suffix("-asym").map_or((rest, true), |groups| (groups, false));
+    let group_size = match groups {
+        "channel" => None,
+        groups => Some(groups.strip_prefix('g')?.parse().ok()?),
+    };
+    let scheme = IntegerScheme { bits: bits.parse().ok()?, group_size, symmetric };
+    ((2..=8).contains(&scheme.bits) && group_size.is_none_or(|size| size >= 8)).then_some(scheme)
 }
 
 #[cfg(test)]
@@ -143,7 +167,8 @@ mod tests {
 
     #[test]
     fn every_name_is_parsed_to_the_scheme_that_prints_it() {
-        let integers = ["w4a16-g128", "w3a16-g64", "w8a16-g32-asym", "fp8", "fp8-block", "w8a8", "mxfp8"];
+        let integers = ["w4a16-g128", "w3a16-g64", "w8a16-g32-asym", "w4a16-channel", "w3a16-channel-asym"];
+        let integers = integers.into_iter().chain(["fp8", "fp8-block", "w8a8", "mxfp8"]);
         for name in FILE_TYPES.iter().map(|t| t.name).chain(integers) {
             let scheme: Scheme = name.parse().expect(name);
             assert_eq!(scheme.name(), name);

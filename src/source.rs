@@ -265,7 +265,7 @@ impl Source {
 
     /// Whether the numbers are already those of a quantized model.
     pub fn is_quantized(&self) -> bool {
-        self.specs.iter().any(|spec| matches!(self.stored(spec), Ok(Stored::Blocks(..) | Stored::Parts(..))))
+        self.specs.iter().any(|spec| self.has_codes(spec))
     }
 
     /// What the model is called: the name of its folder, or of its file without the ending.

@@ -243,6 +243,7 @@ fn summarise(scores: &[TokenScore], passage: Passage) -> Result<Evaluation, Erro
         chunks: passage.windows.count() as u64,
         ctx: passage.windows.ctx() as u64,
         convention: passage.convention,
+        inputs: None,
         perplexity: finite_perplexity(&nll)?,
         reference: None,
         reference_perplexity: None,

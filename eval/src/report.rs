@@ -234,6 +234,9 @@ pub struct Evaluation {
     pub ctx: u64,
     /// Which tokens were scored, in which windows.
     pub convention: Convention,
+    /// What inputs of matrices were rounded to, where programs that serve the model round them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inputs: Option<String>,
     /// Perplexity of the model.
     pub perplexity: Perplexity,
     /// Where what the reference says was kept, where it was not run.

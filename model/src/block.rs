@@ -19,7 +19,7 @@ use crate::mlp::Gated;
 use crate::norm::Norm;
 use crate::weight::Input;
 use crate::weights::{matrix, vector};
-use crate::{Error, ModelConfig, Role, Tap, TensorSpec, Weight, Weights};
+use crate::{Error, ModelConfig, Role, Rounding, Tap, TensorSpec, Weight, Weights};
 use attar_tensor::op::{Rope, attention};
 use attar_tensor::{Precision, bf16_attention};
 use ndarray::parallel::prelude::*;
@@ -33,6 +33,8 @@ pub struct Linear {
     pub weight: Weight,
     /// `[out_features]`.
     pub bias: Option<Array1<f32>>,
+    /// How what it reads is rounded first.
+    pub rounding: Option<Rounding>,
 }
 
 impl Linear {
@@ -42,7 +44,8 @@ impl Linear {
         bias: Option<&TensorSpec>,
     ) -> Result<Self, Error> {
         let bias = bias.map(|spec| vector(weights, spec)).transpose()?;
-        Ok(Self { weight: matrix(weights, weight)?.into(), bias })
+        let rounding = weights.rounding(&weight.name);
+        Ok(Self { weight: matrix(weights, weight)?.into(), bias, rounding })
     }
 
     /// Activations `[tokens, in_features]` to `[tokens, out_features]`.
@@ -52,11 +55,13 @@ impl Linear {
 
     /// [`apply`](Self::apply) to what others read too.
     pub fn apply_to(&self, x: &Input<'_>) -> Array2<f32> {
-        let Some(bias) = &self.bias else { return self.weight.apply(x) };
-        let mut out = Array2::zeros((x.tokens(), bias.len()));
-        out.assign(bias);
-        self.weight.add_to(out.view_mut(), x);
-        out
+        x.with_rounded(self.rounding, |x| {
+            let Some(bias) = &self.bias else { return self.weight.apply(x) };
+            let mut out = Array2::zeros((x.tokens(), bias.len()));
+            out.assign(bias);
+            self.weight.add_to(out.view_mut(), x);
+            out
+        })
     }
 
     /// `out += x @ weight.T + bias`.
@@ -64,7 +69,7 @@ impl Linear {
         if let Some(bias) = &self.bias {
             out += bias;
         }
-        self.weight.add_to(out, &x.into());
+        Input::from(x).with_rounded(self.rounding, |x| self.weight.add_to(out, x));
     }
 }
 
@@ -130,11 +135,13 @@ impl Block {
             Linear::load(weights, &needed(role)?, spec(bias).as_ref())
         };
         let fused = |role, rows: &[usize]| -> Result<Vec<Linear>, Error> {
-            let all = matrix(weights, &needed(role)?)?;
+            let spec = needed(role)?;
+            let (all, rounding) = (matrix(weights, &spec)?, weights.rounding(&spec.name));
             let starts = rows.iter().scan(0, |next, rows| Some(std::mem::replace(next, *next + rows)));
             let part = |(start, rows): (usize, &usize)| Linear {
                 weight: all.slice(s![start..start + rows, ..]).to_owned().into(),
                 bias: None,
+                rounding,
             };
             Ok(starts.zip(rows).map(part).collect())
         };

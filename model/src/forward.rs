@@ -372,7 +372,11 @@ pub fn streamed_hidden_states(
 ) -> Result<HiddenStates, Error> {
     let (tokens, ctx) = (windows.tokens(), windows.ctx());
     let mut hidden = streamed_embeddings(config, weights, windows, streaming)?;
-    if let Device::Cuda(on) = &streaming.device {
+    // No device kernel rounds what matrices read.
+    let rounds = || config.tensors().iter().any(|spec| weights.rounding(&spec.name).is_some());
+    if let Device::Cuda(on) = &streaming.device
+        && !rounds()
+    {
         return device::hidden_states(on, config, weights, hidden, (ctx, streaming.precision), progress);
     }
     for layer in 0..config.num_hidden_layers {

@@ -1,19 +1,21 @@
 //! A weight as the forward pass multiplies by it.
 
 use attar_tensor::{Bf16Matrix, Bf16Rows, Precision, general_mat_mul};
-use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+use crate::Rounding;
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, CowArray, Ix2};
 use std::cell::OnceCell;
 
 /// Activations `[tokens, in_features]` on their way into weights that read the same ones: packed once for all that are packed.
 #[derive(Debug)]
 pub struct Input<'a> {
-    x: ArrayView2<'a, f32>,
+    x: CowArray<'a, f32, Ix2>,
     packed: OnceCell<Bf16Rows>, // made for the first packed weight
+    rounded: OnceCell<(Rounding, Box<Input<'static>>)>, // made for the first that reads them so
 }
 
 impl<'a> From<ArrayView2<'a, f32>> for Input<'a> {
     fn from(x: ArrayView2<'a, f32>) -> Self {
-        Self { x, packed: OnceCell::new() }
+        Self { x: x.into(), packed: OnceCell::new(), rounded: OnceCell::new() }
     }
 }
 
@@ -24,7 +26,15 @@ impl Input<'_> {
     }
 
     fn packed(&self) -> &Bf16Rows {
-        self.packed.get_or_init(|| Bf16Rows::from_f32(self.x))
+        self.packed.get_or_init(|| Bf16Rows::from_f32(self.x.view()))
+    }
+
+    /// Runs `f` on what is left of them when they are rounded.
+    pub(crate) fn with_rounded<T>(&self, rounding: Option<Rounding>, f: impl FnOnce(&Input<'_>) -> T) -> T {
+        let Some(rounding) = rounding else { return f(self) };
+        let make = || Input { x: rounding.apply(self.x.view()).into(), packed: OnceCell::new(), rounded: OnceCell::new() };
+        let (first, rounded) = self.rounded.get_or_init(|| (rounding, Box::new(make())));
+        if *first == rounding { f(rounded) } else { f(&make()) }
     }
 }
 
@@ -98,7 +108,7 @@ impl Weight {
     /// If the shapes do not fit, or, of a packed weight, the rows of out are not contiguous.
     pub fn apply_into(&self, out: ArrayViewMut2<'_, f32>, x: &Input<'_>) {
         match self {
-            Self::Full(w) => general_mat_mul(1.0, x.x, w.t(), 0.0, out),
+            Self::Full(w) => general_mat_mul(1.0, x.x.view(), w.t(), 0.0, out),
             Self::Bf16(w) => x.packed().linear_into(w, out),
         }
     }
@@ -109,7 +119,7 @@ impl Weight {
     /// As [`apply_into`](Self::apply_into).
     pub fn add_to(&self, out: ArrayViewMut2<'_, f32>, x: &Input<'_>) {
         match self {
-            Self::Full(w) => general_mat_mul(1.0, x.x, w.t(), 1.0, out),
+            Self::Full(w) => general_mat_mul(1.0, x.x.view(), w.t(), 1.0, out),
             Self::Bf16(w) => x.packed().linear_add(w, out),
         }
     }

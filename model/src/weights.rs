@@ -1,6 +1,6 @@
 //! Where a model's weights come from.
 
-use crate::{Error, TensorSpec};
+use crate::{Error, Rounding, TensorSpec};
 use ndarray::{Array1, Array2, ArrayD, Axis, Ix1, Ix2};
 use std::ops::Range;
 
@@ -47,6 +47,11 @@ pub trait Weights: Sync {
 
     /// Says that [`bf16_bytes`](Self::bf16_bytes) of `name` have been read: the memory they are mapped to may go.
     fn let_go(&self, _name: &str) {}
+
+    /// How what the matrix called `name` reads is rounded by programs that run the model, where it is.
+    fn rounding(&self, _name: &str) -> Option<Rounding> {
+        None
+    }
 
     /// Whether there is a tensor called `name`.
     fn has(&self, name: &str) -> bool;

@@ -8,6 +8,7 @@ mod codebook;
 mod float;
 mod folder;
 mod fp4;
+mod held;
 mod integer;
 mod iq1_m;
 mod iq1_s;
@@ -55,7 +56,7 @@ use std::sync::Arc;
 
 use attar_checkpoint::GgmlType;
 use attar_tensor::cuda::{self, Cuda, CudaError, Matrix, Rows};
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView2, Axis};
 
 pub use self::folder::{FolderEncoding, Holds, Part};
 pub use self::integer::{IntEncoding, ScaleDtype};
@@ -197,6 +198,22 @@ pub trait GridEncoding: Encoding {
     /// # Errors
     /// As [`Encoding::unpack`].
     fn unpack_codes(&self, bytes: &[u8], rows: usize, cols: usize) -> Result<Fit, Error>;
+
+    /// Grouped integers that hold whatever this format can; `None` where none do.
+    fn integers(&self) -> Option<IntEncoding> {
+        None
+    }
+
+    /// The very values of `fit`, of another format perhaps, in this one.
+    ///
+    /// # Errors
+    /// Where it has not all of them.
+    ///
+    /// # Panics
+    /// Where its columns are not a multiple of [`block_len`](Encoding::block_len).
+    fn holding(&self, _fit: &Fit) -> Result<Fit, Error> {
+        Err(Error::NotHeld { encoding: self.name(), reason: "its blocks are made up otherwise" })
+    }
 }
 
 /// Formats whose weights are stored several at a time: only some runs of codes have bytes.
@@ -239,6 +256,18 @@ impl Fit {
     #[must_use]
     pub fn decoded(&self) -> Array2<f32> {
         self.grid.decode_all(self.codes.view())
+    }
+
+    /// Some of its rows, in this order, for [`GridEncoding::holding`]: nothing can pack them as they are.
+    ///
+    /// # Panics
+    /// Where there is no such row.
+    #[must_use]
+    pub fn select(&self, rows: &[usize]) -> Self {
+        let [scale, zero, min] =
+            [&self.grid.scale, &self.grid.zero, &self.grid.min].map(|of| of.select(Axis(0), rows));
+        let grid = Grid { scale, zero, min, header: Vec::new(), ..self.grid.clone() };
+        Self { grid, codes: self.codes.select(Axis(0), rows) }
     }
 }
 

@@ -51,6 +51,14 @@ pub enum Error {
         /// Groups there are.
         groups: usize,
     },
+    /// Values of another format that this one has not.
+    #[error("`{encoding}` cannot hold the same values: {reason}")]
+    NotHeld {
+        /// The encoding's name.
+        encoding: Cow<'static, str>,
+        /// Why not.
+        reason: &'static str,
+    },
     /// A weight is NaN or infinite.
     #[error("{count} of {total} weights are not finite, the first at row {row}, column {col}")]
     NotFinite {

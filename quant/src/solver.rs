@@ -111,7 +111,7 @@ pub struct FloatSolution {
 }
 
 /// What the report says of one matrix.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Facts {
     /// `tr(E H E^T) / tr(W H W^T)` with the Gram matrix as summed for H, or its diagonal where no more was asked for; the
     /// identity where there is neither.

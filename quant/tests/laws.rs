@@ -424,3 +424,105 @@ fn rescaled_grids_decode_to_rescaled_values() {
         }
     }
 }
+
+/// Codes that a format can store, chosen at random on scales that it found, and another format that holds whatever it does.
+fn held(from: &Named, to: &Named, seed: u64) {
+    let (rows, cols) = (128, 256);
+    let (from, to) = (from.grid().unwrap(), to.grid().unwrap());
+    let found = from.search(normal((rows, cols), seed).view(), None);
+    let mut state = seed;
+    let codes = found.codes.mapv(|_| {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        ((state >> 33) % (u64::from(found.grid.max_code) + 1)) as u8
+    });
+    let bytes = from.pack(&found.grid, codes.view());
+    let read = from.unpack_codes(&bytes, rows, cols).unwrap();
+    let there = to.holding(&read).unwrap_or_else(|error| panic!("{} in {}: {error}", from.name(), to.name()));
+    let moved = to.pack(&there.grid, there.codes.view());
+    let moved = to.unpack_codes(&moved, rows, cols).unwrap();
+    assert_eq!(moved.decoded(), read.decoded(), "{} in {}", from.name(), to.name());
+    let back = from.holding(&moved).unwrap();
+    assert_eq!(from.pack(&back.grid, back.codes.view()), bytes, "{} in {} and back", from.name(), to.name());
+}
+
+/// Pairs of formats of which the second has all values of the first.
+fn containers() -> Vec<[Named; 2]> {
+    let listed = |name| encoding(name).unwrap();
+    let int = |bits, group| IntEncoding::symmetric(bits, group);
+    let asym = |bits, group| IntEncoding::asymmetric(bits, group);
+    let scale = ScaleDtype::Bf16;
+    vec![
+        [listed("q4_0"), int(4, 32).into()],
+        [listed("q4_0"), Transposed::new(int(4, 32), Words::GptqV1).into()],
+        [listed("q4_0"), Transposed::new(asym(4, 32), Words::AwqGemm).into()],
+        [listed("q5_0"), int(5, 32).into()],
+        [listed("q8_0"), int(8, 32).into()],
+        [listed("q8_0"), Transposed::new(int(8, 32), Words::GptqV1).into()],
+        [Transposed::new(int(4, 128), Words::GptqV1).into(), listed("q4_0")],
+        [int(4, 64).into(), listed("q4_0")],
+        [int(2, 64).into(), listed("q4_0")],
+        [int(3, 32).into(), listed("q4_0")],
+        [int(8, 128).into(), listed("q8_0")],
+        [int(4, 64).into(), Transposed::new(int(4, 64), Words::GptqV1).into()],
+        [asym(3, 128).into(), Transposed::new(asym(3, 128), Words::GptqV2).into()],
+        [asym(4, 128).into(), Transposed::new(asym(4, 128), Words::AwqGemm).into()],
+        [ScaledEncoding::fp8_block(scale).into(), ScaledEncoding::fp8_block_inv(scale).into()],
+        [ScaledEncoding::fp8(scale).into(), ScaledEncoding::fp8(ScaleDtype::F32).into()],
+        [ScaledEncoding::int8(scale).into(), ScaledEncoding::int8(ScaleDtype::F32).into()],
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8))]
+
+    #[test]
+    fn a_format_that_has_anothers_values_holds_its_codes_and_gives_them_back(seed in any::<u64>()) {
+        for [from, to] in &containers() {
+            held(from, to, seed);
+        }
+    }
+}
+
+/// Zero points of their own fit where the codes have one bit more.
+#[test]
+fn four_bits_with_zero_points_are_five_without() {
+    let w = normal((32, 128), 3);
+    for (from, to) in [(4, "q5_0"), (3, "q4_0"), (2, "q4_0")] {
+        let fit = IntEncoding::asymmetric(from, 64).search(w.view(), None);
+        let to = encoding(to).unwrap();
+        assert_eq!(to.grid().unwrap().holding(&fit).unwrap().decoded(), fit.decoded());
+    }
+}
+
+#[test]
+fn what_a_format_cannot_hold_is_refused_with_the_reason() {
+    let w = normal((128, 256), 4);
+    let fit = |encoding: &dyn GridEncoding| encoding.search(w.view(), None);
+    let refused = |to: &str, fit: &Fit| {
+        encoding(to).unwrap().grid().unwrap().holding(fit).unwrap_err().to_string()
+    };
+    let q4_k = encoding("q4_k").unwrap();
+    let (scales, fine) = (IntEncoding::symmetric(4, 16), IntEncoding::symmetric(4, 32).with_scale(ScaleDtype::F32));
+    for (to, fit, reason) in [
+        ("q4_0", fit(q4_k.grid().unwrap()), "minima"),
+        ("q4_0", fit(&scales), "scales change"),
+        ("q4_0", fit(&fine), "all their scales"),
+        ("q4_0", fit(&IntEncoding::symmetric(5, 32)), "reach further"),
+        ("q4_0", fit(encoding("iq4_nl").unwrap().grid().unwrap()), "levels"),
+        ("q4_k", fit(&IntEncoding::symmetric(4, 32)), "made up otherwise"),
+        ("nvfp4", fit(&ScaledEncoding::NVFP4), "made up otherwise"),
+    ] {
+        let said = refused(to, &fit);
+        assert!(said.contains(reason), "{to}: {said}");
+    }
+}
+
+/// The powers of two of four-bit floats are the same in a file and in a folder; of zeros one is negative in the folder only.
+#[test]
+fn mxfp4_moves_between_a_file_and_a_folder() {
+    let file = encoding("mxfp4").unwrap();
+    let fit = file.grid().unwrap().search(normal((32, 64), 5).view(), None);
+    let there = ScaledEncoding::MXFP4.holding(&fit).unwrap();
+    assert_eq!(there.decoded(), fit.decoded());
+    assert_eq!(file.grid().unwrap().holding(&there).unwrap(), fit);
+}

@@ -270,6 +270,7 @@ impl<'a> Contest<'a> {
             tokenizer: Some(self.tokenizer),
             scheme: Some(contender.scheme),
             layout: None,
+            keeps_codes: false,
             method: contender.method.unwrap_or_default(),
             zeros: None,
             rules: &NO_RULES,

@@ -4,7 +4,7 @@ mod copy;
 
 use attar_model::Precision;
 
-use crate::cli::{ConvertArgs, FloatArg, Global, Method};
+use crate::cli::{ConvertArgs, FloatArg, Global, Layout, Method};
 use crate::commands::prepare;
 use crate::commands::quantize::check_weights;
 use crate::device::Computer;
@@ -29,18 +29,22 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<()> {
         let copy = Copy { source: &source, file, args, overwrite: global.overwrite(), talk };
         return copy.run(&delivery, global.dry_run);
     }
-    if source.is_quantized() {
+    let (to_file, layout) = (is_gguf(&args.output), args.format.and_then(Layout::quantized));
+    if let Some(layout) = layout {
+        if to_file {
+            return Err(Failure::new("--format is about folders, and a GGUF file has one layout only")
+                .hint("leave it out, or name an output that does not end in .gguf"));
+        }
+        if !source.is_quantized() {
+            return Err(Failure::new(format!("the model is floats, and {} holds codes", layout.name()))
+                .hint("attar quantize chooses codes, and has the same --format"));
+        }
+    }
+    let keeps_codes = source.is_quantized() && args.dtype.is_none() && (to_file || layout.is_some());
+    if source.is_quantized() && !keeps_codes {
         match args.dtype {
-            None if is_gguf(&args.output) => {
-                return Err(Failure::new(
-                    "quantized weights would be decoded to f32, and the file be many times larger",
-                )
-                .hint(
-                    "say so with --dtype f32, or bf16, which is half of that; or give a folder as the output",
-                ));
-            }
             None | Some(FloatArg::F32) => {
-                talk.warn("the weights are quantized: they are decoded to f32, exactly");
+                talk.warn("the weights are quantized: they are decoded to f32, exactly; --format keeps their codes");
             }
             Some(dtype) => talk.warn(&format!(
                 "the weights are quantized: they are decoded, and rounded to {}",
@@ -57,7 +61,8 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<()> {
         source: &source,
         tokenizer: tokenizer.as_ref(),
         scheme: args.dtype.and_then(FloatArg::scheme),
-        layout: None,
+        layout,
+        keeps_codes,
         method: Method::Rtn,
         zeros: None,
         rules: &NO_RULES,

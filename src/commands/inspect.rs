@@ -330,6 +330,7 @@ fn schemes(source: &Source) -> Section<'static> {
             scheme: Some(scheme),
             gguf,
             layout: None,
+            keeps_codes: false,
             rules: &NO_RULES,
             calibration,
             imatrix: None,

@@ -131,6 +131,7 @@ impl QuantizeArgs {
             tokenizer,
             scheme: Some(self.scheme()),
             layout: self.format.and_then(Layout::quantized),
+            keeps_codes: false,
             method: self.method,
             zeros,
             rules,

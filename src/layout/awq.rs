@@ -9,7 +9,7 @@ use attar_model::TensorSpec;
 use attar_quant::{Named, Transposed, Words};
 use serde_json::Value;
 
-use super::{FolderLayout, Found, Quantization, Shapes, and_head, fit, int_encoding, scale_of};
+use super::{FolderLayout, Found, Quantization, Shapes, and_head, fit, scale_of};
 use crate::diagnostic::Result;
 use crate::scheme::{IntegerScheme, Scheme};
 use crate::source::StorageError;
@@ -35,11 +35,11 @@ impl FolderLayout for Awq {
     fn encoding(&self, scheme: Scheme, spec: &TensorSpec, _float: Dtype) -> Result<Named> {
         let scheme = scheme.integers(QUANT_METHOD)?;
         SHAPES.check(scheme, spec)?;
-        Ok(Transposed::new(int_encoding(scheme), Words::AwqGemm).into())
+        Ok(Transposed::new(scheme.encoding(spec.shape[1]), Words::AwqGemm).into())
     }
 
     fn describe(&self, scheme: Scheme, ignored: Vec<String>) -> Result<Value> {
-        let group_size = Some(scheme.integers(QUANT_METHOD)?.group_size);
+        let group_size = scheme.integers(QUANT_METHOD)?.group_size;
         Ok(Config { group_size, ignore: and_head(ignored) }.to_json())
     }
 
@@ -56,9 +56,8 @@ impl Quantization for Config {
             return Ok(None);
         };
         let shape = [words_out * 32 / usize::from(BITS), cols];
-        let group_size = self.group_size.unwrap_or(cols).max(1);
-        let scheme = IntegerScheme { bits: BITS, group_size, symmetric: false };
-        let integers = int_encoding(scheme).with_scale(scale_of(files, weight, &format!("{stem}.scales"))?);
+        let scheme = IntegerScheme { bits: BITS, group_size: self.group_size, symmetric: false };
+        let integers = scheme.encoding(cols).with_scale(scale_of(files, weight, &format!("{stem}.scales"))?);
         let encoding = Transposed::new(integers, Words::AwqGemm);
         fit(files, weight, &encoding, shape)?;
         Ok(Some((Arc::new(encoding), shape)))

@@ -6,14 +6,16 @@ mod tests;
 
 use std::sync::Arc;
 
-use attar_checkpoint::compressed_tensors::{Group, Packed, QUANT_METHOD, Scheme as GroupScheme, Weights};
+use attar_checkpoint::compressed_tensors::{
+    Group, Packed, QUANT_METHOD, Rounds, Scheme as GroupScheme, Weights,
+};
 use attar_checkpoint::quantization::Flaw;
 use attar_checkpoint::{Container, Dtype};
 use attar_model::TensorSpec;
 use attar_quant::{Named, ScaleDtype};
 use serde_json::Value;
 
-use super::{FolderLayout, Found, Quantization, and_head, fit, int_encoding, scale_of};
+use super::{FolderLayout, Found, Quantization, and_head, fit, scale_of};
 use crate::diagnostic::{Failure, Result};
 use crate::scheme::{IntegerScheme, Scheme};
 use crate::source::StorageError;
@@ -45,7 +47,7 @@ impl FolderLayout for CompressedTensors {
             ))
             .hint(format!("use the symmetric scheme, or leave it unquantized: --tensor '{role}=float'")));
         }
-        let encoding = int_encoding(scheme);
+        let encoding = scheme.encoding(cols);
         Ok(encoding.with_scale(ScaleDtype::of(float).unwrap_or(ScaleDtype::F32)).into())
     }
 
@@ -54,10 +56,9 @@ impl FolderLayout for CompressedTensors {
             Weights::Numbers(kind)
         } else {
             let IntegerScheme { bits, group_size, symmetric } = scheme.integers(QUANT_METHOD)?;
-            Weights::Integers(GroupScheme { num_bits: bits, group_size: Some(group_size), symmetric })
+            Weights::Integers(GroupScheme { num_bits: bits, group_size, symmetric })
         };
-        let groups = vec![Group { targets: vec!["Linear".to_owned()], weights }];
-        Ok(Packed { groups, ignore: and_head(ignored) }.to_json())
+        Ok(Packed { groups: vec![Group::of_linear(weights)], ignore: and_head(ignored) }.to_json())
     }
 
     fn read(&self, json: &Value) -> std::result::Result<Box<dyn Quantization>, Flaw> {
@@ -93,11 +94,20 @@ impl Quantization for Packed {
             })
             .filter(|scheme| scheme.symmetric == symmetric)
             .map(|scheme| {
-                let group_size = scheme.group_size.unwrap_or(shape[1]);
-                int_encoding(IntegerScheme { bits: scheme.num_bits, group_size, symmetric }).with_scale(scale)
+                let (bits, group_size) = (scheme.num_bits, scheme.group_size);
+                IntegerScheme { bits, group_size, symmetric }.encoding(shape[1]).with_scale(scale)
             })
             .find(|encoding| fit(files, weight, encoding, shape).is_ok())
             .map_or_else(|| Err(misfit()), |encoding| Ok(Some((Arc::new(encoding) as _, shape))))
+    }
+
+    fn rounds(&self, files: &dyn Container, weight: &str) -> Rounds {
+        let holds = |group: &&Group| match group.weights {
+            Weights::Numbers(kind) => numbers::find(files, weight, [kind]).is_some(),
+            // Groups of integers that differ in what they read are not told apart.
+            Weights::Integers(_) => files.info(&format!("{weight}_packed")).is_some_and(|p| p.dtype == Dtype::I32),
+        };
+        self.groups.iter().find(holds).map_or(Rounds::No, |group| group.inputs)
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use attar_checkpoint::compressed_tensors::{Inputs, Rounds};
 use attar_checkpoint::fp8::{Config, QUANT_METHOD};
 use attar_checkpoint::quantization::Flaw;
 use attar_checkpoint::{Container, Dtype};
@@ -56,5 +57,12 @@ impl Quantization for Config {
         let encoding = ScaledEncoding::fp8_block_inv(scale_of(files, weight, &name)?);
         fit(files, weight, &encoding, [rows, cols])?;
         Ok(Some((Arc::new(encoding), [rows, cols])))
+    }
+
+    /// # Source
+    /// vLLM, `fp8.py`: weights in blocks are multiplied by runs of as many inputs, whatever `activation_scheme` says.
+    fn rounds(&self, files: &dyn Container, weight: &str) -> Rounds {
+        let is_coded = files.info(&format!("{weight}_scale_inv")).is_some();
+        is_coded.then_some(Inputs::FP8_RUNS).into()
     }
 }

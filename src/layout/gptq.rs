@@ -9,7 +9,7 @@ use attar_model::TensorSpec;
 use attar_quant::{Named, Transposed, Words};
 use serde_json::Value;
 
-use super::{FolderLayout, Found, Quantization, Shapes, fit, int_encoding, scale_of};
+use super::{FolderLayout, Found, Quantization, Shapes, fit, scale_of};
 use crate::diagnostic::Result;
 use crate::scheme::{IntegerScheme, Scheme};
 use crate::source::StorageError;
@@ -37,13 +37,13 @@ impl FolderLayout for Gptq {
     fn encoding(&self, scheme: Scheme, spec: &TensorSpec, _float: Dtype) -> Result<Named> {
         let scheme = scheme.integers(QUANT_METHOD)?;
         SHAPES.check(scheme, spec)?;
-        Ok(Transposed::new(int_encoding(scheme), words(version(scheme))).into())
+        Ok(Transposed::new(scheme.encoding(spec.shape[1]), words(version(scheme))).into())
     }
 
     fn describe(&self, scheme: Scheme, ignore: Vec<String>) -> Result<Value> {
         let scheme = scheme.integers(QUANT_METHOD)?;
         let IntegerScheme { bits, group_size, symmetric } = scheme;
-        let (group_size, version) = (Some(group_size), version(scheme));
+        let version = version(scheme);
         Ok(Config { bits, group_size, symmetric, ordered: false, version, ignore }.to_json())
     }
 
@@ -60,9 +60,9 @@ impl Quantization for Config {
             return Ok(None);
         };
         let shape = [rows, words_in * 32 / usize::from(self.bits)];
-        let group_size = self.group_size.unwrap_or(shape[1]).max(1);
-        let scheme = IntegerScheme { bits: self.bits, group_size, symmetric: self.symmetric };
-        let integers = int_encoding(scheme).with_scale(scale_of(files, weight, &format!("{stem}.scales"))?);
+        let Self { bits, group_size, symmetric, .. } = *self;
+        let scheme = IntegerScheme { bits, group_size, symmetric };
+        let integers = scheme.encoding(shape[1]).with_scale(scale_of(files, weight, &format!("{stem}.scales"))?);
         let encoding = Transposed::new(integers, words(self.version));
         fit(files, weight, &encoding, shape)?;
         Ok(Some((Arc::new(encoding), shape)))

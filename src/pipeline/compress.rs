@@ -13,7 +13,7 @@ use attar_model::{
     Weights, Windows, check_tokens, final_norm, scale_embeddings, streamed_hidden_states,
     while_reading_ahead,
 };
-use attar_quant::{Correction, DeviceGptq, Factor, Named, Rtn, Settings, Solution, Solver, Statistics};
+use attar_quant::{Correction, DeviceGptq, Factor, Facts, Fit, Named, Rtn, Settings, Solution, Solver, Statistics};
 use ndarray::{Array2, ArrayViewMut2, s};
 
 use super::done::{Done, Merged};
@@ -444,6 +444,9 @@ impl Pass<'_> {
         done: &mut Done,
         mut look: impl FnMut(usize, &Array2<f32>) -> Result<()>,
     ) -> Result<()> {
+        if let (Treatment::Codes(encoding), true) = (&tensor.treatment, self.plan.keeps_codes) {
+            return self.kept(tensor, encoding, done).doing(|| format!("while moving `{}`", tensor.spec.name));
+        }
         let mut facts = None::<Merged>;
         self.each_rows(tensor, done, |first, w, done| {
             match &tensor.treatment {
@@ -462,6 +465,20 @@ impl Pass<'_> {
             Ok(())
         })?;
         done.note(tensor, facts.as_ref());
+        Ok(())
+    }
+
+    /// Writes the codes a matrix has.
+    fn kept(&self, tensor: &PlannedTensor, encoding: &Named, done: &mut Done) -> Result<()> {
+        let [rows, _] = rows_and_cols(&tensor.spec);
+        let step = done.sink.row_step(tensor, CHUNK_WEIGHTS);
+        for first in (0..rows).step_by(step) {
+            let fit = self.source.codes(&tensor.spec, first..rows.min(first + step))?;
+            let fit = fit.ok_or_else(|| Failure::new("there are no codes to be kept"))?;
+            let Fit { grid, codes } = grid_of(encoding)?.holding(&fit)?;
+            done.sink.grid_and_codes(tensor, encoding, (grid, codes), Facts::default())?;
+        }
+        done.note(tensor, None);
         Ok(())
     }
 

@@ -64,9 +64,6 @@ pub struct Calibration {
     pub facts: report::Calibration,
 }
 
-/// What is said of schemes whose inputs are rounded too.
-const ROUNDED_INPUTS: &str = "programs that serve this also round what matrices read, to 8 bits as it comes; the figures are of the weights alone";
-
 /// One model to be made into one output.
 pub struct Job<'a> {
     /// The model.
@@ -77,6 +74,8 @@ pub struct Job<'a> {
     pub scheme: Option<Scheme>,
     /// How a folder holds what is quantized; none takes the first layout that can.
     pub layout: Option<&'static dyn FolderLayout>,
+    /// Whether codes that there are stay what they are; the container alone changes.
+    pub keeps_codes: bool,
     /// How codes are chosen.
     pub method: Method,
     /// What sets weights of the blocks' matrices to 0, where that is asked for.
@@ -134,6 +133,7 @@ impl Job<'_> {
             scheme: self.scheme,
             gguf: is_gguf(self.output),
             layout: self.layout,
+            keeps_codes: self.keeps_codes,
             rules: self.rules,
             calibration: self.calibration.map(size),
             imatrix: self.imatrix,
@@ -163,11 +163,14 @@ impl Job<'_> {
     /// What is said of a plan besides itself: the files it makes, and what the model has lost before.
     pub fn notes(&self, plan: &Plan) -> Vec<String> {
         let parts = told_parts(&self.target(plan).parts());
-        let rounds_inputs =
-            matches!(&plan.output, Output::Folder { scheme, .. } if scheme.inputs().is_some());
+        let inputs = match &plan.output {
+            Output::Folder { scheme, .. } => scheme.inputs(),
+            _ => None,
+        };
+        let rounded = |inputs| format!("programs that serve this read the inputs of matrices {inputs}; so do the figures");
         parts
             .into_iter()
-            .chain(rounds_inputs.then(|| ROUNDED_INPUTS.to_owned()))
+            .chain(inputs.map(rounded))
             .chain(self.quantized_before().map(|main_type| twice_quantized(&main_type)))
             .collect()
     }
@@ -212,7 +215,8 @@ impl Job<'_> {
     /// # Errors
     /// What kept the output from being written, or the first tensor that reads back otherwise.
     pub fn run(&self, plan: &Plan, clock: &mut Clock) -> Result<(Source, Report)> {
-        let plan = &*plan.with_shared_scales(self.source)?;
+        let shared = (!plan.keeps_codes).then(|| plan.with_shared_scales(self.source)).transpose()?;
+        let plan = shared.as_deref().unwrap_or(plan);
         let mut sink = self.target(plan).create()?;
         let pass = Pass {
             plan,
@@ -287,7 +291,7 @@ impl Job<'_> {
         let has_codes = plan.tensors.iter().any(|t| matches!(t.treatment, Treatment::Codes(_)));
         match self.zeros {
             Some(zeros) => Some(zeros.name().to_owned()),
-            None => has_codes.then(|| match plan.equalize {
+            None => (has_codes && !plan.keeps_codes).then(|| match plan.equalize {
                 Equalize::No => self.solver().name().to_owned(),
                 Equalize::Activations => self.method.name(),
             }),

@@ -141,9 +141,10 @@ impl Scoring<'_> {
     /// # Errors
     /// Weights that cannot be read, tokens the model does not have, numbers that overflow.
     pub fn score(&self, source: &Source, reference: Option<&Reference>, talk: Talk) -> Result<Evaluation> {
-        self.at_work("evaluating", source, talk, |model, progress| {
+        let evaluation = self.at_work("evaluating", source, talk, |model, progress| {
             evaluate(model, reference, self.passage(), self.memory.budget, progress)
-        })
+        })?;
+        Ok(Evaluation { inputs: source.inputs_told(), ..evaluation })
     }
 
     /// Scores a model, and hands over what it predicted too.
@@ -159,7 +160,7 @@ impl Scoring<'_> {
         self.at_work("evaluating", source, talk, |model, progress| {
             let predictions = Predictions::run(model, self.passage(), progress)?;
             let evaluation = score(&predictions, reference, self.passage(), self.memory.budget, progress)?;
-            Ok((predictions, evaluation))
+            Ok((predictions, Evaluation { inputs: source.inputs_told(), ..evaluation }))
         })
     }
 

@@ -354,6 +354,7 @@ impl Run<'_> {
             scheme: Some("f32".parse()?),
             gguf: false,
             layout: None,
+            keeps_codes: false,
             rules: &NO_RULES,
             calibration: None,
             imatrix: None,

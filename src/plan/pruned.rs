@@ -52,6 +52,7 @@ impl Plan {
             solves_there: false,
             corrects: false,
             equalize: Equalize::No,
+            keeps_codes: false,
             experts: config.experts.clone(),
         })
     }

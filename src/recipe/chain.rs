@@ -245,6 +245,7 @@ impl<'a> Chain<'a> {
             tokenizer: Some(self.tokenizer),
             scheme: Some(order.scheme),
             layout: None,
+            keeps_codes: false,
             method: order.table.method,
             zeros: order.zeros.as_deref(),
             rules: &order.rules,

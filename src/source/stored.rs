@@ -4,12 +4,15 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use attar_checkpoint::{Dtype, TensorInfo, decode_floats};
-use attar_model::{FilePlace, LoadError, RowOrder, TensorSpec, Weights};
-use attar_quant::{Encoding, FolderEncoding, Holds, encoding_of};
+use attar_model::{FilePlace, LoadError, Rounding, RowOrder, TensorSpec, Weights};
+use attar_checkpoint::compressed_tensors::{Numbers, Rounds};
+use attar_quant::{Encoding, Fit, FolderEncoding, Holds, encoding_of};
 use ndarray::{Array2, ArrayD, Axis, IxDyn};
 use rayon::prelude::*;
 
 use super::{Opened, Source, StorageError, rows_and_cols};
+use crate::layout::rounding;
+use crate::scheme::{IntegerScheme, Scheme};
 
 /// Values that are decoded together where a tensor is only looked through, perhaps by every thread at once.
 const LOOK_WEIGHTS: usize = 1 << 21;
@@ -57,14 +60,103 @@ impl Source {
                 Ok(values.into_raw_vec_and_offset().0)
             }
             Stored::Parts(encoding, shape) => {
-                let together = encoding.rows_together(count).max(1);
-                let around = rows.start / together * together..count.min(rows.end.next_multiple_of(together));
-                let bytes = self.packed_rows(name, &*encoding, shape, &around)?;
+                let (bytes, around) = self.rows_around(name, &*encoding, shape, &rows)?;
                 let values = encoding.unpack(&bytes, around.len(), cols)?.into_raw_vec_and_offset().0;
                 let (skip, len) = ((rows.start - around.start) * cols, rows.len() * cols);
                 Ok(if values.len() == len { values } else { values[skip..skip + len].to_vec() })
             }
         }
+    }
+
+    /// The grid and codes of some rows of a matrix, in the model's order; `None` of one that has none.
+    ///
+    /// # Errors
+    /// As [`Weights::load_rows`].
+    pub fn codes(&self, spec: &TensorSpec, rows: Range<usize>) -> std::result::Result<Option<Fit>, StorageError> {
+        let [count, cols] = rows_and_cols(spec);
+        let at: Vec<usize> = match self.row_order(spec) {
+            RowOrder::AsIs => rows.collect(),
+            order @ RowOrder::RopeInterleaved { .. } => order.from_gguf(count)[rows].to_vec(),
+        };
+        let Some((first, last)) = at.iter().min().zip(at.iter().max()) else { return Ok(None) };
+        let wanted = *first..last + 1;
+        let (fit, around) = match self.stored(spec)? {
+            Stored::Floats(_) => return Ok(None),
+            Stored::Blocks(_, encoding) => {
+                let Some(grid) = encoding.grid() else { return Ok(None) };
+                let bytes = self.tensor_bytes(spec, &wanted)?;
+                (grid.unpack_codes(bytes, wanted.len(), cols)?, wanted)
+            }
+            Stored::Parts(encoding, shape) => {
+                let Some(grid) = encoding.grid() else { return Ok(None) };
+                let (bytes, around) =
+                    self.rows_around(self.stored_name(spec), &*encoding, shape, &wanted)?;
+                (grid.unpack_codes(&bytes, around.len(), cols)?, around)
+            }
+        };
+        self.release(spec);
+        let at: Vec<usize> = at.into_iter().map(|row| row - around.start).collect();
+        let is_all = at.len() == around.len() && at.iter().enumerate().all(|(i, &row)| i == row);
+        Ok(Some(if is_all { fit } else { fit.select(&at) }))
+    }
+
+    /// How what a matrix multiplies is rounded while it is read by programs that serve the model.
+    fn rounds(&self, spec: &TensorSpec) -> Rounds {
+        match &self.opened {
+            Opened::Folder { quantization: Some(quantization), files, .. } => {
+                quantization.rounds(&**files, self.stored_name(spec))
+            }
+            _ => Rounds::No,
+        }
+    }
+
+    /// What of [`rounds`](Self::rounds) the forward pass follows, for people; `None` where nothing is rounded.
+    pub fn inputs_told(&self) -> Option<String> {
+        let mut all = self.specs.iter().filter(|spec| spec.tap.is_some()).map(|spec| self.rounds(spec));
+        match all.find(|&rounds| rounds != Rounds::No)? {
+            Rounds::As(inputs) => Some(inputs.to_string()),
+            Rounds::Otherwise => Some("as they are, though programs that serve the model round them".to_owned()),
+            Rounds::No => None,
+        }
+    }
+
+    /// Whether a tensor is codes.
+    pub fn has_codes(&self, spec: &TensorSpec) -> bool {
+        matches!(self.stored(spec), Ok(Stored::Blocks(..) | Stored::Parts(..)))
+    }
+
+    /// What a matrix is stored as, where a folder can have the same: the scheme, and the type of its scales.
+    pub fn stored_as(&self, spec: &TensorSpec) -> Option<(Scheme, Dtype)> {
+        let (name, integers, scales) = match self.stored(spec).ok()? {
+            Stored::Floats(_) => return None,
+            Stored::Blocks(_, encoding) => (encoding.name(), encoding.grid()?.integers(), Dtype::F16),
+            Stored::Parts(encoding, _) => {
+                let scales = encoding.float_dtype().unwrap_or(Dtype::F32);
+                (encoding.name(), encoding.grid()?.integers(), scales)
+            }
+        };
+        let scheme = match integers {
+            Some(integers) => Some(Scheme::Integer(IntegerScheme::of(integers))),
+            None => {
+                let name = if name == "int8" { "w8a8" } else { name.split("-g").next()? };
+                Numbers::named(name).map(Scheme::Numbers)
+            }
+        };
+        scheme.map(|scheme| (scheme, scales))
+    }
+
+    /// The packed bytes of all rows that must be taken together to have some, and which these are.
+    fn rows_around(
+        &self,
+        name: &str,
+        encoding: &dyn FolderEncoding,
+        shape: [usize; 2],
+        rows: &Range<usize>,
+    ) -> std::result::Result<(Vec<u8>, Range<usize>), StorageError> {
+        let [count, _] = shape;
+        let together = encoding.rows_together(count).max(1);
+        let around = rows.start / together * together..count.min(rows.end.next_multiple_of(together));
+        Ok((self.packed_rows(name, encoding, shape, &around)?, around))
     }
 
     /// The packed bytes of some rows, whole runs of them, of a matrix that several tensors stand for.
@@ -240,6 +332,13 @@ impl Weights for Source {
                 self.tensor_bytes(spec, &(0..spec.shape[0])).ok()
             }
             _ => None,
+        }
+    }
+
+    fn rounding(&self, name: &str) -> Option<Rounding> {
+        match self.rounds(self.spec(name).ok()?) {
+            Rounds::As(inputs) => Some(rounding(inputs)),
+            Rounds::No | Rounds::Otherwise => None,
         }
     }
 

@@ -73,6 +73,7 @@ impl Model {
             tokenizer: self.tokenizer.as_ref(),
             scheme: Some(scheme.parse().unwrap()),
             layout: None,
+            keeps_codes: false,
             method: Method::Gptq,
             zeros: None,
             rules: &NO_RULES,

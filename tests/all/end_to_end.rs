@@ -13,6 +13,7 @@ mod foreign;
 mod imatrix;
 mod layouts;
 mod memory;
+mod moved;
 mod numbers;
 mod parts;
 mod prune;

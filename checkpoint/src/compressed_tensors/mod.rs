@@ -74,14 +74,6 @@ impl Weights {
             Self::Numbers(numbers) => numbers.to_json(),
         }
     }
-
-    /// How what they multiply is rounded while it is read.
-    pub fn inputs(self) -> Option<Inputs> {
-        match self {
-            Self::Integers(_) => None,
-            Self::Numbers(numbers) => numbers.inputs,
-        }
-    }
 }
 
 /// Modules that share a scheme.
@@ -91,6 +83,25 @@ pub struct Group {
     pub targets: Vec<String>,
     /// What stands for their weights.
     pub weights: Weights,
+    /// How what they multiply is rounded while it is read.
+    pub inputs: Rounds,
+}
+
+/// How what a matrix multiplies is rounded while it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rounds {
+    /// It is not.
+    No,
+    /// So.
+    As(Inputs),
+    /// In a way that is not followed here.
+    Otherwise,
+}
+
+impl From<Option<Inputs>> for Rounds {
+    fn from(inputs: Option<Inputs>) -> Self {
+        inputs.map_or(Self::No, Self::As)
+    }
 }
 
 /// What `config.json` says about the layout.
@@ -109,7 +120,10 @@ impl Packed {
             let group = json!({
                 "targets": group.targets,
                 "weights": group.weights.to_json(),
-                "input_activations": group.weights.inputs().map(Inputs::to_json),
+                "input_activations": match group.inputs {
+                    Rounds::As(inputs) => inputs.to_json(),
+                    Rounds::No | Rounds::Otherwise => Value::Null,
+                },
                 "output_activations": null,
                 "format": group.weights.format(),
             });
@@ -181,20 +195,30 @@ fn yes() -> bool {
 }
 
 impl Group {
+    /// All linear layers, their inputs as programs read them that multiply such weights.
+    pub fn of_linear(weights: Weights) -> Self {
+        let inputs = match weights {
+            Weights::Integers(_) => None,
+            Weights::Numbers(numbers) => numbers.inputs,
+        };
+        Self { targets: vec!["Linear".to_owned()], weights, inputs: inputs.into() }
+    }
+
     /// Reads a group of a model in this format.
     fn from_json(json: &Value, format: &str) -> Result<Self, Flaw> {
         let raw = RawGroup::deserialize(json).map_err(misformed)?;
         let format = raw.format.as_deref().unwrap_or(format);
         check_format(format)?;
         let weights = if format == PACK_QUANTIZED {
-            if let Some(activations) = raw.input_activations {
-                return Err(Flaw::unsupported("input_activations", &activations, "groups without"));
-            }
             Weights::Integers(Scheme::from_json(&raw.weights)?)
         } else {
             Weights::Numbers(Numbers::from_json(format, &raw.weights)?)
         };
-        Ok(Self { targets: raw.targets, weights })
+        let inputs = match &raw.input_activations {
+            None | Some(Value::Null) => Rounds::No,
+            Some(said) => Inputs::from_json(said).map_or(Rounds::Otherwise, Rounds::As),
+        };
+        Ok(Self { targets: raw.targets, weights, inputs })
     }
 }
 

@@ -1,5 +1,7 @@
 //! The formats of the layout besides packed integers: numbers of eight and four bits, each kind with one way to scale them.
 
+use std::fmt;
+
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -32,7 +34,6 @@ pub struct Inputs {
     group_size: Option<i64>,
 }
 
-const PER_TOKEN: Inputs = Inputs { kind: "float", strategy: "token", group_size: None };
 
 const FP8: Numbers = Numbers {
     name: "fp8",
@@ -43,7 +44,7 @@ const FP8: Numbers = Numbers {
     group_size: None,
     block_structure: None,
     scale_dtype: None,
-    inputs: Some(PER_TOKEN),
+    inputs: Some(Inputs::FP8),
 };
 
 const MXFP8: Numbers = Numbers {
@@ -63,7 +64,7 @@ pub static NUMBERS: [Numbers; 7] = [
         name: "w8a8",
         format: "int-quantized",
         kind: "int",
-        inputs: Some(Inputs { kind: "int", ..PER_TOKEN }),
+        inputs: Some(Inputs::INT8),
         ..FP8
     },
     FP8,
@@ -72,7 +73,7 @@ pub static NUMBERS: [Numbers; 7] = [
         name: "fp8-block",
         strategy: "block",
         block_structure: Some(BLOCK),
-        inputs: Some(Inputs { strategy: "group", group_size: Some(128), ..PER_TOKEN }),
+        inputs: Some(Inputs::FP8_RUNS),
         ..FP8
     },
     MXFP8,
@@ -185,6 +186,36 @@ impl Numbers {
 }
 
 impl Inputs {
+    /// Eight-bit floats, one scale for a token.
+    pub const FP8: Self = Self { kind: "float", strategy: "token", group_size: None };
+    /// Integers, one scale for a token.
+    pub const INT8: Self = Self { kind: "int", ..Self::FP8 };
+    /// Eight-bit floats, one scale for 128 of them.
+    pub const FP8_RUNS: Self = Self { strategy: "group", group_size: Some(128), ..Self::FP8 };
+
+    /// The way a group describes; `None` where it is none of those that are followed.
+    pub(super) fn from_json(json: &Value) -> Option<Self> {
+        let same = |inputs: &&Self| {
+            inputs.to_json().as_object().is_some_and(|own| {
+                own.iter().all(|(key, value)| {
+                    let said = json.get(key).unwrap_or(&Value::Null);
+                    said == value || key == "symmetric" && said.is_null()
+                })
+            })
+        };
+        [Self::INT8, Self::FP8, Self::FP8_RUNS].iter().find(same).copied()
+    }
+
+    /// Whether the numbers are floats rather than integers.
+    pub fn is_float(self) -> bool {
+        self.kind == "float"
+    }
+
+    /// Consecutive features of a token that share a scale; `None` where all do.
+    pub fn run(self) -> Option<usize> {
+        self.group_size.and_then(|size| usize::try_from(size).ok())
+    }
+
     pub(super) fn to_json(self) -> Value {
         json!({
             "num_bits": 8,
@@ -194,5 +225,16 @@ impl Inputs {
             "group_size": self.group_size,
             "dynamic": true,
         })
+    }
+}
+
+/// For people.
+impl fmt::Display for Inputs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let numbers = if self.is_float() { "fp8" } else { "int8" };
+        match self.group_size {
+            Some(run) => write!(f, "as {numbers} with a scale for each {run} of a token"),
+            None => write!(f, "as {numbers} with a scale for each token"),
+        }
     }
 }

@@ -19,7 +19,7 @@ const GOLDEN: &str = r#"{
 fn config(schemes: &[Scheme]) -> Packed {
     let groups = schemes
         .iter()
-        .map(|&scheme| Group { targets: vec!["Linear".to_owned()], weights: Weights::Integers(scheme) });
+        .map(|&scheme| Group::of_linear(Weights::Integers(scheme)));
     Packed { groups: groups.collect(), ignore: vec!["lm_head".to_owned()] }
 }
 
@@ -50,7 +50,6 @@ fn json_of_other_layouts_is_refused_by_the_key_that_says_so() {
         ("/format", json!("marlin-24"), "format"),
         ("/config_groups/group_0/format", json!("marlin-24"), "format"),
         ("/config_groups/group_0/format", json!("float-quantized"), "num_bits"),
-        ("/config_groups/group_0/input_activations", json!({"num_bits": 8}), "input_activations"),
         ("/config_groups/group_0/weights/type", json!("float"), "type"),
         ("/config_groups/group_0/weights/num_bits", json!(1), "num_bits"),
         ("/config_groups/group_0/weights/num_bits", json!(9), "num_bits"),
@@ -142,7 +141,7 @@ fn kinds_of_numbers_are_said_and_understood_as_the_package_s_presets() {
         ),
     ] {
         let weights_of = Weights::Numbers(Numbers::named(name).unwrap());
-        let group = Group { targets: vec!["Linear".to_owned()], weights: weights_of };
+        let group = Group::of_linear(weights_of);
         let packed = Packed { groups: vec![group], ignore: vec!["lm_head".to_owned()] };
         let json = packed.to_json();
         let read = |text: &str| serde_json::from_str::<Value>(text).unwrap();
@@ -155,8 +154,7 @@ fn kinds_of_numbers_are_said_and_understood_as_the_package_s_presets() {
 
 #[test]
 fn numbers_of_no_kind_are_refused_by_the_key_that_says_so() {
-    let group =
-        |name| Group { targets: Vec::new(), weights: Weights::Numbers(Numbers::named(name).unwrap()) };
+    let group = |name| Group::of_linear(Weights::Numbers(Numbers::named(name).unwrap()));
     for (name, key, value, expected) in [
         ("fp8", "num_bits", json!(6), "num_bits"),
         ("fp8", "type", json!("int"), "num_bits"),
@@ -177,4 +175,24 @@ fn numbers_of_no_kind_are_refused_by_the_key_that_says_so() {
     let mixed = Packed { groups: vec![group("fp8"), group("nvfp4")], ignore: Vec::new() };
     assert_eq!(mixed.to_json()["format"], MIXED);
     assert_eq!(Packed::from_json(&mixed.to_json()).unwrap(), mixed);
+}
+
+/// A scheme may leave what is read alone, or round it in a way that nothing here follows.
+#[test]
+fn what_is_said_of_inputs_is_understood_apart_from_the_weights() {
+    let fp8 = Packed { groups: vec![Group::of_linear(Weights::Numbers(Numbers::named("fp8").unwrap()))], ignore: Vec::new() };
+    assert_eq!(fp8.groups[0].inputs, Rounds::As(Inputs::FP8));
+    let read = |inputs: Value| {
+        let mut json = fp8.to_json();
+        json["config_groups"]["group_0"]["input_activations"] = inputs;
+        Packed::from_json(&json).unwrap().groups[0].inputs
+    };
+    let token = json!({"num_bits": 8, "type": "float", "strategy": "token", "dynamic": true, "observer": "minmax"});
+    assert_eq!(read(token), Rounds::As(Inputs::FP8));
+    assert_eq!(read(json!(null)), Rounds::No);
+    for (key, value) in [("dynamic", json!(false)), ("num_bits", json!(4)), ("strategy", json!("tensor"))] {
+        let mut other = Inputs::FP8.to_json();
+        other[key] = value;
+        assert_eq!(read(other), Rounds::Otherwise, "{key}");
+    }
 }

@@ -29,6 +29,7 @@ pub(crate) fn evaluation() -> Evaluation {
         chunks: 20,
         ctx: 512,
         convention: Convention::LlamaCpp,
+        inputs: None,
         perplexity: Perplexity { value: 42.123_456, stderr: 0.512_34 },
         reference: None,
         reference_perplexity: Some(Perplexity { value: 41.741_2, stderr: 0.505_1 }),

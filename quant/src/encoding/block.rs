@@ -8,7 +8,8 @@ use half::f16;
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
-use super::{Codebook, Encoding, Fit, GridEncoding};
+use super::held::{Moved, NO_SCALE, Room};
+use super::{Codebook, Encoding, Fit, GridEncoding, IntEncoding};
 use crate::lanes::{LANES, sums_of_squares};
 use crate::{Error, Grid};
 
@@ -36,6 +37,8 @@ pub(super) trait BlockFormat: Send + Sync + fmt::Debug + 'static {
     const MIN_AT: Option<usize> = None;
     /// Whether each group has a minimum besides its scale, so that 0 need not be among its values.
     const HAS_MIN: bool = false;
+    /// Bits of the integers where a block is these and one half-precision scale, and nothing else.
+    const INTEGER: Option<u8> = None;
 
     /// What runs of codes may stand together; `None` where each code is free.
     fn codebook() -> Option<&'static dyn Codebook> {
@@ -53,6 +56,13 @@ pub(super) trait BlockFormat: Send + Sync + fmt::Debug + 'static {
                 header[at..at + 2].copy_from_slice(&unit);
             }
         }
+    }
+
+    /// The header of a block that has this one scale; `None` where it cannot say that exactly, or says more.
+    fn header(scale: f32) -> Option<Vec<u8>> {
+        Self::INTEGER?;
+        let header = half_bytes(scale);
+        (half_at(&header, 0).to_bits() == scale.to_bits()).then(|| header.to_vec())
     }
 
     /// What a header says of group `group` of its block.
@@ -246,5 +256,22 @@ impl<F: BlockFormat> GridEncoding for F {
             .for_each(|((block, codes), header)| F::read(block, header, codes));
         let codes = Array2::from_shape_vec((rows, cols), codes).expect("one code per weight");
         Ok(Fit { grid: grid::<F>(header, rows, cols), codes })
+    }
+
+    fn integers(&self) -> Option<IntEncoding> {
+        F::INTEGER.map(|bits| IntEncoding::symmetric(bits, F::GROUP))
+    }
+
+    fn holding(&self, fit: &Fit) -> Result<Fit, Error> {
+        let refused = |reason| Error::NotHeld { encoding: self.name(), reason };
+        if F::GROUP != F::BLOCK || F::codebook().is_some() || F::HAS_MIN {
+            return Err(refused("its blocks are made up otherwise"));
+        }
+        let zero = F::group(&vec![0; F::HEADER], 0).zero;
+        let room = Room { group_size: F::BLOCK, zero: Some(zero), max_code: F::MAX_CODE, levels: F::LEVELS };
+        let Moved { scale, codes, .. } = room.take(fit).map_err(refused)?;
+        let header: Option<Vec<_>> = scale.iter().map(|&scale| F::header(scale)).collect();
+        let header = header.ok_or_else(|| refused(NO_SCALE))?.concat();
+        Ok(Fit { grid: grid::<F>(header, codes.nrows(), codes.ncols()), codes })
     }
 }

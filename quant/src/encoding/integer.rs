@@ -14,6 +14,7 @@ use rayon::prelude::*;
 
 use self::search::REACHES;
 use super::folder::{self, FolderEncoding, Holds, Part};
+use super::held::{Moved, NO_SCALE, Room};
 use super::{DeviceFit, Encoding, Fit, GridEncoding};
 use crate::lanes::widest;
 use crate::{Error, Grid};
@@ -287,6 +288,21 @@ impl GridEncoding for IntEncoding {
         let grid = self.read_grid(zero, header.to_vec());
         let codes = Array2::from_shape_vec((rows, cols), codes).expect("one code per weight");
         Ok(Fit { grid, codes })
+    }
+
+    fn integers(&self) -> Option<IntEncoding> {
+        Some(*self)
+    }
+
+    fn holding(&self, fit: &Fit) -> Result<Fit, Error> {
+        let refused = |reason| Error::NotHeld { encoding: self.name(), reason };
+        let zero = self.symmetric.then(|| self.middle());
+        let room = Room { group_size: self.group_size, zero, max_code: self.max_code(), levels: None };
+        let Moved { scale, zero, codes } = room.take(fit).map_err(refused)?;
+        if scale.iter().any(|&scale| self.scale.rounded(scale).to_bits() != scale.to_bits()) {
+            return Err(refused(NO_SCALE));
+        }
+        Ok(Fit { grid: self.searched(scale, zero), codes })
     }
 }
 

@@ -24,6 +24,10 @@ impl BlockFormat for Mxfp4 {
         SCALES.search::<BLOCK>(rows, headers, codes);
     }
 
+    fn header(scale: f32) -> Option<Vec<u8>> {
+        (0..=SCALES.last).find(|&byte| value(byte).to_bits() == scale.to_bits()).map(|byte| vec![byte])
+    }
+
     fn group(header: &[u8], _group: usize) -> Group {
         Group { scale: value(header[0]), zero: 0.0, min: 0.0 }
     }

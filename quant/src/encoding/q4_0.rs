@@ -16,6 +16,7 @@ impl BlockFormat for Q4_0 {
     const HEADER: usize = 2;
     const BYTES: usize = 18;
     const MAX_CODE: u8 = 15;
+    const INTEGER: Option<u8> = Some(4);
 
     fn search(rows: &Rows<'_>, headers: &mut [u8], codes: &mut [u8]) {
         search_symmetric(rows, 8, headers, codes);

@@ -17,6 +17,7 @@ impl BlockFormat for Q5_0 {
     const HEADER: usize = 2;
     const BYTES: usize = 22;
     const MAX_CODE: u8 = 31;
+    const INTEGER: Option<u8> = Some(5);
 
     fn search(rows: &Rows<'_>, headers: &mut [u8], codes: &mut [u8]) {
         search_symmetric(rows, 16, headers, codes);

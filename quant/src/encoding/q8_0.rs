@@ -15,6 +15,7 @@ impl BlockFormat for Q8_0 {
     const HEADER: usize = 2;
     const BYTES: usize = 34;
     const MAX_CODE: u8 = 255;
+    const INTEGER: Option<u8> = Some(8);
 
     fn search(rows: &Rows<'_>, headers: &mut [u8], codes: &mut [u8]) {
         widest(Round { x: rows.x, headers, codes });

@@ -8,13 +8,14 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use attar_checkpoint::Dtype;
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
 use rayon::prelude::*;
 
 use self::element::{Element, e4m3, is_number};
 use self::search::{Shared, candidates};
 use super::block::Rows;
 use super::folder::{self, FolderEncoding, Holds, Part};
+use super::held::{Moved, NO_SCALE, Room};
 use super::{Encoding, Fit, GridEncoding, ScaleDtype, mxfp4, nvfp4};
 use crate::{Error, Grid};
 
@@ -182,6 +183,25 @@ impl ScaledEncoding {
             max_code: self.element.max_code(),
             levels: self.element.levels(),
             header,
+        }
+    }
+
+    /// The header that comes nearest to a scale for each row and group; with a divisor of 1, where there is one.
+    fn header(self, scale: &Array2<f32>) -> Option<Vec<u8>> {
+        match self.sharing {
+            Sharing::Row(dtype) | Sharing::Tile(dtype) | Sharing::Whole(dtype, _) => {
+                let lines = scale.axis_iter(Axis(0)).step_by(self.tile_rows());
+                Some(lines.flat_map(|line| line.to_vec()).flat_map(|scale| dtype.bytes(scale)).collect())
+            }
+            Sharing::Power => Some(scale.iter().map(|&scale| floor_power(scale)).collect()),
+            Sharing::Local(_) => {
+                let byte = |scale: &f32| (0..0x80u8).find(|&byte| is_number(byte) && e4m3(byte) == *scale);
+                let line = |line: ArrayView1<'_, f32>| {
+                    let own: Option<Vec<u8>> = line.iter().map(byte).collect();
+                    own.map(|own| [&1.0f32.to_le_bytes()[..], &own].concat())
+                };
+                Some(scale.axis_iter(Axis(0)).map(line).collect::<Option<Vec<_>>>()?.concat())
+            }
         }
     }
 
@@ -414,6 +434,25 @@ impl GridEncoding for ScaledEncoding {
         }
         let codes = Array2::from_shape_vec((rows, cols), codes).expect("one code per weight");
         Ok(Fit { grid: Self::grid(*self, header, rows, cols), codes })
+    }
+
+    fn holding(&self, fit: &Fit) -> Result<Fit, Error> {
+        let (rows, cols) = fit.codes.dim();
+        let refused = |reason| Error::NotHeld { encoding: self.name(), reason };
+        let element = self.element;
+        let room = Room {
+            group_size: self.group_size(cols),
+            zero: Some(element.zero()),
+            max_code: element.max_code(),
+            levels: element.levels(),
+        };
+        let Moved { scale, codes, .. } = room.take(fit).map_err(refused)?;
+        let grid = self.header(&scale).map(|header| Self::grid(*self, header, rows, cols));
+        let is_same = |grid: &Grid| {
+            grid.scale.iter().zip(&scale).all(|(own, scale)| own.to_bits() == scale.to_bits())
+        };
+        let grid = grid.filter(is_same).ok_or_else(|| refused(NO_SCALE))?;
+        Ok(Fit { grid, codes })
     }
 }
 

@@ -198,6 +198,14 @@ impl GridEncoding for Transposed {
         let [scale, zero, min] = [&grid.scale, &grid.zero, &grid.min].map(|of| of.select(Axis(1), &order));
         Ok(Fit { grid: Grid { scale, zero, min, group_size: 1, header: Vec::new(), ..grid }, codes })
     }
+
+    fn integers(&self) -> Option<IntEncoding> {
+        Some(self.integers)
+    }
+
+    fn holding(&self, fit: &Fit) -> Result<Fit, Error> {
+        self.integers.holding(fit)
+    }
 }
 
 impl FolderEncoding for Transposed {

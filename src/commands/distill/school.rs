@@ -107,6 +107,7 @@ impl<'a> School<'a> {
             tokenizer: Some(self.tokenizer),
             scheme: Some(self.scheme),
             layout: None,
+            keeps_codes: false,
             method: Method::Rtn,
             zeros: None,
             rules: &NO_RULES,

@@ -12,15 +12,13 @@ const W4: GroupScheme = GroupScheme { num_bits: 4, group_size: Some(32), symmetr
 const SHAPE: [usize; 2] = [16, 192];
 
 fn config(schemes: &[GroupScheme]) -> Packed {
-    let groups = schemes
-        .iter()
-        .map(|&scheme| Group { targets: vec!["Linear".to_owned()], weights: Weights::Integers(scheme) });
+    let groups = schemes.iter().map(|&scheme| Group::of_linear(Weights::Integers(scheme)));
     Packed { groups: groups.collect(), ignore: vec!["lm_head".to_owned()] }
 }
 
 fn encoding(scheme: GroupScheme) -> IntEncoding {
     let GroupScheme { num_bits, group_size, symmetric } = scheme;
-    int_encoding(IntegerScheme { bits: num_bits, group_size: group_size.unwrap_or(SHAPE[1]), symmetric })
+    IntegerScheme { bits: num_bits, group_size, symmetric }.encoding(SHAPE[1])
 }
 
 /// A model whose one weight is stored by `scheme`, after `change`.
@@ -100,7 +98,7 @@ fn numbers_found(
     let mut tensors = infos(&**encoding, "l.weight", SHAPE_OF_NUMBERS);
     change(&mut tensors);
     let weights = NUMBERS.iter().map(Weights::Numbers);
-    let groups = weights.map(|weights| Group { targets: vec!["Linear".to_owned()], weights }).collect();
+    let groups = weights.map(Group::of_linear).collect();
     Packed { groups, ignore: Vec::new() }.find(&Forged::new(&tensors, |_| None).files, "l.weight")
 }
 

@@ -119,12 +119,14 @@ pub(in crate::render) fn lower_bound(evaluation: &Evaluation) -> Option<String> 
 }
 
 pub(super) fn passage(evaluation: &Evaluation) -> String {
+    let inputs = evaluation.inputs.as_ref().map(|inputs| format!(", inputs of matrices {inputs}"));
     format!(
-        "{} tokens in {} windows of {}, convention {}",
+        "{} tokens in {} windows of {}, convention {}{}",
         grouped(evaluation.tokens),
         grouped(evaluation.chunks),
         evaluation.ctx,
-        evaluation.convention
+        evaluation.convention,
+        inputs.unwrap_or_default()
     )
 }
 
