@@ -96,7 +96,7 @@ pub struct Global {
 }
 
 /// The commands.
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     /// Show what a file or folder is: its family, shapes and sizes, what each scheme would make of it, what was done to it
     #[command(after_help = examples::INSPECT)]
@@ -146,6 +146,24 @@ pub enum Command {
         /// The folder for them [default: the page of the program itself goes to stdout]
         folder: Option<PathBuf>,
     },
+}
+
+impl Command {
+    /// The models that were named.
+    pub fn models(&mut self) -> Vec<&mut PathBuf> {
+        match self {
+            Self::Inspect { model } => vec![model],
+            Self::Quantize(args) => [&mut args.model].into_iter().chain(&mut args.reference).collect(),
+            Self::Prune(args) => vec![&mut args.model],
+            Self::Convert(args) => vec![&mut args.model],
+            Self::Eval(args) => [&mut args.model].into_iter().chain(&mut args.reference).collect(),
+            Self::Compare(args) => [&mut args.model].into_iter().chain(&mut args.files).collect(),
+            Self::Imatrix(args) => args.model.iter_mut().collect(),
+            Self::Check(args) => args.model.iter_mut().chain(&mut args.reference).collect(),
+            Self::Distill(args) => [&mut args.teacher].into_iter().chain(&mut args.student).collect(),
+            Self::Run(_) | Self::Report(_) | Self::Completions { .. } | Self::Man { .. } => Vec::new(),
+        }
+    }
 }
 
 /// `attar report`.

@@ -10,6 +10,7 @@ pub mod commands;
 pub mod data;
 pub mod device;
 pub mod diagnostic;
+pub mod hub;
 pub mod imatrix;
 pub mod layout;
 pub mod mix;
@@ -44,7 +45,9 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
             .build_global()
             .doing(|| format!("while starting {threads} threads"))?;
     }
-    let done = match &cli.command {
+    let mut command = cli.command.clone();
+    hub::settle(command.models(), cli.global.talk())?;
+    let done = match &command {
         Command::Inspect { model } => commands::inspect::run(model, &cli.global),
         Command::Quantize(args) => commands::quantize::run(args, &cli.global),
         Command::Prune(args) => commands::prune::run(args, &cli.global),

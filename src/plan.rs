@@ -16,6 +16,7 @@ mod types;
 
 use std::fmt::Write as _;
 
+use attar_checkpoint::compressed_tensors::Inputs;
 use attar_checkpoint::{Dtype, GgmlType};
 use attar_model::device::{Aim, Work};
 use attar_model::{Device, ExpertNumbers, Precision, Role, TensorSpec};
@@ -263,6 +264,14 @@ impl Plan {
     /// Number of weights in the output.
     pub fn weights(&self) -> u64 {
         self.tensors.iter().map(|t| t.weights() as u64).sum()
+    }
+
+    /// How programs that serve the output round the inputs of its matrices, if they do.
+    pub fn inputs(&self) -> Option<Inputs> {
+        match self.output {
+            Output::Folder { scheme, .. } => scheme.inputs(),
+            Output::Gguf { .. } | Output::Plain => None,
+        }
     }
 
     /// The type of most weights.

@@ -28,12 +28,14 @@ use crate::cli::{
 use crate::commands;
 use crate::commands::distill::state_of;
 use crate::diagnostic::{Explain, Failure, Result};
+use crate::hub;
 use crate::imatrix::Imatrix;
 use crate::mix::Fallback;
 use crate::pipeline::fit::Goal;
 use crate::pipeline::training::Kept;
 use crate::plan::{Correct, TypeRules, written_type};
 use crate::scheme::Scheme;
+use crate::talk::Talk;
 pub use chain::run;
 use document::{Document, Step};
 
@@ -137,13 +139,13 @@ struct QuantizeTable {
 }
 
 impl Recipe {
-    fn read(args: &RunArgs) -> Result<(Self, Stages)> {
-        Self::read_inner(args)
+    fn read(args: &RunArgs, talk: Talk) -> Result<(Self, Stages)> {
+        Self::read_inner(args, talk)
             .doing(|| format!("while reading the recipe `{}`", args.recipe.display()))
             .hint(|| "a recipe is a TOML file; recipes/laptop-chat.toml is one to start from")
     }
 
-    fn read_inner(args: &RunArgs) -> Result<(Self, Stages)> {
+    fn read_inner(args: &RunArgs, talk: Talk) -> Result<(Self, Stages)> {
         let path = &args.recipe;
         let text = fs::read_to_string(path)?;
         let document = Document::new(path, text);
@@ -160,10 +162,12 @@ impl Recipe {
         let tables = recipe.quantize.iter_mut();
         for path in paths.chain(tables.flat_map(|table| table.imatrix.iter_mut().chain([&mut table.output])))
         {
-            *path = tidy(&folder.join(&*path));
+            *path = beside(folder, path);
         }
+        hub::settle([&mut recipe.model], talk)?;
         let mut stages = recipe.stages(folder)?;
         if let Some(distill) = &mut stages.distill {
+            hub::settle([&mut distill.teacher], talk)?;
             distill.resume =
                 args.resume && !distill.output.exists() && Kept::is_at(&state_of(&distill.output));
         }
@@ -254,7 +258,7 @@ pub fn check_table(path: &Path, typed: &CheckArgs) -> Result<CheckArgs> {
         };
         let folder = path.parent().unwrap_or(Path::new(""));
         let model = match table.remove("model") {
-            Some(Value::String(model)) => Some(tidy(&folder.join(model))),
+            Some(Value::String(model)) => Some(beside(folder, Path::new(&model))),
             Some(_) => {
                 let failure = Failure::new("`model` is no text").hint("give its path in quotes");
                 return Err(document.at(&[Step::Key("check"), Step::Key("model")], failure));
@@ -269,6 +273,11 @@ pub fn check_table(path: &Path, typed: &CheckArgs) -> Result<CheckArgs> {
     read()
         .doing(|| format!("while reading `{}`", path.display()))
         .hint(|| "a TOML file with a [check] table, as docs/ci.md has it")
+}
+
+/// A path as it is written in a file of `folder`; what is on the hub is there from everywhere.
+fn beside(folder: &Path, path: &Path) -> PathBuf {
+    if hub::is_named(path) { path.to_owned() } else { tidy(&folder.join(path)) }
 }
 
 /// `a/b/../c` as `a/c`, where `b` is no link to elsewhere.

@@ -15,6 +15,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::diagnostic::{Explain, Failure, Result};
+use crate::hub;
 use crate::layout::{Quantization, quantization};
 use crate::talk::Talk;
 use crate::text::hex;
@@ -273,6 +274,9 @@ impl Source {
         let path = self.path.canonicalize().unwrap_or_else(|_| self.path.clone());
         if self.is_gguf() {
             return gguf::split::stem_of(&path);
+        }
+        if let Some(name) = hub::name_in_cache(&path) {
+            return name;
         }
         path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
     }

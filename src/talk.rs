@@ -126,6 +126,11 @@ impl Stage {
         }
     }
 
+    /// How much is done.
+    pub fn position(&self) -> u64 {
+        self.bar.position()
+    }
+
     /// A line above the bar for those who asked for more.
     pub fn detail(&self, text: &str) {
         self.bar.suspend(|| self.talk.detail(text));

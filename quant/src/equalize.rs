@@ -24,24 +24,36 @@ pub struct Reader<'a> {
     pub encoding: &'a dyn GridEncoding,
 }
 
+/// What is known of the input besides its statistics where it is rounded while it is read.
+pub struct Rounded<'a> {
+    /// Some of it, `[tokens, in_features]`.
+    pub sample: ArrayView2<'a, f32>,
+    /// What is left of such when it is rounded.
+    pub round: &'a (dyn Fn(ArrayView2<'_, f32>) -> Array2<f32> + Sync),
+}
+
 /// What the columns of all readers are best multiplied by, and what gives their input divided by, `[channels]`; `None` where leaving
 /// them as they are costs least.
 ///
 /// `channel_of` says which channel of what gives it each column reads: several columns may read one, as the heads do that share a value
 /// head. Tried is `x^r / w^(1-r)` and `x^r`, x being the root of the mean square of an input and w the mean size of its weights
 /// relative to the largest of their block; each is judged by `tr(E H E^T)`, E being what rounding to nearest loses on a sample of rows.
+/// Where the input is `rounded` they are judged by what comes of it, token by token.
 ///
 /// # Panics
 /// Where the shapes differ from the statistics', or a row is no whole number of blocks.
 ///
 /// # Source
-/// Lin et al., "AWQ", arXiv:2306.00978, section 3.2, and the `AutoAWQ` package's search. Deviations: errors are weighed by the Gram matrix of the
-/// input, not by running the module; columns that read one channel share a scale, so that grouped-query attention can be equalized.
+/// Lin et al., "AWQ", arXiv:2306.00978, section 3.2, and the `AutoAWQ` package's search; of inputs that are rounded Xiao et al.,
+/// "SmoothQuant", arXiv:2211.10438, section 4. Deviations: errors are weighed by the Gram matrix of the input, not by running the module;
+/// columns that read one channel share a scale, so that grouped-query attention can be equalized; of the second, the exponent is
+/// searched for, and what it costs measured.
 #[must_use]
 pub fn equalizing_scales(
     readers: &[Reader<'_>],
     statistics: &Statistics,
     channel_of: &[usize],
+    rounded: Option<&Rounded<'_>>,
 ) -> Option<Array1<f32>> {
     let channels = channel_of.iter().max().map_or(0, |last| last + 1);
     let inputs = by_channel(&statistics.importance(), channel_of, channels).mapv(f32::sqrt);
@@ -50,7 +62,11 @@ pub fn equalizing_scales(
     let cost = |scale: Option<&Array1<f32>>| -> f64 {
         let costs = readers.iter().zip(&sampled).map(|(reader, w)| {
             let columns = scale.map(|scale| channel_of.iter().map(|&channel| scale[channel]).collect());
-            rounding_cost(w, reader.encoding, statistics, columns.as_ref())
+            let kept = lost(w, reader.encoding, statistics, columns.as_ref());
+            rounded.map_or_else(
+                || energy(kept.view(), Some(&statistics.sums)),
+                |rounded| rounded.cost(w, &kept, columns.as_ref()),
+            )
         });
         costs.sum()
     };
@@ -67,6 +83,24 @@ pub fn equalizing_scales(
         }
     }
     best.1
+}
+
+impl Rounded<'_> {
+    /// What becomes of a token where `w` loses `lost`, and inputs are divided by `scale` before they are rounded: the square of the error
+    /// relative to what `w` makes of it, of all tokens. A few whose inputs are many times those of others count as much as these.
+    fn cost(&self, w: &Array2<f32>, lost: &Array2<f32>, scale: Option<&Array1<f32>>) -> f64 {
+        let read = match scale {
+            None => (self.round)(self.sample),
+            Some(scale) => (self.round)((&self.sample / scale).view()) * scale,
+        };
+        let meant = self.sample.dot(&w.t());
+        let made = read.dot(&(w - lost).t());
+        let of_tokens = meant.rows().into_iter().zip(made.rows()).map(|(meant, made)| {
+            let error: f32 = meant.iter().zip(made).map(|(meant, made)| (meant - made).powi(2)).sum();
+            f64::from(error) / f64::from(meant.dot(&meant)).max(f64::MIN_POSITIVE)
+        });
+        of_tokens.sum()
+    }
 }
 
 /// The mean over the columns that read a channel.
@@ -114,22 +148,18 @@ fn centred(scale: &Array1<f32>) -> Option<Array1<f32>> {
     scale.iter().all(|scale| scale.is_normal() && *scale > 0.0).then_some(scale)
 }
 
-/// What rounding `w` costs when its columns are multiplied by `scale` before and divided after.
-fn rounding_cost(
+/// What rounding `w` loses of it when its columns are multiplied by `scale` before and divided after.
+fn lost(
     w: &Array2<f32>,
     encoding: &dyn GridEncoding,
     statistics: &Statistics,
     scale: Option<&Array1<f32>>,
-) -> f64 {
+) -> Array2<f32> {
     let mut importance = statistics.importance();
-    let Some(scale) = scale else {
-        let lost = w - encoding.search(w.view(), Some(&importance)).decoded();
-        return energy(lost.view(), Some(&statistics.sums));
-    };
+    let Some(scale) = scale else { return w - encoding.search(w.view(), Some(&importance)).decoded() };
     importance.iter_mut().zip(scale).for_each(|(importance, scale)| *importance /= scale * scale);
     let scaled = w * scale;
-    let lost = (&scaled - encoding.search(scaled.view(), Some(&importance)).decoded()) / scale;
-    energy(lost.view(), Some(&statistics.sums))
+    (&scaled - encoding.search(scaled.view(), Some(&importance)).decoded()) / scale
 }
 
 #[cfg(test)]
@@ -162,12 +192,37 @@ mod tests {
         let (w, statistics) = (noise((48, 64), 3), inputs(&[5, 40]));
         let columns: Vec<usize> = (0..64).collect();
         let readers = [Reader { weight: w.view(), encoding: &W3 }];
-        let scale = equalizing_scales(&readers, &statistics, &columns).expect("two channels stand out");
+        let scale = equalizing_scales(&readers, &statistics, &columns, None).expect("two channels stand out");
         let mean = scale.sum() / 64.0;
         assert!(scale[5] > 1.5 * mean && scale[40] > 1.5 * mean, "{scale}");
         let [before, after] =
-            [None, Some(&scale)].map(|scale| rounding_cost(&sample(w.view()), &W3, &statistics, scale));
+            [None, Some(&scale)].map(|scale| {
+                energy(lost(&sample(w.view()), &W3, &statistics, scale).view(), Some(&statistics.sums))
+            });
         assert!(after < 0.8 * before, "{before} -> {after}");
+    }
+
+    /// Eight-bit weights lose next to nothing; what is lost is lost in the input, where two channels set the scale of all others.
+    #[test]
+    fn where_inputs_are_rounded_their_errors_count_too() {
+        const W8: IntEncoding = IntEncoding::symmetric(8, 32);
+        let (w, statistics) = (noise((48, 64), 3), inputs(&[5, 40]));
+        let mut sample = noise((64, 64), 9);
+        [5, 40].map(|col| sample.column_mut(col).mapv_inplace(|x| 30.0 * x));
+        let round = |x: ArrayView2<'_, f32>| {
+            let mut x = x.to_owned();
+            for mut token in x.rows_mut() {
+                let step = token.iter().fold(0.0f32, |largest, x| largest.max(x.abs())) / 127.0;
+                token.mapv_inplace(|x| (x / step).round() * step);
+            }
+            x
+        };
+        let rounded = Rounded { sample: sample.view(), round: &round };
+        let columns: Vec<usize> = (0..64).collect();
+        let readers = [Reader { weight: w.view(), encoding: &W8 }];
+        let scale = equalizing_scales(&readers, &statistics, &columns, Some(&rounded)).expect("two stand out");
+        let [before, after] = [None, Some(&scale)].map(|scale| rounded.cost(&w, &lost(&w, &W8, &statistics, scale), scale));
+        assert!(after < 0.1 * before, "{before} -> {after}");
     }
 
     #[test]
@@ -175,7 +230,7 @@ mod tests {
         let (w, statistics) = (noise((48, 64), 4), inputs(&[5, 37]));
         let channel_of: Vec<usize> = (0..64).map(|col| col % 32).collect();
         let readers = [Reader { weight: w.view(), encoding: &W3 }];
-        let scale = equalizing_scales(&readers, &statistics, &channel_of).expect("a channel stands out");
+        let scale = equalizing_scales(&readers, &statistics, &channel_of, None).expect("a channel stands out");
         assert_eq!(scale.len(), 32);
         assert!(scale.iter().all(|&other| other <= scale[5]), "{scale}");
     }

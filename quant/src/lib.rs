@@ -55,7 +55,7 @@ pub use encoding::{
     Codebook, DeviceFit, ENCODINGS, Encoding, Fit, FolderEncoding, GridEncoding, Holds, IntEncoding, Named,
     Part, ScaleDtype, ScaledEncoding, Transposed, Words, encoding, encoding_of,
 };
-pub use equalize::{Reader, equalizing_scales};
+pub use equalize::{Reader, Rounded, equalizing_scales};
 pub use error::Error;
 pub use factor::{Factor, Feedback, Refusal, Settings, shrinkage_for};
 pub use grid::Grid;

@@ -16,6 +16,7 @@ use crate::Outcome;
 use crate::cli::{CheckArgs, EvalArgs, Global};
 use crate::commands::deliver::{self, Delivery};
 use crate::commands::eval::{self, Measured};
+use crate::hub;
 use crate::diagnostic::{Explain, Failure, Result};
 use crate::pipeline::score::Scoring;
 use crate::pipeline::verify::Facts;
@@ -42,6 +43,7 @@ fn checked(args: &CheckArgs, global: &Global) -> Result<Outcome> {
         Some(config) => recipe::check_table(config, args)?,
         None => args.clone(),
     };
+    hub::settle(args.model.iter_mut().chain(&mut args.reference), global.talk())?;
     let model = args.model.clone().ok_or_else(|| {
         Failure::new("no model is named").hint("name it on the command line, or as `model` in [check]")
     })?;

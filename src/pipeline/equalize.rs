@@ -2,13 +2,18 @@
 
 use attar_checkpoint::round_floats;
 use attar_model::{Block, Precision, Role, Tap};
-use attar_quant::{GridEncoding, Reader, Statistics, equalizing_scales};
-use ndarray::{Array1, ArrayView1, Ix1};
+use attar_quant::{GridEncoding, Reader, Rounded, Statistics, equalizing_scales};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, Ix1, s};
 
 use super::compress::{STAGES, grid_of};
 use super::stream::Stream;
 use crate::diagnostic::Result;
+use crate::layout::rounding;
 use crate::plan::{Plan, PlannedTensor, Treatment};
+
+/// Tokens that what rounded inputs lose is measured on, and those of them from tokens that come together.
+const SAMPLE_TOKENS: usize = 512;
+const TOKENS_OF_A_CALL: usize = 16;
 
 /// What gives an input.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -65,15 +70,32 @@ impl Equalizing<'_> {
             if tap == Tap::MlpIn && self.block.experts().is_some() {
                 break;
             }
-            let mut statistics = Statistics::new(self.block.config().tap_features(tap));
-            scout.advance(self.block, tap, |x| statistics.observe_in(x, self.precision))?;
-            changes.extend(self.change(tap, &statistics)?);
+            let features = self.block.config().tap_features(tap);
+            let (mut statistics, mut sample) = (Statistics::new(features), Array2::zeros((0, features)));
+            let rounding = self.plan.inputs().map(rounding);
+            scout.advance(self.block, tap, |x| {
+                statistics.observe_in(x, self.precision);
+                if rounding.is_some() && sample.nrows() < SAMPLE_TOKENS {
+                    // From another place each time: the first tokens of windows are like no others.
+                    let step = x.nrows().div_ceil(TOKENS_OF_A_CALL).max(1);
+                    let first = (7 * sample.nrows() + step / 2) % step;
+                    sample.append(Axis(0), x.slice(s![first..;step, ..])).expect("as many features");
+                }
+            })?;
+            let round = |x: ArrayView2<'_, f32>| rounding.map_or_else(|| x.to_owned(), |by| by.apply(x));
+            let rounded = Rounded { sample: sample.view(), round: &round };
+            changes.extend(self.change(tap, &statistics, rounding.map(|_| &rounded))?);
         }
         Ok(Equalized(changes))
     }
 
     /// What is to change at a tap, if anything.
-    fn change(&self, tap: Tap, statistics: &Statistics) -> Result<Option<Change>> {
+    fn change(
+        &self,
+        tap: Tap,
+        statistics: &Statistics,
+        rounded: Option<&Rounded<'_>>,
+    ) -> Result<Option<Change>> {
         let Some((giver, readers)) = around(tap) else { return Ok(None) };
         let Some(encodings) = self.encodings(giver, readers)? else { return Ok(None) };
         let channel_of = self.channels(tap, statistics.in_features());
@@ -81,7 +103,7 @@ impl Equalizing<'_> {
         let weights: Vec<_> = weights
             .map(|(&role, encoding)| Reader { weight: self.block.linear(role).weight.view(), encoding })
             .collect();
-        let Some(scale) = equalizing_scales(&weights, statistics, &channel_of) else { return Ok(None) };
+        let Some(scale) = equalizing_scales(&weights, statistics, &channel_of, rounded) else { return Ok(None) };
         let (scale, norm) = match giver {
             Giver::Norm(role) => self.folded(role, &scale)?,
             Giver::Rows { .. } => (scale, Array1::default(0)),

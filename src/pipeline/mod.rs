@@ -163,14 +163,10 @@ impl Job<'_> {
     /// What is said of a plan besides itself: the files it makes, and what the model has lost before.
     pub fn notes(&self, plan: &Plan) -> Vec<String> {
         let parts = told_parts(&self.target(plan).parts());
-        let inputs = match &plan.output {
-            Output::Folder { scheme, .. } => scheme.inputs(),
-            _ => None,
-        };
         let rounded = |inputs| format!("programs that serve this read the inputs of matrices {inputs}; so do the figures");
         parts
             .into_iter()
-            .chain(inputs.map(rounded))
+            .chain(plan.inputs().map(rounded))
             .chain(self.quantized_before().map(|main_type| twice_quantized(&main_type)))
             .collect()
     }

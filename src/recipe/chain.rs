@@ -34,7 +34,7 @@ use crate::talk::say;
 /// Whatever kept it from being done; all that can be found out before the first output is made is.
 pub fn run(args: &RunArgs, global: &Global) -> Result<Outcome> {
     let talk = global.talk();
-    let (recipe, stages) = Recipe::read(args)?;
+    let (recipe, stages) = Recipe::read(args, talk)?;
     let limits = recipe.limits()?;
     let delivery = Delivery { folder: global.report.clone().or(recipe.report.clone()), ..global.delivery() };
     let orders = Order::all(&recipe)?;

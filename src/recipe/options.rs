@@ -8,7 +8,7 @@ use clap::error::{ContextKind, ContextValue};
 use toml::{Table, Value};
 
 use super::document::{Document, Step};
-use super::tidy;
+use super::beside;
 use crate::diagnostic::{Explain, Failure, Result, nearest};
 
 /// A stage, and which options of its command a recipe may give.
@@ -183,7 +183,7 @@ impl Stage {
         let mut say = |value: &str| {
             let mut word = OsString::from(format!("{option}="));
             let is_path = self.paths.contains(&key);
-            word.push(if is_path { tidy(&folder.join(value)).into() } else { OsString::from(value) });
+            word.push(if is_path { beside(folder, Path::new(value)).into() } else { OsString::from(value) });
             words.push(word);
         };
         match value {

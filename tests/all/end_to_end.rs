@@ -10,6 +10,7 @@ mod experts;
 mod families;
 mod fit;
 mod foreign;
+mod hub;
 mod imatrix;
 mod layouts;
 mod memory;
