@@ -48,6 +48,25 @@ for scheme in w4a16-g64 w4a16-g64-asym w3a16-g64 w8a16-g128 fp8 nvfp4 w8a8:rtn f
   "$python" "$here/check_folder.py" "$work/$scheme" "$work/$scheme.json" "$text" 2>"$work/log" || { cat "$work/log"; exit 1; }
 done
 
+echo "--- the compressed-tensors package: decodes our folders to the very numbers that we do"
+decoded=()
+for scheme in w4a16-g64 w4a16-g64-asym w3a16-g64 w8a16-g128 fp8 nvfp4 w8a8 fp8-tensor fp8-block mxfp8 mxfp4; do
+  "$attar" convert "$work/$scheme" -o "$work/plain-$scheme" --quiet >/dev/null
+  decoded+=("$work/$scheme" "$work/plain-$scheme")
+done
+"$python" "$here/check_decoded.py" "${decoded[@]}" 2>"$work/log" || { cat "$work/log"; exit 1; }
+
+echo "--- codes that change their container: the gguf package and transformers read what they read before"
+for scheme in w4a16-g64 w4a16-g64-asym w3a16-g64 w8a16-g128 mxfp4; do
+  "$attar" convert "$work/$scheme" -o "$work/moved.gguf" --quiet --force --json "$work/moved.json" >/dev/null
+  "$python" "$here/check_gguf.py" "$work/moved.gguf" "$work/moved.json"
+done
+for scheme in q4_0 q8_0; do
+  "$attar" convert "$work/$scheme.gguf" -o "$work/moved-$scheme" --format compressed-tensors --quiet >/dev/null
+  "$attar" eval "$work/$scheme.gguf" "${scores[@]}" --convention hf --chunks 8 --quiet --json "$work/moved.json" >/dev/null
+  "$python" "$here/check_folder.py" "$work/moved-$scheme" "$work/moved.json" "$text" 2>"$work/log" || { cat "$work/log"; exit 1; }
+done
+
 echo "--- transformers with gptqmodel: loads our GPTQ and AWQ folders, and scores the perplexity we report; we do of what gptqmodel writes"
 by_gptqmodel=$peers/gptqmodel/bin/python
 if ! "$by_gptqmodel" -c 'import torch, transformers, optimum, gptqmodel' 2>/dev/null; then
@@ -67,6 +86,11 @@ else
       { cat "$work/told" "$work/log"; exit 1; }
     grep transformers "$work/told"
   done
+  "$attar" convert "$work/q4_0.gguf" -o "$work/gptq:of q4_0" --format gptq --quiet >/dev/null
+  "$attar" eval "$work/q4_0.gguf" "${scores[@]}" --convention hf --chunks 8 --quiet --json "$work/made.json" >/dev/null
+  "$by_gptqmodel" "$here/check_folder.py" "$work/gptq:of q4_0" "$work/made.json" "$text" >"$work/told" 2>"$work/log" ||
+    { cat "$work/told" "$work/log"; exit 1; }
+  grep transformers "$work/told"
   # It leaves a folder of logs where it runs.
   (cd "$work" && "$by_gptqmodel" "$here/make_gptq.py" "$model" "$calib" "$work/by-gptqmodel" 4 64) >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
   "$attar" eval "$work/by-gptqmodel" "${scores[@]}" --convention hf --chunks 8 --quiet --json "$work/made.json" >/dev/null

@@ -158,6 +158,9 @@ def auto_round(method, bits, group, symmetric, folder, rows, out):
         **options,
     )
     job.quantize_and_save(out, format="auto_round")
+    for inner in [path for path in Path(out).iterdir() if path.is_dir()]:  # tuned models get a folder of their own below
+        shutil.copytree(inner, out, dirs_exist_ok=True)
+        shutil.rmtree(inner)
     return begin
 
 

@@ -20,7 +20,7 @@ impl ModelConfig {
         let family = self.family;
         let (key, names) = activation(family);
         let mut config = json!({
-            "architectures": family.architectures.first(),
+            "architectures": family.architectures.iter().take(1).collect::<Vec<_>>(),
             "model_type": family.model_types.first(),
             key: names[0],
             "hidden_size": self.hidden_size,
