@@ -105,6 +105,14 @@ impl Statistics {
         self.tokens += other.tokens;
     }
 
+    /// Multiplies all sums, as if each token counted for so much.
+    pub fn scale(&mut self, by: f32) {
+        match &mut self.sums {
+            Sums::Squares(squares) => *squares *= by,
+            Sums::Gram(gram) => *gram *= by,
+        }
+    }
+
     /// The mean square of each input: llama.cpp's importance matrix. All zero where no token was seen.
     #[must_use]
     pub fn importance(&self) -> Vec<f32> {
