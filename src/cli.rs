@@ -101,7 +101,7 @@ pub enum Command {
     /// Show what a file or folder is: its family, shapes and sizes, what each scheme would make of it, what was done to it
     #[command(after_help = examples::INSPECT)]
     Inspect {
-        /// A Hugging Face folder, a .gguf or .safetensors file, or an index of shards; of any kind of model, adapter or imatrix
+        /// A Hugging Face folder, a .gguf or .safetensors file, or an index of shards; of any kind of model, adapter or imatrix; or hf:owner/name
         model: PathBuf,
     },
     /// Quantize a model, reopen what was written, and report what it cost
@@ -226,7 +226,7 @@ pub struct RunArgs {
 /// `attar convert`.
 #[derive(Args, Clone, Debug)]
 pub struct ConvertArgs {
-    /// A Hugging Face folder, a .gguf file, or any part of one that is split
+    /// A Hugging Face folder, a .gguf file, or any part of one that is split; or hf:owner/name
     pub model: PathBuf,
 
     /// Where to write: a name ending in .gguf is a GGUF, anything else a folder of safetensors; out of a GGUF into a GGUF every
@@ -280,7 +280,7 @@ impl FloatArg {
 /// `attar eval`.
 #[derive(Args, Clone, Debug)]
 pub struct EvalArgs {
-    /// A Hugging Face folder (float or compressed-tensors), a .gguf file, or any part of one that is split
+    /// A Hugging Face folder, floats or quantized, a .gguf file, or any part of one that is split; or hf:owner/name
     pub model: PathBuf,
 
     /// The text to score; may be given more than once, each is scored alone
@@ -333,7 +333,7 @@ pub struct EvalArgs {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
-    /// gptq where there are codes to choose
+    /// gptq where there are codes to choose, awq-gptq for w8a8 on the processor
     #[default]
     Auto,
     /// Round to nearest; needs no text, weighs by it where --calib is given
@@ -352,6 +352,17 @@ impl Method {
     /// Its name on the command line.
     pub fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    /// The same, where nothing was said what has been measured to lose least of those that can be had.
+    ///
+    /// Where inputs are rounded to integers, channels that stand out set the scale of all others: w8a8 of books-7m and books-2m loses 13 %
+    /// less when they are equalized before `gptq`. As fp8, which has an exponent of its own for each, both lose the same, and where inputs
+    /// stay as they are `gptq` alone is ahead (w3a16-g64 0.0120, 0.0128).
+    #[must_use]
+    pub fn resolved(self, scheme: Option<Scheme>, can_equalize: bool) -> Self {
+        let to_integers = scheme.and_then(Scheme::inputs).is_some_and(|inputs| !inputs.is_float());
+        if self == Self::Auto && to_integers && can_equalize { Self::AwqGptq } else { self }
     }
 
     /// What chooses the codes.

@@ -71,6 +71,11 @@ impl Computer {
         Self { cuda: None, otherwise: Otherwise::Processor, talk: None }
     }
 
+    /// Whether there is a device beside the processor.
+    pub fn has_device(&self) -> bool {
+        self.cuda.is_some()
+    }
+
     /// A device that must do it.
     pub fn over(cuda: Cuda) -> Self {
         Self { cuda: Some(cuda), otherwise: Otherwise::Refuse, talk: None }

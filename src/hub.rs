@@ -142,7 +142,6 @@ fn fetched(named: &Named, cached: &Cached, _talk: Talk) -> Result<PathBuf> {
     )))
 }
 
-#[cfg_attr(not(feature = "download"), expect(dead_code, reason = "of the other"))]
 fn missing(named: &Named, cached: &Cached) -> Failure {
     Failure::new(format!(
         "`{}` at `{}` is not complete in the cache, `{}`",
@@ -198,7 +197,17 @@ mod tests {
         let file = parse("hf:Qwen/Qwen3-0.6B/sub/q4_0.gguf@main").unwrap();
         assert_eq!(file, Some(named(Some("sub/q4_0.gguf"), "main")));
         assert_eq!(parse("Qwen/Qwen3-0.6B").unwrap(), None);
-        for wrong in ["hf:", "hf:name", "hf:a/", "hf:../b", "hf:a/..", "hf:a/b/../c", "hf:a/b@", "hf:a/b@../x", "hf:a/b?c"] {
+        for wrong in [
+            "hf:",
+            "hf:name",
+            "hf:a/",
+            "hf:../b",
+            "hf:a/..",
+            "hf:a/b/../c",
+            "hf:a/b@",
+            "hf:a/b@../x",
+            "hf:a/b?c",
+        ] {
             let told = parse(wrong).unwrap_err().to_string();
             assert!(told.contains("names no model") && told.contains("hf:owner/name"), "{told}");
         }

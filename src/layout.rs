@@ -8,6 +8,7 @@ mod compressed_tensors;
 mod forge;
 mod fp8;
 mod gptq;
+mod modelopt;
 
 use std::fmt;
 use std::sync::Arc;
@@ -76,7 +77,7 @@ pub type Found = (Arc<dyn FolderEncoding>, [usize; 2]);
 
 /// Every layout; where two hold a scheme, the first is taken unless the other is asked for.
 pub const LAYOUTS: &[&dyn FolderLayout] =
-    &[&compressed_tensors::CompressedTensors, &gptq::Gptq, &awq::Awq, &fp8::Fp8];
+    &[&compressed_tensors::CompressedTensors, &gptq::Gptq, &awq::Awq, &fp8::Fp8, &modelopt::ModelOpt];
 
 /// What a `config.json` says of how its weights were quantized; `None` where they were not.
 ///

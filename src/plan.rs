@@ -359,7 +359,12 @@ fn check_stacks(tensors: &[PlannedTensor]) -> Result<()> {
     Ok(())
 }
 
-fn plan_tensor(spec: &TensorSpec, request: &Request, output: &Output, kept: Option<&Kept>) -> Result<PlannedTensor> {
+fn plan_tensor(
+    spec: &TensorSpec,
+    request: &Request,
+    output: &Output,
+    kept: Option<&Kept>,
+) -> Result<PlannedTensor> {
     let rule = request.rules.tensors.iter().find(|rule| rule.matches(spec));
     let held = kept.and_then(|kept| kept.encodings.get(&spec.name)).cloned();
     let (treatment, fallback) = match (output, &spec.shape[..]) {

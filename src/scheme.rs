@@ -58,9 +58,10 @@ impl IntegerScheme {
             return Ok(());
         };
         let fitting = [128, 64, 32, 16, 8].into_iter().find(|g| cols.is_multiple_of(*g));
-        let groups = fitting.map_or("one scale for each row (`channel` in the place of `gN`)".to_owned(), |g| {
-            format!("groups of {g}")
-        });
+        let groups = fitting
+            .map_or("one scale for each row (`channel` in the place of `gN`)".to_owned(), |g| {
+                format!("groups of {g}")
+            });
         let advice = format!("use {groups}, or leave it unquantized");
         Err(Failure::new(format!("groups of {group_size} do not divide its rows of {cols}"))
             .hint(format!("{advice}: --tensor '{role}=float'")))

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::Error;
+use crate::quantization::CONFIG_KEY;
+use crate::{Error, modelopt};
 
 /// The file every model folder has.
 pub const CONFIG: &str = "config.json";
@@ -30,7 +31,13 @@ impl Folder {
     /// # Errors
     /// [`Error::Io`] where `config.json` is missing or unreadable, [`Error::Json`] where a file is not a JSON object.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let config = read_object(&path.join(CONFIG))?;
+        let mut config = read_object(&path.join(CONFIG))?;
+        if config.get(CONFIG_KEY).is_none()
+            && let Ok(said) = read_object(&path.join(modelopt::FILE))
+            && let Some(said) = modelopt::Config::in_file(&said)
+        {
+            config[CONFIG_KEY] = said;
+        }
         let generation_config = match read_object(&path.join(GENERATION_CONFIG)) {
             Ok(object) => Some(object),
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,

@@ -20,6 +20,7 @@ pub mod imatrix;
 pub mod listing;
 pub mod log_probs;
 mod map;
+pub mod modelopt;
 pub mod quantization;
 pub mod safetensors;
 pub mod scratch;

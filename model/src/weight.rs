@@ -1,7 +1,7 @@
 //! A weight as the forward pass multiplies by it.
 
-use attar_tensor::{Bf16Matrix, Bf16Rows, Precision, general_mat_mul};
 use crate::Rounding;
+use attar_tensor::{Bf16Matrix, Bf16Rows, Precision, general_mat_mul};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, CowArray, Ix2};
 use std::cell::OnceCell;
 
@@ -32,7 +32,11 @@ impl Input<'_> {
     /// Runs `f` on what is left of them when they are rounded.
     pub(crate) fn with_rounded<T>(&self, rounding: Option<Rounding>, f: impl FnOnce(&Input<'_>) -> T) -> T {
         let Some(rounding) = rounding else { return f(self) };
-        let make = || Input { x: rounding.apply(self.x.view()).into(), packed: OnceCell::new(), rounded: OnceCell::new() };
+        let make = || Input {
+            x: rounding.apply(self.x.view()).into(),
+            packed: OnceCell::new(),
+            rounded: OnceCell::new(),
+        };
         let (first, rounded) = self.rounded.get_or_init(|| (rounding, Box::new(make())));
         if *first == rounding { f(rounded) } else { f(&make()) }
     }

@@ -45,7 +45,7 @@ pub struct Rounded<'a> {
 ///
 /// # Source
 /// Lin et al., "AWQ", arXiv:2306.00978, section 3.2, and the `AutoAWQ` package's search; of inputs that are rounded Xiao et al.,
-/// "SmoothQuant", arXiv:2211.10438, section 4. Deviations: errors are weighed by the Gram matrix of the input, not by running the module;
+/// "`SmoothQuant`", arXiv:2211.10438, section 4. Deviations: errors are weighed by the Gram matrix of the input, not by running the module;
 /// columns that read one channel share a scale, so that grouped-query attention can be equalized; of the second, the exponent is
 /// searched for, and what it costs measured.
 #[must_use]
@@ -195,10 +195,9 @@ mod tests {
         let scale = equalizing_scales(&readers, &statistics, &columns, None).expect("two channels stand out");
         let mean = scale.sum() / 64.0;
         assert!(scale[5] > 1.5 * mean && scale[40] > 1.5 * mean, "{scale}");
-        let [before, after] =
-            [None, Some(&scale)].map(|scale| {
-                energy(lost(&sample(w.view()), &W3, &statistics, scale).view(), Some(&statistics.sums))
-            });
+        let [before, after] = [None, Some(&scale)].map(|scale| {
+            energy(lost(&sample(w.view()), &W3, &statistics, scale).view(), Some(&statistics.sums))
+        });
         assert!(after < 0.8 * before, "{before} -> {after}");
     }
 
@@ -208,7 +207,9 @@ mod tests {
         const W8: IntEncoding = IntEncoding::symmetric(8, 32);
         let (w, statistics) = (noise((48, 64), 3), inputs(&[5, 40]));
         let mut sample = noise((64, 64), 9);
-        [5, 40].map(|col| sample.column_mut(col).mapv_inplace(|x| 30.0 * x));
+        for col in [5, 40] {
+            sample.column_mut(col).mapv_inplace(|x| 30.0 * x);
+        }
         let round = |x: ArrayView2<'_, f32>| {
             let mut x = x.to_owned();
             for mut token in x.rows_mut() {
@@ -220,8 +221,10 @@ mod tests {
         let rounded = Rounded { sample: sample.view(), round: &round };
         let columns: Vec<usize> = (0..64).collect();
         let readers = [Reader { weight: w.view(), encoding: &W8 }];
-        let scale = equalizing_scales(&readers, &statistics, &columns, Some(&rounded)).expect("two stand out");
-        let [before, after] = [None, Some(&scale)].map(|scale| rounded.cost(&w, &lost(&w, &W8, &statistics, scale), scale));
+        let scale =
+            equalizing_scales(&readers, &statistics, &columns, Some(&rounded)).expect("two stand out");
+        let [before, after] =
+            [None, Some(&scale)].map(|scale| rounded.cost(&w, &lost(&w, &W8, &statistics, scale), scale));
         assert!(after < 0.1 * before, "{before} -> {after}");
     }
 
@@ -230,7 +233,8 @@ mod tests {
         let (w, statistics) = (noise((48, 64), 4), inputs(&[5, 37]));
         let channel_of: Vec<usize> = (0..64).map(|col| col % 32).collect();
         let readers = [Reader { weight: w.view(), encoding: &W3 }];
-        let scale = equalizing_scales(&readers, &statistics, &channel_of, None).expect("a channel stands out");
+        let scale =
+            equalizing_scales(&readers, &statistics, &channel_of, None).expect("a channel stands out");
         assert_eq!(scale.len(), 32);
         assert!(scale.iter().all(|&other| other <= scale[5]), "{scale}");
     }

@@ -498,11 +498,11 @@ fn four_bits_with_zero_points_are_five_without() {
 fn what_a_format_cannot_hold_is_refused_with_the_reason() {
     let w = normal((128, 256), 4);
     let fit = |encoding: &dyn GridEncoding| encoding.search(w.view(), None);
-    let refused = |to: &str, fit: &Fit| {
-        encoding(to).unwrap().grid().unwrap().holding(fit).unwrap_err().to_string()
-    };
+    let refused =
+        |to: &str, fit: &Fit| encoding(to).unwrap().grid().unwrap().holding(fit).unwrap_err().to_string();
     let q4_k = encoding("q4_k").unwrap();
-    let (scales, fine) = (IntEncoding::symmetric(4, 16), IntEncoding::symmetric(4, 32).with_scale(ScaleDtype::F32));
+    let (scales, fine) =
+        (IntEncoding::symmetric(4, 16), IntEncoding::symmetric(4, 32).with_scale(ScaleDtype::F32));
     for (to, fit, reason) in [
         ("q4_0", fit(q4_k.grid().unwrap()), "minima"),
         ("q4_0", fit(&scales), "scales change"),

@@ -12,7 +12,7 @@ use crate::scheme::Scheme;
 /// `attar compare`.
 #[derive(Args, Clone, Debug)]
 pub struct CompareArgs {
-    /// A Hugging Face folder or a .gguf file of floats
+    /// A Hugging Face folder or a .gguf file of floats, or hf:owner/name
     pub model: PathBuf,
 
     /// Schemes to make, with commas between them; a method may follow a scheme: q4_k_m,q4_0:rtn,w4a16-g64

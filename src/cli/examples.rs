@@ -47,6 +47,9 @@ Examples:
     attar convert Qwen3-4B -o qwen3-4b.gguf
   And back:
     attar convert qwen3-4b.gguf -o qwen3-4b
+  A folder of GPTQ or AWQ for llama.cpp, its codes as they are, and a file for vLLM:
+    attar convert qwen3-4b-gptq -o qwen3-4b-q4_0.gguf
+    attar convert qwen3-4b-q4_0.gguf -o qwen3-4b-awq --format awq
   A file in parts of 2 GB, and parts in one file:
     attar convert qwen3-4b-q4_k_m.gguf -o parts/qwen3-4b-q4_k_m.gguf --split-max-size 2GB
     attar convert parts/qwen3-4b-q4_k_m-00001-of-00002.gguf -o whole.gguf";

@@ -10,7 +10,7 @@ use crate::data::DataFile;
 /// `attar imatrix`.
 #[derive(Args, Clone, Debug)]
 pub struct ImatrixArgs {
-    /// A Hugging Face folder or a .gguf file of floats
+    /// A Hugging Face folder or a .gguf file of floats, or hf:owner/name
     #[arg(required_unless_present = "merge")]
     pub model: Option<PathBuf>,
 

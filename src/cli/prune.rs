@@ -17,7 +17,7 @@ pub enum ArchArg {
 /// `attar prune`.
 #[derive(Args, Clone, Debug)]
 pub struct PruneArgs {
-    /// A Hugging Face folder or a .gguf file of floats
+    /// A Hugging Face folder or a .gguf file of floats, or hf:owner/name
     pub model: PathBuf,
 
     /// Where to write: a name ending in .gguf is a GGUF, anything else a folder of safetensors

@@ -17,7 +17,7 @@ pub const CALIB_TOKENS: usize = 131_072;
 /// `attar quantize`.
 #[derive(Args, Clone, Debug)]
 pub struct QuantizeArgs {
-    /// A Hugging Face folder or a .gguf file of floats, or any part of one that is split
+    /// A Hugging Face folder or a .gguf file of floats, or any part of one that is split; or hf:owner/name
     pub model: PathBuf,
 
     /// Where to write: a name ending in .gguf is a GGUF, anything else a folder of safetensors
@@ -33,7 +33,7 @@ pub struct QuantizeArgs {
     #[arg(long)]
     pub allow_requantize: bool,
 
-    /// The number format: q4_k_m, q6_k, q8_0, ... or w4a16-g128, w4a16-g128-asym, ...
+    /// The number format: q4_k_m, q6_k, q8_0, ... or w4a16-g128, w4a16-g128-asym, w4a16-channel, fp8, w8a8, nvfp4, ...
     #[arg(long, value_parser = parse_scheme, required_unless_present_any = ["target_size", "target_bpw"])]
     pub scheme: Option<Scheme>,
 

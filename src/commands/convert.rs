@@ -44,7 +44,9 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<()> {
     if source.is_quantized() && !keeps_codes {
         match args.dtype {
             None | Some(FloatArg::F32) => {
-                talk.warn("the weights are quantized: they are decoded to f32, exactly; --format keeps their codes");
+                talk.warn(
+                    "the weights are quantized: they are decoded to f32, exactly; --format keeps their codes",
+                );
             }
             Some(dtype) => talk.warn(&format!(
                 "the weights are quantized: they are decoded, and rounded to {}",

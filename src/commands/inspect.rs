@@ -30,9 +30,22 @@ pub use history::file_type_name;
 use history::{Fact, kind, short};
 pub use subject::Subject;
 
-/// Integer schemes worth showing; group sizes that do not divide the rows drop out.
-const INTEGER_SCHEMES: [&str; 6] =
-    ["w8a16-g128", "w4a16-g128", "w4a16-g128-asym", "w4a16-g64", "w4a16-g32", "w3a16-g64"];
+/// Schemes of folders worth showing; what does not divide the rows drops out.
+const FOLDER_SCHEMES: [&str; 13] = [
+    "w8a8",
+    "fp8",
+    "fp8-block",
+    "mxfp8",
+    "nvfp4",
+    "mxfp4",
+    "w8a16-g128",
+    "w4a16-g128",
+    "w4a16-g128-asym",
+    "w4a16-g64",
+    "w4a16-g32",
+    "w4a16-channel",
+    "w3a16-g64",
+];
 
 /// Describes a model, or whatever else has tensors, on stdout.
 ///
@@ -321,9 +334,9 @@ fn tensors(source: &Source) -> String {
 /// A line per scheme; what its container or the shapes forbid is left out.
 fn schemes(source: &Source) -> Section<'static> {
     let file_types = FILE_TYPES.iter().map(|t| (Scheme::Gguf(*t), true));
-    let integers = INTEGER_SCHEMES.iter().filter_map(|name| Some((name.parse().ok()?, false)));
+    let in_folders = FOLDER_SCHEMES.iter().filter_map(|name| Some((name.parse().ok()?, false)));
     let mut rows = Vec::new();
-    for (scheme, gguf) in file_types.chain(integers) {
+    for (scheme, gguf) in file_types.chain(in_folders) {
         let calibration = Some(CalibrationSize { tokens: 1, ctx: 1 });
         let request = Request {
             source,
@@ -344,13 +357,13 @@ fn schemes(source: &Source) -> Section<'static> {
         };
         let Ok(plan) = Plan::new(&request) else { continue };
         let unfit = plan.tensors.iter().filter(|t| t.fallback.is_some()).count();
-        let note = if unfit == 0 {
-            String::new()
-        } else {
-            format!("{unfit} tensors whose rows do not fit fall back")
+        let note = match (unfit, gguf) {
+            (0, true) => String::new(),
+            (0, false) => "a folder".to_owned(),
+            (unfit, _) => format!("{unfit} tensors whose rows do not fit fall back"),
         };
         rows.push(vec![
-            scheme.name(),
+            if gguf { scheme.name() } else { scheme.in_folder().name() },
             human_bytes(plan.bytes()),
             format!("{:.3}", plan.bits_per_weight()),
             note,

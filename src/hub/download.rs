@@ -9,7 +9,6 @@ use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use attar_checkpoint::hf;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use ureq::Body;
@@ -61,9 +60,13 @@ pub fn run(named: &Named, cache: &Path, talk: Talk) -> Result<PathBuf> {
 
 /// Whether a file is part of what attar reads of a model.
 fn belongs(name: &str) -> bool {
-    let weights = name.ends_with(".safetensors") && !name.starts_with("consolidated");
-    let beside = name.ends_with(".json") || name.ends_with(".model") || name.ends_with(".jinja");
-    !name.contains('/') && (weights || beside || name == "merges.txt" || name == "LICENSE" || name == hf::CONFIG)
+    let ending = Path::new(name).extension().and_then(|ending| ending.to_str());
+    match ending {
+        _ if name.contains('/') => false,
+        Some("safetensors") => !name.starts_with("consolidated"),
+        Some("json" | "model" | "jinja") => true,
+        _ => name == "merges.txt" || name == "LICENSE",
+    }
 }
 
 /// What the hub says of a repository at a revision.
@@ -81,7 +84,9 @@ struct Sibling {
 impl Listing {
     /// Files that lie below the snapshot: a name that leads elsewhere is none of them.
     fn names(&self) -> impl Iterator<Item = &str> {
-        let inside = |name: &&str| name.split('/').all(|part| !part.is_empty() && part != ".." && !part.contains('\\'));
+        let inside = |name: &&str| {
+            name.split('/').all(|part| !part.is_empty() && part != ".." && !part.contains('\\'))
+        };
         self.siblings.iter().map(|sibling| sibling.rfilename.as_str()).filter(inside)
     }
 }
@@ -114,7 +119,8 @@ impl Hub {
         let mut answer = self.get(&url, None)?;
         check(&answer, named)?;
         let text = answer.body_mut().read_to_string().doing(|| "while reading the hub's answer")?;
-        let listing: Listing = serde_json::from_str(&text).doing(|| format!("while reading what {url} says"))?;
+        let listing: Listing =
+            serde_json::from_str(&text).doing(|| format!("while reading what {url} says"))?;
         let is_commit = !listing.sha.is_empty() && listing.sha.chars().all(|c| c.is_ascii_hexdigit());
         if is_commit { Ok(listing) } else { Err(Failure::new(format!("{url} names no commit"))) }
     }
@@ -213,8 +219,9 @@ impl Wanted<'_> {
                 self.fill(&mut file, (&url, answer), &promise, &stage)?;
                 if !promise.is_kept(&partial)? {
                     fs::remove_file(&partial)?;
-                    return Err(Failure::new("what came is not what the hub promised")
-                        .hint("try again; if it stays so, something between here and the hub changes files"));
+                    return Err(Failure::new("what came is not what the hub promised").hint(
+                        "try again; if it stays so, something between here and the hub changes files",
+                    ));
                 }
                 fs::rename(&partial, &blob)?;
                 stage.done();
@@ -242,14 +249,16 @@ impl Wanted<'_> {
                 Some(answer) => self.follow(answer, url, None)?,
                 None => self.follow(self.hub.get(url, Some(have))?, url, Some(have))?,
             };
-            if answer.status().as_u16() != 206 {
+            if answer.status().as_u16() == 206 {
+                stage.step(have.saturating_sub(stage.position()), "");
+            } else {
                 file.set_len(0)?; // all of it comes again
                 file.rewind()?;
-            } else {
-                stage.step(have.saturating_sub(stage.position()), "");
             }
             match append(answer, file, stage) {
-                Ok(()) if promise.bytes.is_none_or(|bytes| file.metadata().is_ok_and(|f| f.len() >= bytes)) => {
+                Ok(())
+                    if promise.bytes.is_none_or(|bytes| file.metadata().is_ok_and(|f| f.len() >= bytes)) =>
+                {
                     return Ok(());
                 }
                 Ok(()) => broken = Some(io::Error::from(io::ErrorKind::UnexpectedEof)),
@@ -258,7 +267,9 @@ impl Wanted<'_> {
         }
         let have = human_bytes(file.metadata()?.len());
         let broken = broken.unwrap_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof));
-        Err(broken).doing(|| format!("with {have} of it there")).hint(|| "run the same again: it goes on from here")
+        Err(broken)
+            .doing(|| format!("with {have} of it there"))
+            .hint(|| "run the same again: it goes on from here")
     }
 
     /// Goes where an answer leads until a file is there.
@@ -271,7 +282,11 @@ impl Wanted<'_> {
             }
             let leads = answer.headers().get("location").and_then(|place| place.to_str().ok());
             let leads = leads.ok_or_else(|| Failure::new(format!("{at} leads nowhere")))?;
-            at = if leads.starts_with('/') { format!("{}{leads}", self.hub.endpoint) } else { leads.to_owned() };
+            at = if leads.starts_with('/') {
+                format!("{}{leads}", self.hub.endpoint)
+            } else {
+                leads.to_owned()
+            };
             answer = self.hub.get(&at, from)?;
         }
         Err(Failure::new(format!("{url} leads from place to place")))

@@ -105,7 +105,9 @@ impl Quantization for Packed {
         let holds = |group: &&Group| match group.weights {
             Weights::Numbers(kind) => numbers::find(files, weight, [kind]).is_some(),
             // Groups of integers that differ in what they read are not told apart.
-            Weights::Integers(_) => files.info(&format!("{weight}_packed")).is_some_and(|p| p.dtype == Dtype::I32),
+            Weights::Integers(_) => {
+                files.info(&format!("{weight}_packed")).is_some_and(|p| p.dtype == Dtype::I32)
+            }
         };
         self.groups.iter().find(holds).map_or(Rounds::No, |group| group.inputs)
     }

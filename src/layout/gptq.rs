@@ -62,7 +62,8 @@ impl Quantization for Config {
         let shape = [rows, words_in * 32 / usize::from(self.bits)];
         let Self { bits, group_size, symmetric, .. } = *self;
         let scheme = IntegerScheme { bits, group_size, symmetric };
-        let integers = scheme.encoding(shape[1]).with_scale(scale_of(files, weight, &format!("{stem}.scales"))?);
+        let integers =
+            scheme.encoding(shape[1]).with_scale(scale_of(files, weight, &format!("{stem}.scales"))?);
         let encoding = Transposed::new(integers, words(self.version));
         fit(files, weight, &encoding, shape)?;
         Ok(Some((Arc::new(encoding), shape)))

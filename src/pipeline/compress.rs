@@ -13,7 +13,9 @@ use attar_model::{
     Weights, Windows, check_tokens, final_norm, scale_embeddings, streamed_hidden_states,
     while_reading_ahead,
 };
-use attar_quant::{Correction, DeviceGptq, Factor, Facts, Fit, Named, Rtn, Settings, Solution, Solver, Statistics};
+use attar_quant::{
+    Correction, DeviceGptq, Factor, Facts, Fit, Named, Rtn, Settings, Solution, Solver, Statistics,
+};
 use ndarray::{Array2, ArrayViewMut2, s};
 
 use super::done::{Done, Merged};
@@ -445,7 +447,9 @@ impl Pass<'_> {
         mut look: impl FnMut(usize, &Array2<f32>) -> Result<()>,
     ) -> Result<()> {
         if let (Treatment::Codes(encoding), true) = (&tensor.treatment, self.plan.keeps_codes) {
-            return self.kept(tensor, encoding, done).doing(|| format!("while moving `{}`", tensor.spec.name));
+            return self
+                .kept(tensor, encoding, done)
+                .doing(|| format!("while moving `{}`", tensor.spec.name));
         }
         let mut facts = None::<Merged>;
         self.each_rows(tensor, done, |first, w, done| {

@@ -103,7 +103,9 @@ impl Equalizing<'_> {
         let weights: Vec<_> = weights
             .map(|(&role, encoding)| Reader { weight: self.block.linear(role).weight.view(), encoding })
             .collect();
-        let Some(scale) = equalizing_scales(&weights, statistics, &channel_of, rounded) else { return Ok(None) };
+        let Some(scale) = equalizing_scales(&weights, statistics, &channel_of, rounded) else {
+            return Ok(None);
+        };
         let (scale, norm) = match giver {
             Giver::Norm(role) => self.folded(role, &scale)?,
             Giver::Rows { .. } => (scale, Array1::default(0)),

@@ -8,7 +8,7 @@
 use attar_eval::report;
 use attar_model::{Block, Gated, Precision, Role, Share, while_reading_ahead};
 use attar_quant::{Detail, Factor, Statistics};
-use ndarray::ArrayView2;
+use ndarray::Array2;
 
 use super::compress::Pass;
 use super::done::Done;
@@ -78,14 +78,13 @@ impl Observed {
         Self { own, others, precision }
     }
 
-    fn own(&mut self, x: ArrayView2<'_, f32>, weights: &[f32]) {
-        let mut x = x.to_owned();
+    fn own(&mut self, mut x: Array2<f32>, weights: &[f32]) {
         x.rows_mut().into_iter().zip(weights).for_each(|(mut row, &weight)| row *= weight);
         self.own.observe_in(x.view(), self.precision);
     }
 
-    fn of_others(&mut self, x: ArrayView2<'_, f32>) {
-        self.others.observe_in(x, self.precision);
+    fn of_others(&mut self, x: &Array2<f32>) {
+        self.others.observe_in(x.view(), self.precision);
     }
 
     /// Both, the second as if it were of [`OTHERS_PER_COLUMN`] tokens per column, as large as the own ones are.
@@ -130,23 +129,29 @@ impl Running<'_> {
         let Share { rows, weights } = self.share;
         let config = &self.pass.source.config;
         let width = config.experts.as_ref().map_or(0, |experts| experts.moe_intermediate_size);
-        let others = if solved { self.stand_ins(stream.tokens(), config.hidden_size.max(width)) } else { Vec::new() };
+        let others =
+            if solved { self.stand_ins(stream.tokens(), config.hidden_size.max(width)) } else { Vec::new() };
 
         let detail = self.pass.solver_of(sparse).reads();
         let mut statistics = solved.then(|| Observed::new(detail, config.hidden_size, self.pass.precision));
         if let Some(statistics) = &mut statistics {
             done.calibrating(|| {
                 batches(rows, weights).try_for_each(|(rows, weights)| -> Result<()> {
-                    statistics.own(stream.experts_in(rows)?.view(), weights);
+                    statistics.own(stream.experts_in(rows)?, weights);
                     Ok(())
                 })?;
                 others.chunks(CHUNK_TOKENS).try_for_each(|rows| -> Result<()> {
-                    statistics.of_others(stream.experts_in(rows)?.view());
+                    statistics.of_others(&stream.experts_in(rows)?);
                     Ok(())
                 })
             })?;
         }
-        self.matrices(&[Role::Gate, Role::Up], statistics.map(Observed::together).as_ref(), others.len(), done)?;
+        self.matrices(
+            &[Role::Gate, Role::Up],
+            statistics.map(Observed::together).as_ref(),
+            others.len(),
+            done,
+        )?;
 
         let mut statistics = solved.then(|| Observed::new(detail, width, self.pass.precision));
         let mut mids = Vec::new();
@@ -155,14 +160,14 @@ impl Running<'_> {
             done.calibrating(|| {
                 batches(rows, weights).try_for_each(|(rows, weights)| -> Result<()> {
                     let mid = self.expert.mid(stream.experts_in(rows)?.view());
-                    statistics.own(mid.view(), weights);
                     if keep {
-                        mids.push(mid);
+                        mids.push(mid.clone());
                     }
+                    statistics.own(mid, weights);
                     Ok(())
                 })?;
                 others.chunks(CHUNK_TOKENS).try_for_each(|rows| -> Result<()> {
-                    statistics.of_others(self.expert.mid(stream.experts_in(rows)?.view()).view());
+                    statistics.of_others(&self.expert.mid(stream.experts_in(rows)?.view()));
                     Ok(())
                 })
             })?;
@@ -198,7 +203,9 @@ impl Running<'_> {
             if others > 0 && solved {
                 let why = match self.share.rows.len() {
                     0 => format!("no token was sent to this expert: fitted to {others} of all tokens"),
-                    own => format!("{own} tokens were sent to this expert: fitted to {others} of all besides"),
+                    own => {
+                        format!("{own} tokens were sent to this expert: fitted to {others} of all besides")
+                    }
                 };
                 tensor.fallback =
                     Some(tensor.fallback.map_or(why.clone(), |shape| format!("{shape}; {why}")));

@@ -143,7 +143,7 @@ impl Job<'_> {
             solver: self.solver(),
             zeros: self.zeros,
             correct: self.correct,
-            equalize: self.method.equalize(),
+            equalize: self.method().equalize(),
         })
     }
 
@@ -163,7 +163,9 @@ impl Job<'_> {
     /// What is said of a plan besides itself: the files it makes, and what the model has lost before.
     pub fn notes(&self, plan: &Plan) -> Vec<String> {
         let parts = told_parts(&self.target(plan).parts());
-        let rounded = |inputs| format!("programs that serve this read the inputs of matrices {inputs}; so do the figures");
+        let rounded = |inputs| {
+            format!("programs that serve this read the inputs of matrices {inputs}; so do the figures")
+        };
         parts
             .into_iter()
             .chain(plan.inputs().map(rounded))
@@ -197,8 +199,13 @@ impl Job<'_> {
         self.target(plan).promise()
     }
 
+    fn method(&self) -> Method {
+        let can_equalize = self.calibration.is_some() && self.zeros.is_none() && !self.computer.has_device();
+        self.method.resolved(self.scheme, can_equalize)
+    }
+
     fn solver(&self) -> &'static dyn Solver {
-        match self.method {
+        match self.method() {
             Method::Auto if self.imatrix.is_some() => &Rtn, // which reads no more than there is
             method => method.solver(),
         }
@@ -289,7 +296,7 @@ impl Job<'_> {
             Some(zeros) => Some(zeros.name().to_owned()),
             None => (has_codes && !plan.keeps_codes).then(|| match plan.equalize {
                 Equalize::No => self.solver().name().to_owned(),
-                Equalize::Activations => self.method.name(),
+                Equalize::Activations => self.method().name(),
             }),
         }
     }

@@ -70,26 +70,35 @@ fn in_folder(source: &Source, layout: &'static dyn FolderLayout) -> Result<Kept>
     let inner = || coded(source).filter(|spec| reads_inputs(spec));
     let named = |spec: &TensorSpec| source.stored_as(spec).map(|(scheme, _)| scheme.name());
     let main = of_most(inner().filter_map(|spec| Some((named(spec)?, spec.len()))));
-    let main = main.and_then(|name| name.parse::<Scheme>().ok()).map(Scheme::in_folder).map(|main| by_rows(source, main));
+    let main = main
+        .and_then(|name| name.parse::<Scheme>().ok())
+        .map(Scheme::in_folder)
+        .map(|main| by_rows(source, main));
     let main = main.ok_or_else(|| {
         let stored = of_most(inner().map(|spec| (source.stored_type(spec), spec.len()))).unwrap_or_default();
         Failure::new(format!("a folder of safetensors holds no codes such as the model's, {stored}"))
             .hint("decode them: leave --format out; or choose new codes with attar quantize")
     })?;
     if !layout.holds(main) {
-        return Err(Failure::new(format!("{} cannot hold `{}`, which most weights are", layout.name(), main.name()))
-            .hint("compressed-tensors holds the most; or decode: leave --format out"));
+        return Err(Failure::new(format!(
+            "{} cannot hold `{}`, which most weights are",
+            layout.name(),
+            main.name()
+        ))
+        .hint("compressed-tensors holds the most; or decode: leave --format out"));
     }
     let mut encodings = HashMap::new();
     for spec in inner() {
         let at = || format!("while planning `{}`", spec.name);
-        let Some((_, scales)) = source.stored_as(spec).filter(|(own, _)| by_rows(source, *own) == main) else {
+        let Some((_, scales)) = source.stored_as(spec).filter(|(own, _)| by_rows(source, *own) == main)
+        else {
             continue;
         };
         let named = layout.encoding(main, spec, scales).doing(at)?;
         if let Some(reason) = holds(source, spec, &named).doing(at)? {
-            return Err(Failure::new(reason)
-                .hint("another --format may hold them; or decode: leave --format out"))
+            return Err(
+                Failure::new(reason).hint("another --format may hold them; or decode: leave --format out")
+            )
             .doing(at);
         }
         encodings.insert(spec.name.clone(), named);

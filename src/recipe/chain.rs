@@ -136,7 +136,7 @@ pub(super) struct Chain<'a> {
     pruning: Option<&'a Asked<'a>>,
     teacher: Option<&'a Original>,
     pub(super) calibration: Option<&'a Calibration>,
-    computer: &'a Computer,
+    pub(super) computer: &'a Computer,
     global: &'a Global,
     resume: bool,
 }

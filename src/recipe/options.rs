@@ -7,8 +7,8 @@ use clap::Args;
 use clap::error::{ContextKind, ContextValue};
 use toml::{Table, Value};
 
-use super::document::{Document, Step};
 use super::beside;
+use super::document::{Document, Step};
 use crate::diagnostic::{Explain, Failure, Result, nearest};
 
 /// A stage, and which options of its command a recipe may give.

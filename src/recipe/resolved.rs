@@ -85,7 +85,8 @@ fn stages(chain: &Chain<'_>) -> Vec<String> {
         to(what, &args.output)
     });
     let quantize = chain.orders.iter().map(|order| {
-        let method = match (order.zeros.as_deref(), order.table.method) {
+        let method = order.table.method.resolved(Some(order.scheme), !chain.computer.has_device());
+        let method = match (order.zeros.as_deref(), method) {
             (Some(zeros), _) => zeros.name(),
             (None, _) if !order.scheme.has_codes() => "as floats",
             (None, Method::Auto) => "gptq",

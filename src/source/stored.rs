@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use attar_checkpoint::compressed_tensors::{Numbers, Rounds};
 use attar_checkpoint::{Dtype, TensorInfo, decode_floats};
 use attar_model::{FilePlace, LoadError, Rounding, RowOrder, TensorSpec, Weights};
-use attar_checkpoint::compressed_tensors::{Numbers, Rounds};
 use attar_quant::{Encoding, Fit, FolderEncoding, Holds, encoding_of};
 use ndarray::{Array2, ArrayD, Axis, IxDyn};
 use rayon::prelude::*;
@@ -72,7 +72,11 @@ impl Source {
     ///
     /// # Errors
     /// As [`Weights::load_rows`].
-    pub fn codes(&self, spec: &TensorSpec, rows: Range<usize>) -> std::result::Result<Option<Fit>, StorageError> {
+    pub fn codes(
+        &self,
+        spec: &TensorSpec,
+        rows: Range<usize>,
+    ) -> std::result::Result<Option<Fit>, StorageError> {
         let [count, cols] = rows_and_cols(spec);
         let at: Vec<usize> = match self.row_order(spec) {
             RowOrder::AsIs => rows.collect(),
@@ -89,8 +93,7 @@ impl Source {
             }
             Stored::Parts(encoding, shape) => {
                 let Some(grid) = encoding.grid() else { return Ok(None) };
-                let (bytes, around) =
-                    self.rows_around(self.stored_name(spec), &*encoding, shape, &wanted)?;
+                let (bytes, around) = self.rows_around(self.stored_name(spec), &*encoding, shape, &wanted)?;
                 (grid.unpack_codes(&bytes, around.len(), cols)?, around)
             }
         };
@@ -115,7 +118,9 @@ impl Source {
         let mut all = self.specs.iter().filter(|spec| spec.tap.is_some()).map(|spec| self.rounds(spec));
         match all.find(|&rounds| rounds != Rounds::No)? {
             Rounds::As(inputs) => Some(inputs.to_string()),
-            Rounds::Otherwise => Some("as they are, though programs that serve the model round them".to_owned()),
+            Rounds::Otherwise => {
+                Some("as they are, though programs that serve the model round them".to_owned())
+            }
             Rounds::No => None,
         }
     }
@@ -135,13 +140,11 @@ impl Source {
                 (encoding.name(), encoding.grid()?.integers(), scales)
             }
         };
-        let scheme = match integers {
-            Some(integers) => Some(Scheme::Integer(IntegerScheme::of(integers))),
-            None => {
-                let name = if name == "int8" { "w8a8" } else { name.split("-g").next()? };
-                Numbers::named(name).map(Scheme::Numbers)
-            }
+        let numbers = || {
+            let name = if name == "int8" { "w8a8" } else { name.split("-g").next()? };
+            Numbers::named(name).map(Scheme::Numbers)
         };
+        let scheme = integers.map(|integers| Scheme::Integer(IntegerScheme::of(integers))).or_else(numbers);
         scheme.map(|scheme| (scheme, scales))
     }
 

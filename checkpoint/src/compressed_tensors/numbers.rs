@@ -34,7 +34,6 @@ pub struct Inputs {
     group_size: Option<i64>,
 }
 
-
 const FP8: Numbers = Numbers {
     name: "fp8",
     format: "float-quantized",
@@ -60,13 +59,7 @@ const MXFP8: Numbers = Numbers {
 /// Every kind, as the package's preset schemes `W8A8`, `FP8_DYNAMIC`, `FP8_BLOCK`, `MXFP8A16`, `MXFP4A16` and `NVFP4A16` have them, and
 /// `FP8_DYNAMIC` with one scale for each matrix.
 pub static NUMBERS: [Numbers; 7] = [
-    Numbers {
-        name: "w8a8",
-        format: "int-quantized",
-        kind: "int",
-        inputs: Some(Inputs::INT8),
-        ..FP8
-    },
+    Numbers { name: "w8a8", format: "int-quantized", kind: "int", inputs: Some(Inputs::INT8), ..FP8 },
     FP8,
     Numbers { name: "fp8-tensor", strategy: "tensor", ..FP8 },
     Numbers {

@@ -17,9 +17,7 @@ const GOLDEN: &str = r#"{
     "sparsity_config": {}, "transform_config": {}, "version": "0.20.0"}"#;
 
 fn config(schemes: &[Scheme]) -> Packed {
-    let groups = schemes
-        .iter()
-        .map(|&scheme| Group::of_linear(Weights::Integers(scheme)));
+    let groups = schemes.iter().map(|&scheme| Group::of_linear(Weights::Integers(scheme)));
     Packed { groups: groups.collect(), ignore: vec!["lm_head".to_owned()] }
 }
 
@@ -180,14 +178,18 @@ fn numbers_of_no_kind_are_refused_by_the_key_that_says_so() {
 /// A scheme may leave what is read alone, or round it in a way that nothing here follows.
 #[test]
 fn what_is_said_of_inputs_is_understood_apart_from_the_weights() {
-    let fp8 = Packed { groups: vec![Group::of_linear(Weights::Numbers(Numbers::named("fp8").unwrap()))], ignore: Vec::new() };
+    let fp8 = Packed {
+        groups: vec![Group::of_linear(Weights::Numbers(Numbers::named("fp8").unwrap()))],
+        ignore: Vec::new(),
+    };
     assert_eq!(fp8.groups[0].inputs, Rounds::As(Inputs::FP8));
     let read = |inputs: Value| {
         let mut json = fp8.to_json();
         json["config_groups"]["group_0"]["input_activations"] = inputs;
         Packed::from_json(&json).unwrap().groups[0].inputs
     };
-    let token = json!({"num_bits": 8, "type": "float", "strategy": "token", "dynamic": true, "observer": "minmax"});
+    let token =
+        json!({"num_bits": 8, "type": "float", "strategy": "token", "dynamic": true, "observer": "minmax"});
     assert_eq!(read(token), Rounds::As(Inputs::FP8));
     assert_eq!(read(json!(null)), Rounds::No);
     for (key, value) in [("dynamic", json!(false)), ("num_bits", json!(4)), ("strategy", json!("tensor"))] {

@@ -71,13 +71,14 @@ impl Room {
     }
 
     /// What scales are to be multiplied by so that the levels are the same.
+    #[expect(clippy::float_cmp, reason = "the same numbers are wanted")]
     fn unit(&self, levels: Option<&[f32]>) -> Result<f32, &'static str> {
         const OTHERS: &str = "their levels are others";
         match (levels, self.levels) {
             (None, None) => Ok(1.0),
             (Some(from), Some(to)) if from.len() == to.len() => {
                 let unit = from[0] / to[0];
-                let same = from.iter().zip(to).all(|(from, to)| from == &(to * unit));
+                let same = from.iter().zip(to).all(|(from, to)| *from == to * unit);
                 if same { Ok(unit) } else { Err(OTHERS) }
             }
             _ => Err(OTHERS),

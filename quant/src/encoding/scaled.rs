@@ -38,14 +38,19 @@ const NO_POWER: u8 = 255;
 pub struct ScaledEncoding {
     element: Element,
     sharing: Sharing,
-    scale_name: &'static str,
+    names: Names,
 }
 
-/// What the name of the scales has in the place of `.weight`.
-const SCALE: &str = ".weight_scale";
-
-/// The same in the layout of `DeepSeek`'s checkpoints.
-const SCALE_INV: &str = ".weight_scale_inv";
+/// How the tensors of scales are called, and what they say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Names {
+    /// As the compressed-tensors package has them.
+    Package,
+    /// As `DeepSeek`'s checkpoints have them.
+    DeepSeek,
+    /// As `ModelOpt` has them: what the whole matrix shares is a scalar, and multiplies.
+    ModelOpt,
+}
 
 /// Which weights share a scale, and how it is stored.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -64,40 +69,47 @@ enum Sharing {
 
 impl ScaledEncoding {
     /// `mxfp8`: eight-bit floats, 32 to a power of two.
-    pub const MXFP8: Self = Self { element: Element::E4m3, sharing: Sharing::Power, scale_name: SCALE };
+    pub const MXFP8: Self = Self { element: Element::E4m3, sharing: Sharing::Power, names: Names::Package };
     /// `mxfp4`: four-bit floats, 32 to a power of two. The exponent is that of least error, not the floor of the largest magnitude's.
-    pub const MXFP4: Self = Self { element: Element::E2m1, sharing: Sharing::Power, scale_name: SCALE };
+    pub const MXFP4: Self = Self { element: Element::E2m1, sharing: Sharing::Power, names: Names::Package };
     /// `nvfp4`: four-bit floats, 16 to an eight-bit float, which is in units of what the whole matrix shares.
-    pub const NVFP4: Self = Self { element: Element::E2m1, sharing: Sharing::Local(None), scale_name: SCALE };
+    pub const NVFP4: Self =
+        Self { element: Element::E2m1, sharing: Sharing::Local(None), names: Names::Package };
 
     /// `int8`: integers, one scale for each row.
     #[must_use]
     pub const fn int8(scale: ScaleDtype) -> Self {
-        Self { element: Element::Int8, sharing: Sharing::Row(scale), scale_name: SCALE }
+        Self { element: Element::Int8, sharing: Sharing::Row(scale), names: Names::Package }
     }
 
     /// `fp8`: eight-bit floats, one scale for each row.
     #[must_use]
     pub const fn fp8(scale: ScaleDtype) -> Self {
-        Self { element: Element::E4m3, sharing: Sharing::Row(scale), scale_name: SCALE }
+        Self { element: Element::E4m3, sharing: Sharing::Row(scale), names: Names::Package }
     }
 
     /// `fp8-block`: eight-bit floats, one scale for each 128 x 128.
     #[must_use]
     pub const fn fp8_block(scale: ScaleDtype) -> Self {
-        Self { element: Element::E4m3, sharing: Sharing::Tile(scale), scale_name: SCALE }
+        Self { element: Element::E4m3, sharing: Sharing::Tile(scale), names: Names::Package }
     }
 
     /// `fp8-tensor`: eight-bit floats, one scale for all.
     #[must_use]
     pub const fn fp8_tensor(scale: ScaleDtype) -> Self {
-        Self { element: Element::E4m3, sharing: Sharing::Whole(scale, None), scale_name: SCALE }
+        Self { element: Element::E4m3, sharing: Sharing::Whole(scale, None), names: Names::Package }
     }
 
     /// `fp8-block` as `DeepSeek`'s checkpoints name its tensors.
     #[must_use]
     pub const fn fp8_block_inv(scale: ScaleDtype) -> Self {
-        Self { scale_name: SCALE_INV, ..Self::fp8_block(scale) }
+        Self { names: Names::DeepSeek, ..Self::fp8_block(scale) }
+    }
+
+    /// The same as `ModelOpt` names and scales it.
+    #[must_use]
+    pub const fn of_model_opt(self) -> Self {
+        Self { names: Names::ModelOpt, ..self }
     }
 
     /// Every encoding of this kind.
@@ -159,9 +171,13 @@ impl ScaledEncoding {
             }
             Sharing::Power => header.iter().map(|&byte| power(byte)).collect(),
             Sharing::Local(_) => {
-                let (divisor, scales) = header.split_at(size_of::<f32>());
-                let divisor = ScaleDtype::F32.read(divisor);
-                scales.iter().map(|&byte| e4m3(byte) / divisor).collect()
+                let (shared, scales) = header.split_at(size_of::<f32>());
+                let shared = ScaleDtype::F32.read(shared);
+                let scale = |&byte: &u8| match self.names {
+                    Names::ModelOpt => e4m3(byte) * shared,
+                    Names::Package | Names::DeepSeek => e4m3(byte) / shared,
+                };
+                scales.iter().map(scale).collect()
             }
         }
     }
@@ -195,7 +211,9 @@ impl ScaledEncoding {
             }
             Sharing::Power => Some(scale.iter().map(|&scale| floor_power(scale)).collect()),
             Sharing::Local(_) => {
-                let byte = |scale: &f32| (0..0x80u8).find(|&byte| is_number(byte) && e4m3(byte) == *scale);
+                let byte = |scale: &f32| {
+                    (0..0x80u8).find(|&byte| is_number(byte) && e4m3(byte).to_bits() == scale.to_bits())
+                };
                 let line = |line: ArrayView1<'_, f32>| {
                     let own: Option<Vec<u8>> = line.iter().map(byte).collect();
                     own.map(|own| [&1.0f32.to_le_bytes()[..], &own].concat())
@@ -236,7 +254,9 @@ impl ScaledEncoding {
             }
             Sharing::Local(known) => {
                 let divisor = known.unwrap_or_else(|| divisor(Shared { runs: vec![x], costs }.largest()));
-                (0..rows).into_par_iter().flat_map_iter(|at| locals(row(at), costs, divisor)).collect()
+                let stored = if self.names == Names::ModelOpt { 1.0 / divisor } else { divisor };
+                let locals = |at| locals(row(at), costs, (divisor, stored));
+                (0..rows).into_par_iter().flat_map_iter(locals).collect()
             }
         }
     }
@@ -301,12 +321,12 @@ fn floor_power(x: f32) -> u8 {
     (x.to_bits() >> 23).min(u32::from(NO_POWER - 1)) as u8
 }
 
-/// The header of a row with a divisor: that, and an E4M3 number for each 16 weights, the one of least error.
+/// The header of a row with a divisor: what is stored of that, and an E4M3 number for each 16 weights, the one of least error.
 ///
 /// Among those tried is the one that puts the largest magnitude on 4 in place of 6, between which nothing lies.
-fn locals(x: &[f32], costs: &[f32], divisor: f32) -> Vec<u8> {
+fn locals(x: &[f32], costs: &[f32], (divisor, stored): (f32, f32)) -> Vec<u8> {
     let in_units: Vec<f32> = x.iter().map(|x| x * divisor).collect();
-    let mut header = divisor.to_le_bytes().to_vec();
+    let mut header = stored.to_le_bytes().to_vec();
     header.resize(size_of::<f32>() + x.len() / LOCAL_GROUP, 0);
     let rows = Rows { x: &in_units, cols: x.len(), importance: Some(costs) };
     nvfp4::SCALES.choose::<LOCAL_GROUP>(&rows, &mut header[size_of::<f32>()..]);
@@ -448,16 +468,15 @@ impl GridEncoding for ScaledEncoding {
         };
         let Moved { scale, codes, .. } = room.take(fit).map_err(refused)?;
         let grid = self.header(&scale).map(|header| Self::grid(*self, header, rows, cols));
-        let is_same = |grid: &Grid| {
-            grid.scale.iter().zip(&scale).all(|(own, scale)| own.to_bits() == scale.to_bits())
-        };
+        let is_same =
+            |grid: &Grid| grid.scale.iter().zip(&scale).all(|(own, scale)| own.to_bits() == scale.to_bits());
         let grid = grid.filter(is_same).ok_or_else(|| refused(NO_SCALE))?;
         Ok(Fit { grid, codes })
     }
 }
 
 /// # Source
-/// The `compressed-tensors` package 0.20: `compressors/naive_quantized`, `mxfp8`, `nvfp4` and `mxfp4`.
+/// The `compressed-tensors` package 0.20: `compressors/naive_quantized`, `mxfp8`, `nvfp4` and `mxfp4`; vLLM, `modelopt.py`.
 impl FolderEncoding for ScaledEncoding {
     fn parts(&self, rows: usize, cols: usize) -> Vec<Part> {
         let groups = cols.div_ceil(self.group_size(cols));
@@ -466,15 +485,24 @@ impl FolderEncoding for ScaledEncoding {
             Element::E4m3 => Part::rows(".weight", Dtype::F8E4m3, [rows, cols]),
             Element::E2m1 => Part::rows(".weight_packed", Dtype::U8, [rows, cols / 2]),
         };
-        let whole = |ending, dtype| Part { ending, dtype, shape: vec![1], holds: Holds::Whole };
-        let scales = |dtype, rows| Part::rows(self.scale_name, dtype, [rows, groups]);
+        let (scale, shared, shape) = match self.names {
+            Names::Package => (".weight_scale", ".weight_global_scale", vec![1]),
+            Names::DeepSeek => (".weight_scale_inv", ".weight_global_scale", vec![1]),
+            Names::ModelOpt => (".weight_scale", ".weight_scale_2", Vec::new()),
+        };
+        let codes = match (self.names, self.element) {
+            (Names::ModelOpt, Element::E2m1) => Part { ending: ".weight", ..codes },
+            _ => codes,
+        };
+        let whole = |ending, dtype| Part { ending, dtype, shape: shape.clone(), holds: Holds::Whole };
+        let scales = |dtype, rows| Part::rows(scale, dtype, [rows, groups]);
         match self.sharing {
             Sharing::Row(dtype) => vec![codes, scales(dtype.dtype(), rows)],
             Sharing::Tile(dtype) => vec![codes, scales(dtype.dtype(), rows.div_ceil(TILE))],
-            Sharing::Whole(dtype, _) => vec![codes, whole(self.scale_name, dtype.dtype())],
+            Sharing::Whole(dtype, _) => vec![codes, whole(scale, dtype.dtype())],
             Sharing::Power => vec![codes, scales(Dtype::U8, rows)],
             Sharing::Local(_) => {
-                vec![codes, scales(Dtype::F8E4m3, rows), whole(".weight_global_scale", Dtype::F32)]
+                vec![codes, scales(Dtype::F8E4m3, rows), whole(shared, Dtype::F32)]
             }
         }
     }

@@ -376,6 +376,4 @@ fn a_model_that_is_quantized_already() {
         place.write("recipe.toml", &recipe);
         place.refuses("run recipe.toml", &[model, "quantized already"]);
     }
-    // A GGUF file is copied to another as it is.
-    place.refuses("convert w4 -o out.gguf", &["quantized", "folder"]);
 }

@@ -29,7 +29,7 @@ fn at_home(place: &Place, line: &str, endpoint: &str) -> Command {
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    attar::text::hex(&Sha256::digest(bytes))
 }
 
 /// A hub with one model. It breaks off large answers after some bytes as often as it is told to.
@@ -75,7 +75,8 @@ fn answer(
     let token = headers.iter().any(|line| line.contains(&TOKEN.to_lowercase()));
     asked.lock().unwrap().push(format!("{path} from {range:?} token {token}"));
     let mut say = |status: &str, headers: &str, body: &[u8], length: usize| {
-        let head = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n{headers}\r\n");
+        let head =
+            format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n{headers}\r\n");
         stream.write_all(head.as_bytes()).ok()?;
         stream.write_all(body).ok()
     };
@@ -95,7 +96,10 @@ fn answer(
     };
     let hash = sha256(bytes);
     if !large && name.ends_with(".safetensors") {
-        let there = format!("location: /cdn/{name}\r\nx-linked-etag: \"{hash}\"\r\nx-linked-size: {}\r\n", bytes.len());
+        let there = format!(
+            "location: /cdn/{name}\r\nx-linked-etag: \"{hash}\"\r\nx-linked-size: {}\r\n",
+            bytes.len()
+        );
         say("302 Found", &there, b"", 0)?;
         return None;
     }
@@ -114,7 +118,8 @@ fn model() -> BTreeMap<String, Vec<u8>> {
     let read = |entry: fs::DirEntry| {
         (entry.file_name().to_string_lossy().into_owned(), fs::read(entry.path()).unwrap())
     };
-    let more = [("original/consolidated.safetensors", "x"), ("pytorch_model.bin", "x"), ("../evil.json", "x")];
+    let more =
+        [("original/consolidated.safetensors", "x"), ("pytorch_model.bin", "x"), ("../evil.json", "x")];
     let more = more.map(|(name, text)| (name.to_owned(), text.as_bytes().to_vec()));
     entries.map(read).chain(more).collect()
 }
@@ -205,7 +210,9 @@ fn a_name_of_nothing_and_a_hub_that_is_not_there_are_explained() {
     said("inspect hf:me/tiny", &hub.endpoint, &["no model that attar reads"]);
     said("inspect hf:me/tiny", "http://127.0.0.1:1", &["while asking", "HF_ENDPOINT"]);
     let mut offline = at_home(&place, "eval hf:me/tiny --text heldout.txt", &hub.endpoint);
-    place.run_with(offline.env("HF_HUB_OFFLINE", "1")).is_complaint(&["not complete in the cache", "HF_HUB_OFFLINE"]);
+    place
+        .run_with(offline.env("HF_HUB_OFFLINE", "1"))
+        .is_complaint(&["not complete in the cache", "HF_HUB_OFFLINE"]);
 }
 
 /// A snapshot may be a folder of links to files that are gone.

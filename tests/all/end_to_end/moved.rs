@@ -113,7 +113,10 @@ fn matrices_of_another_type_than_most_become_floats() {
     let folder = convert(&place, "a.gguf", "folder", "--format compressed-tensors");
     assert_eq!(decoded(&folder), values(&place, "a.gguf"));
     let ignored = &place.json("folder/config.json")["quantization_config"]["ignore"];
-    assert_eq!(ignored, &json!(["model.layers.0.self_attn.v_proj", "model.layers.1.self_attn.v_proj", "lm_head"]));
+    assert_eq!(
+        ignored,
+        &json!(["model.layers.0.self_attn.v_proj", "model.layers.1.self_attn.v_proj", "lm_head"])
+    );
 }
 
 #[test]

@@ -5,7 +5,10 @@ use std::fs;
 use attar_checkpoint::compressed_tensors::NUMBERS;
 use attar_checkpoint::{Container as _, safetensors};
 
+use serde_json::{Value, json};
+
 use super::QUICK;
+use crate::forge::{edit_json, edit_weights};
 use crate::place::Place;
 
 #[test]
@@ -97,5 +100,54 @@ fn bytes_that_stand_for_no_number_are_refused() {
             &format!("eval {scheme} --text heldout.txt --ctx 128 --chunks 1 --quiet"),
             &["up_proj.weight", "a byte that stands for no number"],
         );
+    }
+}
+
+/// The same numbers under the names that NVIDIA's Model Optimizer gives them, said in a file beside `config.json`.
+#[test]
+fn what_the_model_optimizer_wrote_is_read() {
+    let place = Place::new();
+    for (scheme, algo, names) in [
+        ("nvfp4", "NVFP4", &[("weight_packed", "weight"), ("weight_global_scale", "weight_scale_2")][..]),
+        ("fp8-tensor", "FP8", &[("weight_scale", "weight_scale")]),
+    ] {
+        place
+            .done(&format!("quantize books-2m -o {scheme} --scheme {scheme} --method rtn --no-eval --quiet"));
+        let perplexity = |options: &str| {
+            let line =
+                format!("eval {scheme} --text heldout.txt --ctx 128 --chunks 4 --quiet --json scored.json");
+            place.done(&format!("{line} {options}"));
+            place.json("scored.json")["evaluation"].clone()
+        };
+        let before = perplexity("");
+        edit_weights(&place.at(scheme), |header, data| {
+            for (was, now) in names {
+                let all: Vec<_> =
+                    header.keys().filter(|key| key.ends_with(&format!("_proj.{was}"))).cloned().collect();
+                assert_eq!(all.len(), 14, "{was}");
+                for name in all {
+                    let mut entry = header.shift_remove(&name).unwrap();
+                    if entry["shape"] == json!([1]) {
+                        entry["shape"] = json!([]);
+                        let at = entry["data_offsets"][0].as_u64().unwrap() as usize;
+                        if scheme == "nvfp4" {
+                            let divisor = f32::from_le_bytes(data[at..at + 4].try_into().unwrap());
+                            data[at..at + 4].copy_from_slice(&(1.0 / divisor).to_le_bytes());
+                        }
+                    }
+                    header.insert(name.replace(was, now), entry);
+                }
+            }
+        });
+        edit_json(&place.at(&format!("{scheme}/config.json")), |config| {
+            config.shift_remove("quantization_config");
+        });
+        let said = json!({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": algo, "exclude_modules": ["lm_head"]}});
+        place.write(&format!("{scheme}/hf_quant_config.json"), &said.to_string());
+        let after = perplexity("--force");
+        let of = |scored: &Value| scored["perplexity"]["value"].as_f64().unwrap();
+        let within = if scheme == "nvfp4" { 1e-5 } else { 0.01 }; // inputs are rounded before only
+        assert!((of(&after) / of(&before) - 1.0).abs() < within, "{scheme}: {after} {before}");
+        assert!(place.done(&format!("inspect {scheme}")).contains("modelopt"));
     }
 }
