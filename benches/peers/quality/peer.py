@@ -270,6 +270,8 @@ def job(peer, folder, rows, out, method, scheme, start):
 
 
 def main(peer, folder, windows, outs, *jobs):
+    folder, windows, outs = map(os.path.abspath, (folder, windows, outs))
+    os.chdir(outs)  # some leave logs where they run
     begin = spent()
     for name in PEERS[peer][2]:
         importlib.import_module(name)
