@@ -113,7 +113,7 @@ impl Source {
         }
     }
 
-    /// What of [`rounds`](Self::rounds) the forward pass follows, for people; `None` where nothing is rounded.
+    /// What inputs of matrices are rounded to, as the forward pass follows it, for people; `None` where nothing is rounded.
     pub fn inputs_told(&self) -> Option<String> {
         let mut all = self.specs.iter().filter(|spec| spec.tap.is_some()).map(|spec| self.rounds(spec));
         match all.find(|&rounds| rounds != Rounds::No)? {
