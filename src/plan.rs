@@ -367,16 +367,16 @@ fn plan_tensor(
 ) -> Result<PlannedTensor> {
     let rule = request.rules.tensors.iter().find(|rule| rule.matches(spec));
     let held = kept.and_then(|kept| kept.encodings.get(&spec.name)).cloned();
-    let (treatment, fallback) = match (output, &spec.shape[..]) {
-        _ if let Some(held) = held => (Treatment::Codes(held), None),
-        (Output::Gguf { .. }, _) if spec.role == Role::Router => (Treatment::Float(Dtype::F32), None),
-        (Output::Gguf { .. }, [_, row_length]) => types::gguf_matrix(spec, *row_length, request)?,
-        (Output::Gguf { .. }, _) => (Treatment::Float(Dtype::F32), None),
-        (Output::Plain, _) => (Treatment::Float(plain_dtype(spec, request, rule)?), None),
-        (Output::Folder { .. }, _) if kept.is_some() => {
+    let (treatment, fallback) = match (held, output, &spec.shape[..]) {
+        (Some(held), ..) => (Treatment::Codes(held), None),
+        (None, Output::Gguf { .. }, _) if spec.role == Role::Router => (Treatment::Float(Dtype::F32), None),
+        (None, Output::Gguf { .. }, [_, row_length]) => types::gguf_matrix(spec, *row_length, request)?,
+        (None, Output::Gguf { .. }, _) => (Treatment::Float(Dtype::F32), None),
+        (None, Output::Plain, _) => (Treatment::Float(plain_dtype(spec, request, rule)?), None),
+        (None, Output::Folder { .. }, _) if kept.is_some() => {
             (Treatment::Float(request.source.float_dtype(spec)), None)
         }
-        (Output::Folder { layout, scheme }, _) => {
+        (None, Output::Folder { layout, scheme }, _) => {
             (folder_matrix(spec, request, (*layout, *scheme), rule)?, None)
         }
     };

@@ -40,22 +40,7 @@ impl Kept {
 fn in_file(source: &Source) -> Result<Kept> {
     let mut encodings = HashMap::new();
     for spec in coded(source) {
-        let candidates = FILE_HOLDERS.into_iter().filter_map(encoding);
-        let mut refused = None;
-        let fits = |named: &Named| {
-            refused = holds(source, spec, named)?;
-            Ok::<_, Failure>(refused.is_none())
-        };
-        let found = find(candidates, fits).doing(|| format!("while planning `{}`", spec.name))?;
-        let found = found.ok_or_else(|| {
-            Failure::new(format!(
-                "no type of a GGUF file holds `{}` as it is stored, {}: {}",
-                spec.name,
-                source.stored_type(spec),
-                refused.unwrap_or_default()
-            ))
-            .hint("decode it with --dtype bf16, or choose new codes with attar quantize")
-        })?;
+        let found = smallest(source, spec).doing(|| format!("while planning `{}`", spec.name))?;
         encodings.insert(spec.name.clone(), found);
     }
     let types = coded(source).filter_map(|spec| Some((encodings.get(&spec.name)?.name(), spec.len())));
@@ -65,15 +50,32 @@ fn in_file(source: &Source) -> Result<Kept> {
     Ok(Kept { encodings, output: Output::Gguf { file_type } })
 }
 
+/// The first of [`FILE_HOLDERS`] that has all values of a matrix.
+fn smallest(source: &Source, spec: &TensorSpec) -> Result<Named> {
+    let mut refused = String::new();
+    for named in FILE_HOLDERS.into_iter().filter_map(encoding) {
+        match holds(source, spec, &named)? {
+            Some(reason) => refused = reason,
+            None => return Ok(named),
+        }
+    }
+    let stored = source.stored_type(spec);
+    Err(Failure::new(format!("no type of a GGUF file holds it as it is stored, {stored}: {refused}"))
+        .hint("decode it with --dtype bf16, or choose new codes with attar quantize"))
+}
+
 /// One scheme for all, as a folder has it: that of most weights.
 fn in_folder(source: &Source, layout: &'static dyn FolderLayout) -> Result<Kept> {
     let inner = || coded(source).filter(|spec| reads_inputs(spec));
-    let named = |spec: &TensorSpec| source.stored_as(spec).map(|(scheme, _)| scheme.name());
-    let main = of_most(inner().filter_map(|spec| Some((named(spec)?, spec.len()))));
-    let main = main
-        .and_then(|name| name.parse::<Scheme>().ok())
-        .map(Scheme::in_folder)
-        .map(|main| by_rows(source, main));
+    let by_rows = inner().all(|spec| has_rows_for_groups(source, spec));
+    let stored_as = |spec: &TensorSpec| match source.stored_as(spec)? {
+        (Scheme::Integer(integers), scales) if by_rows => {
+            Some((Scheme::Integer(IntegerScheme { group_size: None, ..integers }), scales))
+        }
+        stored => Some(stored),
+    };
+    let main = of_most(inner().filter_map(|spec| Some((stored_as(spec)?.0.name(), spec.len()))));
+    let main = main.and_then(|name| name.parse::<Scheme>().ok()).map(Scheme::in_folder);
     let main = main.ok_or_else(|| {
         let stored = of_most(inner().map(|spec| (source.stored_type(spec), spec.len()))).unwrap_or_default();
         Failure::new(format!("a folder of safetensors holds no codes such as the model's, {stored}"))
@@ -90,10 +92,7 @@ fn in_folder(source: &Source, layout: &'static dyn FolderLayout) -> Result<Kept>
     let mut encodings = HashMap::new();
     for spec in inner() {
         let at = || format!("while planning `{}`", spec.name);
-        let Some((_, scales)) = source.stored_as(spec).filter(|(own, _)| by_rows(source, *own) == main)
-        else {
-            continue;
-        };
+        let Some((_, scales)) = stored_as(spec).filter(|(own, _)| *own == main) else { continue };
         let named = layout.encoding(main, spec, scales).doing(at)?;
         if let Some(reason) = holds(source, spec, &named).doing(at)? {
             return Err(
@@ -106,32 +105,15 @@ fn in_folder(source: &Source, layout: &'static dyn FolderLayout) -> Result<Kept>
     Ok(Kept { encodings, output: Output::Folder { layout, scheme: main } })
 }
 
-/// The same scheme said of rows where every group of every matrix is a row.
-fn by_rows(source: &Source, scheme: Scheme) -> Scheme {
-    let Scheme::Integer(integers) = scheme else { return scheme };
-    let mut stored = coded(source).filter(|spec| reads_inputs(spec)).filter_map(|spec| {
-        let (Scheme::Integer(own), _) = source.stored_as(spec)? else { return None };
-        Some(own.group_size == Some(rows_and_cols(spec)[1]))
-    });
-    if stored.all(|is_row| is_row) {
-        Scheme::Integer(IntegerScheme { group_size: None, ..integers })
-    } else {
-        scheme
-    }
+/// Whether a matrix is integers of which all in a row share a scale.
+fn has_rows_for_groups(source: &Source, spec: &TensorSpec) -> bool {
+    let row = Some(rows_and_cols(spec)[1]);
+    matches!(source.stored_as(spec), Some((Scheme::Integer(own), _)) if own.group_size == row)
 }
 
 /// The matrices that are codes.
 fn coded(source: &Source) -> impl Iterator<Item = &TensorSpec> {
     source.specs.iter().filter(|spec| source.has_codes(spec))
-}
-
-fn find<T>(all: impl IntoIterator<Item = T>, mut fits: impl FnMut(&T) -> Result<bool>) -> Result<Option<T>> {
-    for each in all {
-        if fits(&each)? {
-            return Ok(Some(each));
-        }
-    }
-    Ok(None)
 }
 
 /// Why an encoding has not all values of a matrix; `None` where it has.
