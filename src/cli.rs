@@ -149,7 +149,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// The models that were named.
+    /// The models that were named, but for commands that read names of models out of a file too.
     pub fn models(&mut self) -> Vec<&mut PathBuf> {
         match self {
             Self::Inspect { model } => vec![model],
@@ -159,9 +159,10 @@ impl Command {
             Self::Eval(args) => [&mut args.model].into_iter().chain(&mut args.reference).collect(),
             Self::Compare(args) => [&mut args.model].into_iter().chain(&mut args.files).collect(),
             Self::Imatrix(args) => args.model.iter_mut().collect(),
-            Self::Check(args) => args.model.iter_mut().chain(&mut args.reference).collect(),
             Self::Distill(args) => [&mut args.teacher].into_iter().chain(&mut args.student).collect(),
-            Self::Run(_) | Self::Report(_) | Self::Completions { .. } | Self::Man { .. } => Vec::new(),
+            Self::Check(_) | Self::Run(_) | Self::Report(_) | Self::Completions { .. } | Self::Man { .. } => {
+                Vec::new()
+            }
         }
     }
 }

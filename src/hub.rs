@@ -85,12 +85,15 @@ impl Cached {
 /// # Source
 /// `huggingface_hub`, "Environment variables".
 fn cache() -> Option<PathBuf> {
-    let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("HF_HUB_CACHE").or_else(|| Some(home()?.join("hub")))
 }
 
+/// What a variable of the environment is set to.
+fn set(name: &str) -> Option<PathBuf> {
+    env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
 fn home() -> Option<PathBuf> {
-    let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = || set("XDG_CACHE_HOME").or_else(|| Some(env::home_dir()?.join(".cache")));
     set("HF_HOME").or_else(|| Some(cache()?.join("huggingface")))
 }

@@ -66,6 +66,8 @@ pub trait Quantization: Send + Sync + fmt::Debug {
     }
 }
 
+pub use self::compressed_tensors::kind_of;
+
 /// A rounding as the forward pass does it.
 pub fn rounding(inputs: Inputs) -> Rounding {
     let number = if inputs.is_float() { Number::E4m3 } else { Number::Int8 };

@@ -15,11 +15,15 @@ pub struct Input<'a> {
 
 impl<'a> From<ArrayView2<'a, f32>> for Input<'a> {
     fn from(x: ArrayView2<'a, f32>) -> Self {
-        Self { x: x.into(), packed: OnceCell::new(), rounded: OnceCell::new() }
+        Self::of(x.into())
     }
 }
 
-impl Input<'_> {
+impl<'a> Input<'a> {
+    fn of(x: CowArray<'a, f32, Ix2>) -> Self {
+        Self { x, packed: OnceCell::new(), rounded: OnceCell::new() }
+    }
+
     /// How many there are.
     pub fn tokens(&self) -> usize {
         self.x.nrows()
@@ -32,11 +36,7 @@ impl Input<'_> {
     /// Runs `f` on what is left of them when they are rounded.
     pub(crate) fn with_rounded<T>(&self, rounding: Option<Rounding>, f: impl FnOnce(&Input<'_>) -> T) -> T {
         let Some(rounding) = rounding else { return f(self) };
-        let make = || Input {
-            x: rounding.apply(self.x.view()).into(),
-            packed: OnceCell::new(),
-            rounded: OnceCell::new(),
-        };
+        let make = || Input::of(rounding.apply(self.x.view()).into());
         let (first, rounded) = self.rounded.get_or_init(|| (rounding, Box::new(make())));
         if *first == rounding { f(rounded) } else { f(&make()) }
     }

@@ -212,7 +212,7 @@ pub trait GridEncoding: Encoding {
     /// # Panics
     /// Where its columns are not a multiple of [`block_len`](Encoding::block_len).
     fn holding(&self, _fit: &Fit) -> Result<Fit, Error> {
-        Err(Error::NotHeld { encoding: self.name(), reason: "its blocks are made up otherwise" })
+        Err(held::refused(self, held::OTHERWISE))
     }
 }
 
@@ -264,9 +264,10 @@ impl Fit {
     /// Where there is no such row.
     #[must_use]
     pub fn select(&self, rows: &[usize]) -> Self {
-        let [scale, zero, min] =
-            [&self.grid.scale, &self.grid.zero, &self.grid.min].map(|of| of.select(Axis(0), rows));
-        let grid = Grid { scale, zero, min, header: Vec::new(), ..self.grid.clone() };
+        let Grid { scale, zero, min, group_size, max_code, levels, .. } = &self.grid;
+        let [scale, zero, min] = [scale, zero, min].map(|of| of.select(Axis(0), rows));
+        let (group_size, max_code, levels) = (*group_size, *max_code, *levels);
+        let grid = Grid { scale, zero, min, group_size, max_code, levels, header: Vec::new() };
         Self { grid, codes: self.codes.select(Axis(0), rows) }
     }
 }

@@ -59,14 +59,17 @@ pub fn equalizing_scales(
     let inputs = by_channel(&statistics.importance(), channel_of, channels).mapv(f32::sqrt);
     let sampled: Vec<_> = readers.iter().map(|reader| sample(reader.weight)).collect();
     let sizes = by_channel(&mean_sizes(readers), channel_of, channels);
+    let meant: Vec<_> = sampled.iter().map(|w| rounded.map(|rounded| rounded.sample.dot(&w.t()))).collect();
     let cost = |scale: Option<&Array1<f32>>| -> f64 {
-        let costs = readers.iter().zip(&sampled).map(|(reader, w)| {
-            let columns = scale.map(|scale| channel_of.iter().map(|&channel| scale[channel]).collect());
-            let kept = lost(w, reader.encoding, statistics, columns.as_ref());
-            rounded.map_or_else(
-                || energy(kept.view(), Some(&statistics.sums)),
-                |rounded| rounded.cost(w, &kept, columns.as_ref()),
-            )
+        let columns: Option<Array1<f32>> =
+            scale.map(|scale| channel_of.iter().map(|&channel| scale[channel]).collect());
+        let read = rounded.map(|rounded| rounded.read(columns.as_ref()));
+        let costs = readers.iter().zip(&sampled).zip(&meant).map(|((reader, w), meant)| {
+            let lost = lost(w, reader.encoding, statistics, columns.as_ref());
+            match meant.as_ref().zip(read.as_ref()) {
+                None => energy(lost.view(), Some(&statistics.sums)),
+                Some((meant, read)) => relative_error(meant, &read.dot(&(w - lost).t())),
+            }
         });
         costs.sum()
     };
@@ -86,21 +89,23 @@ pub fn equalizing_scales(
 }
 
 impl Rounded<'_> {
-    /// What becomes of a token where `w` loses `lost`, and inputs are divided by `scale` before they are rounded: the square of the error
-    /// relative to what `w` makes of it, of all tokens. A few whose inputs are many times those of others count as much as these.
-    fn cost(&self, w: &Array2<f32>, lost: &Array2<f32>, scale: Option<&Array1<f32>>) -> f64 {
-        let read = match scale {
+    /// What is read of the sample where it is divided by `scale` before it is rounded, and multiplied after.
+    fn read(&self, scale: Option<&Array1<f32>>) -> Array2<f32> {
+        match scale {
             None => (self.round)(self.sample),
             Some(scale) => (self.round)((&self.sample / scale).view()) * scale,
-        };
-        let meant = self.sample.dot(&w.t());
-        let made = read.dot(&(w - lost).t());
-        let of_tokens = meant.rows().into_iter().zip(made.rows()).map(|(meant, made)| {
-            let error: f32 = meant.iter().zip(made).map(|(meant, made)| (meant - made).powi(2)).sum();
-            f64::from(error) / f64::from(meant.dot(&meant)).max(f64::MIN_POSITIVE)
-        });
-        of_tokens.sum()
+        }
     }
+}
+
+/// The squared error of each token relative to what was meant, of all together: a few whose inputs are many times those of others count as
+/// much as these.
+fn relative_error(meant: &Array2<f32>, made: &Array2<f32>) -> f64 {
+    let of_tokens = meant.rows().into_iter().zip(made.rows()).map(|(meant, made)| {
+        let error: f32 = meant.iter().zip(made).map(|(meant, made)| (meant - made).powi(2)).sum();
+        f64::from(error) / f64::from(meant.dot(&meant)).max(f64::MIN_POSITIVE)
+    });
+    of_tokens.sum()
 }
 
 /// The mean over the columns that read a channel.
@@ -223,8 +228,10 @@ mod tests {
         let readers = [Reader { weight: w.view(), encoding: &W8 }];
         let scale =
             equalizing_scales(&readers, &statistics, &columns, Some(&rounded)).expect("two stand out");
-        let [before, after] =
-            [None, Some(&scale)].map(|scale| rounded.cost(&w, &lost(&w, &W8, &statistics, scale), scale));
+        let [before, after] = [None, Some(&scale)].map(|scale| {
+            let made = rounded.read(scale).dot(&(&w - lost(&w, &W8, &statistics, scale)).t());
+            relative_error(&sample.dot(&w.t()), &made)
+        });
         assert!(after < 0.1 * before, "{before} -> {after}");
     }
 

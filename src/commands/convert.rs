@@ -24,21 +24,19 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<()> {
     let talk = global.talk();
     let delivery = global.delivery();
     let source = Source::open(&args.model)?;
+    let (to_file, layout) = (is_gguf(&args.output), args.format.and_then(Layout::quantized));
     check_split(args.split_max_size, &args.output)?;
-    if let (Some(file), true, None) = (source.gguf(), is_gguf(&args.output), args.dtype) {
+    if to_file && args.format.is_some() {
+        return Err(Failure::new("--format is about folders, and a GGUF file has one layout only")
+            .hint("leave it out, or name an output that does not end in .gguf"));
+    }
+    if let (Some(file), true, None) = (source.gguf(), to_file, args.dtype) {
         let copy = Copy { source: &source, file, args, overwrite: global.overwrite(), talk };
         return copy.run(&delivery, global.dry_run);
     }
-    let (to_file, layout) = (is_gguf(&args.output), args.format.and_then(Layout::quantized));
-    if let Some(layout) = layout {
-        if to_file {
-            return Err(Failure::new("--format is about folders, and a GGUF file has one layout only")
-                .hint("leave it out, or name an output that does not end in .gguf"));
-        }
-        if !source.is_quantized() {
-            return Err(Failure::new(format!("the model is floats, and {} holds codes", layout.name()))
-                .hint("attar quantize chooses codes, and has the same --format"));
-        }
+    if let Some(layout) = layout.filter(|_| !source.is_quantized()) {
+        return Err(Failure::new(format!("the model is floats, and {} holds codes", layout.name()))
+            .hint("attar quantize chooses codes, and has the same --format"));
     }
     let keeps_codes = source.is_quantized() && args.dtype.is_none() && (to_file || layout.is_some());
     if source.is_quantized() && !keeps_codes {

@@ -15,6 +15,7 @@ use attar_model::TensorSpec;
 use attar_quant::{Named, ScaleDtype};
 use serde_json::Value;
 
+pub use self::numbers::kind_of;
 use super::{FolderLayout, Found, Quantization, and_head, fit, scale_of};
 use crate::diagnostic::{Failure, Result};
 use crate::scheme::{IntegerScheme, Scheme};

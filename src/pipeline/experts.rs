@@ -13,7 +13,7 @@ use ndarray::Array2;
 use super::compress::Pass;
 use super::done::Done;
 use super::stream::{CHUNK_TOKENS, Stream};
-use crate::diagnostic::{Explain, Result};
+use crate::diagnostic::{Explain, Failure, Result};
 use crate::plan::{PlannedTensor, Treatment};
 
 /// Tokens per column that an expert is shown besides its own where these are too few.
@@ -132,47 +132,38 @@ impl Running<'_> {
         let others =
             if solved { self.stand_ins(stream.tokens(), config.hidden_size.max(width)) } else { Vec::new() };
 
-        let detail = self.pass.solver_of(sparse).reads();
-        let mut statistics = solved.then(|| Observed::new(detail, config.hidden_size, self.pass.precision));
-        if let Some(statistics) = &mut statistics {
-            done.calibrating(|| {
-                batches(rows, weights).try_for_each(|(rows, weights)| -> Result<()> {
-                    statistics.own(stream.experts_in(rows)?, weights);
-                    Ok(())
-                })?;
-                others.chunks(CHUNK_TOKENS).try_for_each(|rows| -> Result<()> {
-                    statistics.of_others(&stream.experts_in(rows)?);
-                    Ok(())
-                })
-            })?;
-        }
-        self.matrices(
-            &[Role::Gate, Role::Up],
-            statistics.map(Observed::together).as_ref(),
-            others.len(),
-            done,
-        )?;
+        let pass = self.pass;
+        let observed = |features, stream: &Stream, read: &mut dyn FnMut(Array2<f32>) -> Array2<f32>| {
+            let mut observed = Observed::new(pass.solver_of(sparse).reads(), features, pass.precision);
+            for (rows, weights) in batches(rows, weights) {
+                observed.own(read(stream.experts_in(rows)?), weights);
+            }
+            for rows in others.chunks(CHUNK_TOKENS) {
+                observed.of_others(&read(stream.experts_in(rows)?));
+            }
+            Ok::<_, Failure>(observed.together())
+        };
 
-        let mut statistics = solved.then(|| Observed::new(detail, width, self.pass.precision));
-        let mut mids = Vec::new();
-        let keep = self.pass.plan.memory.carry.mlp_mid;
-        if let Some(statistics) = &mut statistics {
-            done.calibrating(|| {
-                batches(rows, weights).try_for_each(|(rows, weights)| -> Result<()> {
-                    let mid = self.expert.mid(stream.experts_in(rows)?.view());
-                    if keep {
-                        mids.push(mid.clone());
-                    }
-                    statistics.own(mid, weights);
-                    Ok(())
-                })?;
-                others.chunks(CHUNK_TOKENS).try_for_each(|rows| -> Result<()> {
-                    statistics.of_others(&self.expert.mid(stream.experts_in(rows)?.view()));
-                    Ok(())
-                })
-            })?;
-        }
-        self.matrices(&[Role::Down], statistics.map(Observed::together).as_ref(), others.len(), done)?;
+        let mut as_it_is = |x| x;
+        let observe = || observed(config.hidden_size, stream, &mut as_it_is);
+        let statistics = solved.then(|| done.calibrating(observe)).transpose()?;
+        self.matrices(&[Role::Gate, Role::Up], statistics.as_ref(), others.len(), done)?;
+        drop(statistics);
+
+        // Those of its own tokens come first.
+        let (mut mids, keep) = (Vec::new(), rows.len().div_ceil(CHUNK_TOKENS));
+        let keep = if pass.plan.memory.carry.mlp_mid { keep } else { 0 };
+        let mut through = |x: Array2<f32>| {
+            let mid = self.expert.mid(x.view());
+            if mids.len() < keep {
+                mids.push(mid.clone());
+            }
+            mid
+        };
+        let observe = || observed(width, stream, &mut through);
+        let statistics = solved.then(|| done.calibrating(observe)).transpose()?;
+        self.matrices(&[Role::Down], statistics.as_ref(), others.len(), done)?;
+        drop(statistics);
 
         let mut mids = mids.into_iter();
         done.calibrating(|| {

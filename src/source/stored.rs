@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use attar_checkpoint::compressed_tensors::{Numbers, Rounds};
+use attar_checkpoint::compressed_tensors::Rounds;
 use attar_checkpoint::{Dtype, TensorInfo, decode_floats};
 use attar_model::{FilePlace, LoadError, Rounding, RowOrder, TensorSpec, Weights};
 use attar_quant::{Encoding, Fit, FolderEncoding, Holds, encoding_of};
@@ -11,7 +11,7 @@ use ndarray::{Array2, ArrayD, Axis, IxDyn};
 use rayon::prelude::*;
 
 use super::{Opened, Source, StorageError, rows_and_cols};
-use crate::layout::rounding;
+use crate::layout::{kind_of, rounding};
 use crate::scheme::{IntegerScheme, Scheme};
 
 /// Values that are decoded together where a tensor is only looked through, perhaps by every thread at once.
@@ -140,12 +140,11 @@ impl Source {
                 (encoding.name(), encoding.grid()?.integers(), scales)
             }
         };
-        let numbers = || {
-            let name = if name == "int8" { "w8a8" } else { name.split("-g").next()? };
-            Numbers::named(name).map(Scheme::Numbers)
+        let scheme = match integers {
+            Some(integers) => Scheme::Integer(IntegerScheme::of(integers)),
+            None => Scheme::Numbers(kind_of(&name)?),
         };
-        let scheme = integers.map(|integers| Scheme::Integer(IntegerScheme::of(integers))).or_else(numbers);
-        scheme.map(|scheme| (scheme, scales))
+        Some((scheme, scales))
     }
 
     /// The packed bytes of all rows that must be taken together to have some, and which these are.

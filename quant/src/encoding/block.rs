@@ -8,7 +8,7 @@ use half::f16;
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
-use super::held::{Moved, NO_SCALE, Room};
+use super::held::{Moved, NO_SCALE, OTHERWISE, Room, refused};
 use super::{Codebook, Encoding, Fit, GridEncoding, IntEncoding};
 use crate::lanes::{LANES, sums_of_squares};
 use crate::{Error, Grid};
@@ -263,15 +263,14 @@ impl<F: BlockFormat> GridEncoding for F {
     }
 
     fn holding(&self, fit: &Fit) -> Result<Fit, Error> {
-        let refused = |reason| Error::NotHeld { encoding: self.name(), reason };
         if F::GROUP != F::BLOCK || F::codebook().is_some() || F::HAS_MIN {
-            return Err(refused("its blocks are made up otherwise"));
+            return Err(refused(self, OTHERWISE));
         }
         let zero = F::group(&vec![0; F::HEADER], 0).zero;
         let room = Room { group_size: F::BLOCK, zero: Some(zero), max_code: F::MAX_CODE, levels: F::LEVELS };
-        let Moved { scale, codes, .. } = room.take(fit).map_err(refused)?;
+        let Moved { scale, codes, .. } = room.take(fit).map_err(|reason| refused(self, reason))?;
         let header: Option<Vec<_>> = scale.iter().map(|&scale| F::header(scale)).collect();
-        let header = header.ok_or_else(|| refused(NO_SCALE))?.concat();
+        let header = header.ok_or_else(|| refused(self, NO_SCALE))?.concat();
         Ok(Fit { grid: grid::<F>(header, codes.nrows(), codes.ncols()), codes })
     }
 }

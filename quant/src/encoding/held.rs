@@ -3,10 +3,18 @@
 use ndarray::{Array2, Axis};
 use rayon::prelude::*;
 
-use super::Fit;
+use super::{Encoding, Fit};
+use crate::Error;
 
 /// Why a format cannot take values: a scale it has not.
 pub(super) const NO_SCALE: &str = "it has not all their scales";
+/// The same of one whose blocks say more than codes and a scale.
+pub(super) const OTHERWISE: &str = "its blocks are made up otherwise";
+
+/// That a format cannot take values, and why.
+pub(super) fn refused(encoding: &(impl Encoding + ?Sized), reason: &'static str) -> Error {
+    Error::NotHeld { encoding: encoding.name(), reason }
+}
 
 /// What a format offers a group of weights.
 pub(super) struct Room {

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use self::search::REACHES;
 use super::folder::{self, FolderEncoding, Holds, Part};
-use super::held::{Moved, NO_SCALE, Room};
+use super::held::{Moved, NO_SCALE, Room, refused};
 use super::{DeviceFit, Encoding, Fit, GridEncoding};
 use crate::lanes::widest;
 use crate::{Error, Grid};
@@ -295,12 +295,11 @@ impl GridEncoding for IntEncoding {
     }
 
     fn holding(&self, fit: &Fit) -> Result<Fit, Error> {
-        let refused = |reason| Error::NotHeld { encoding: self.name(), reason };
         let zero = self.symmetric.then(|| self.middle());
         let room = Room { group_size: self.group_size, zero, max_code: self.max_code(), levels: None };
-        let Moved { scale, zero, codes } = room.take(fit).map_err(refused)?;
+        let Moved { scale, zero, codes } = room.take(fit).map_err(|reason| refused(self, reason))?;
         if scale.iter().any(|&scale| self.scale.rounded(scale).to_bits() != scale.to_bits()) {
-            return Err(refused(NO_SCALE));
+            return Err(refused(self, NO_SCALE));
         }
         Ok(Fit { grid: self.searched(scale, zero), codes })
     }

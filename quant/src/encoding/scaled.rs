@@ -15,7 +15,7 @@ use self::element::{Element, e4m3, is_number};
 use self::search::{Shared, candidates};
 use super::block::Rows;
 use super::folder::{self, FolderEncoding, Holds, Part};
-use super::held::{Moved, NO_SCALE, Room};
+use super::held::{Moved, NO_SCALE, Room, refused};
 use super::{Encoding, Fit, GridEncoding, ScaleDtype, mxfp4, nvfp4};
 use crate::{Error, Grid};
 
@@ -458,7 +458,6 @@ impl GridEncoding for ScaledEncoding {
 
     fn holding(&self, fit: &Fit) -> Result<Fit, Error> {
         let (rows, cols) = fit.codes.dim();
-        let refused = |reason| Error::NotHeld { encoding: self.name(), reason };
         let element = self.element;
         let room = Room {
             group_size: self.group_size(cols),
@@ -466,11 +465,11 @@ impl GridEncoding for ScaledEncoding {
             max_code: element.max_code(),
             levels: element.levels(),
         };
-        let Moved { scale, codes, .. } = room.take(fit).map_err(refused)?;
+        let Moved { scale, codes, .. } = room.take(fit).map_err(|reason| refused(self, reason))?;
         let grid = self.header(&scale).map(|header| Self::grid(*self, header, rows, cols));
         let is_same =
             |grid: &Grid| grid.scale.iter().zip(&scale).all(|(own, scale)| own.to_bits() == scale.to_bits());
-        let grid = grid.filter(is_same).ok_or_else(|| refused(NO_SCALE))?;
+        let grid = grid.filter(is_same).ok_or_else(|| refused(self, NO_SCALE))?;
         Ok(Fit { grid, codes })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use attar_checkpoint::compressed_tensors::Numbers;
+use attar_checkpoint::compressed_tensors::{NUMBERS, Numbers};
 use attar_checkpoint::{Container, Dtype};
 use attar_model::TensorSpec;
 use attar_quant::{Encoding as _, FolderEncoding, Named, ScaleDtype, ScaledEncoding};
@@ -26,6 +26,13 @@ const ENCODINGS: [(&str, Make); 7] = [
 
 fn scaled(numbers: &Numbers, scale: ScaleDtype) -> Option<ScaledEncoding> {
     ENCODINGS.iter().find(|(name, _)| *name == numbers.name).map(|(_, make)| make(scale))
+}
+
+/// The kind that an encoding is, by either name of it.
+pub fn kind_of(encoding: &str) -> Option<&'static Numbers> {
+    let is_it =
+        |numbers: &&Numbers| scaled(numbers, ScaleDtype::F32).is_some_and(|own| own.name() == encoding);
+    Numbers::named(encoding).or_else(|| NUMBERS.iter().find(is_it))
 }
 
 /// How a matrix whose floats would be `float` is held.
