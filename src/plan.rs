@@ -36,7 +36,7 @@ pub use local::{LocalMemory, PART_TOKENS};
 pub(crate) use machine::in_kib;
 pub use memory::Memory;
 pub use scoring::{ScoringMemory, ScoringSize};
-pub use training::{STEP_TOKENS, Teaching, TrainingMemory, TrainingSize};
+pub use training::{STEP_TOKENS, Teaching, TrainingMemory, TrainingSize, tuning_windows};
 pub use types::{Exact, NO_RULES, TensorRule, TypeRules, float_dtype, written_type};
 
 /// What becomes of one tensor.
@@ -138,6 +138,8 @@ pub struct Plan {
     pub equalize: Equalize,
     /// Whether codes are those of the source.
     pub keeps_codes: bool,
+    /// What tuning the whole needs, where that is asked for.
+    pub tuning: Option<TrainingMemory>,
     /// The experts some layers' MLPs are made of.
     pub experts: Option<ExpertNumbers>,
 }
@@ -168,6 +170,8 @@ pub struct Request<'a> {
     pub correct: Correct,
     /// What is done to channels before codes are chosen.
     pub equalize: Equalize,
+    /// Whether what is chosen is tuned together in the end, by a text that must be there.
+    pub tunes: bool,
     /// What computes.
     pub computer: &'a Computer,
     /// How codes are chosen where there are statistics.
@@ -216,7 +220,16 @@ impl Plan {
             _ => Device::Cpu,
         };
         let experts = request.source.config.experts.clone();
-        let (memory, corrects) = drift::correction(request, (&tensors, calibration), &device)?;
+        let (mut memory, corrects) = drift::correction(request, (&tensors, calibration), &device)?;
+        if request.tunes && request.source.config.experts.is_some() {
+            return Err(Failure::new("a model with experts cannot be tuned: they have no backward pass")
+                .hint("leave --tune-tokens out"));
+        }
+        let tuning = calibration.filter(|_| request.tunes).map(|calibration| {
+            TrainingMemory::tuning(&request.source.config, calibration, request.precision, request.max_memory)
+        });
+        let tuning = tuning.transpose()?;
+        memory.peak_bytes = memory.peak_bytes.max(tuning.as_ref().map_or(0, |tuning| tuning.peak_bytes));
         let is_even = |t: &PlannedTensor| match &t.treatment {
             Treatment::Codes(encoding) => encoding.grid().is_none_or(GridEncoding::is_even),
             Treatment::Float(_) => true,
@@ -236,6 +249,7 @@ impl Plan {
             corrects,
             equalize,
             keeps_codes: request.keeps_codes,
+            tuning,
             experts,
         })
     }
@@ -513,6 +527,9 @@ impl std::fmt::Display for Plan {
                 };
                 writeln!(f, "codes are chosen {place}")?;
             }
+        }
+        if let Some(tuning) = &self.tuning {
+            tuning.say_tuning(f)?;
         }
         write!(f, "{}", self.memory)
     }

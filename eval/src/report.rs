@@ -388,7 +388,7 @@ pub struct Tuned {
     pub tokens: u64,
     /// The mean divergence of windows that were not learned from, before.
     pub held_out_before: f64,
-    /// The same afterwards; where it is no less, nothing was changed.
+    /// The same of what was kept, the best there was on the way; where it is no less, nothing was changed.
     pub held_out_after: f64,
 }
 

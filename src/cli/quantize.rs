@@ -74,7 +74,7 @@ pub struct QuantizeArgs {
     #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
     pub correct_drift: Correct,
 
-    /// Then tune scales and norms on N tokens of the calibration text by what the whole model predicts, both models in memory
+    /// Then tune scales, norms and (up to 4 bits) codes on N tokens of the calibration text by what the whole model predicts, both models in memory
     #[arg(long, value_name = "N")]
     pub tune_tokens: Option<usize>,
 

@@ -354,6 +354,7 @@ fn schemes(source: &Source) -> Section<'static> {
             zeros: None,
             correct: Correct::Off,
             equalize: Equalize::No,
+            tunes: false,
         };
         let Ok(plan) = Plan::new(&request) else { continue };
         let unfit = plan.tensors.iter().filter(|t| t.fallback.is_some()).count();

@@ -132,12 +132,13 @@ impl Pass<'_> {
     /// Tunes what was chosen.
     fn tune(&self, tokens: usize, parts: &mut Parts) -> Result<Tuned> {
         let windows = self.windows.ok_or_else(|| Failure::new("there is no text to tune by"))?;
+        let keep = self.plan.tuning.as_ref().map_or(Keep::Activations, |memory| memory.keep);
         let tuning = Tuning {
             original: training::load(self.source)?,
             student: training::load(self.source)?,
             windows,
             tokens,
-            step: Step { keep: Keep::Activations, precision: self.precision },
+            step: Step { keep, precision: self.precision },
             talk: self.talk,
         };
         tuning.run(&self.plan.tensors, parts).doing(|| "while tuning")

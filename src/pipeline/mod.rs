@@ -144,6 +144,7 @@ impl Job<'_> {
             zeros: self.zeros,
             correct: self.correct,
             equalize: self.method().equalize(),
+            tunes: self.tuning.is_some(),
         })
     }
 

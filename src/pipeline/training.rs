@@ -365,6 +365,7 @@ impl Run<'_> {
             zeros: None,
             correct: Correct::Off,
             equalize: Equalize::No,
+            tunes: false,
         })?;
         let target = Target {
             plan: &plan,

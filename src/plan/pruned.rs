@@ -53,6 +53,7 @@ impl Plan {
             corrects: false,
             equalize: Equalize::No,
             keeps_codes: false,
+            tuning: None,
             experts: config.experts.clone(),
         })
     }

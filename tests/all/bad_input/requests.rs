@@ -56,6 +56,15 @@ fn too_little_text_to_tune_by() {
 }
 
 #[test]
+fn tuning_that_does_not_fit_into_memory() {
+    let place = Place::new();
+    place.refuses(
+        "quantize books-2m -o out.gguf --scheme q4_0 --tune-tokens 4096 --calib-tokens 4096 --ctx 128 --max-memory 125MB",
+        &["tuning this model needs about", "125.00 MB", "--tune-tokens"],
+    );
+}
+
+#[test]
 fn zeros_that_cannot_be() {
     let place = Place::new();
     for (line, words) in [

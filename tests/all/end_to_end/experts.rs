@@ -143,6 +143,16 @@ fn experts_survive_every_layout_bit_for_bit() {
 }
 
 #[test]
+fn experts_are_not_tuned_and_that_is_told_before_any_work() {
+    let place = Place::new();
+    mixtral(&place, "mixtral", Layout::Stacked);
+    place.refuses(
+        "quantize mixtral -o out.gguf --scheme q4_0 --tune-tokens 4096 --calib-tokens 4096 --ctx 128",
+        &["experts", "backward pass", "--tune-tokens"],
+    );
+}
+
+#[test]
 fn gptq_fits_experts_to_the_tokens_they_get_and_reports_them() {
     let place = Place::new();
     mixtral(&place, "mixtral", Layout::Separate);

@@ -47,11 +47,13 @@ fn gptq_diverges_less_than_rounding_to_nearest() {
     }
 }
 
-/// What the whole model predicts can be had nearer to the original with the same codes, in files and in folders.
+/// What the whole model predicts can be had nearer to the original at the same size, in files and in folders: by scales, norms and codes.
 #[test]
-fn tuning_scales_and_norms_lowers_the_divergence_at_the_same_size() {
+fn tuning_lowers_the_divergence_at_the_same_size() {
     let place = Place::new();
-    for (scheme, output) in [("q4_0", "out.gguf"), ("q2_k", "out.gguf"), ("w3a16-g64-asym", "out")] {
+    for (scheme, output) in
+        [("q4_0", "out.gguf"), ("q2_k", "out.gguf"), ("w3a16-g64-asym", "out"), ("mxfp4", "out")]
+    {
         let [plain, tuned] = ["", "--tune-tokens 32768"].map(|tuning| {
             place.done(&format!(
                 "quantize books-2m -o {output} --scheme {scheme} --method rtn --calib calibration.txt --calib-tokens 32768 --ctx 128 \
@@ -61,7 +63,7 @@ fn tuning_scales_and_norms_lowers_the_divergence_at_the_same_size() {
         });
         let number = |report: &Value, pointer: &str| report.pointer(pointer).and_then(Value::as_f64).unwrap();
         let cost = |report: &Value| number(report, "/evaluation/kl_divergence/mean");
-        assert!(cost(&tuned) < 0.97 * cost(&plain), "{scheme}: {} and {}", cost(&plain), cost(&tuned));
+        assert!(cost(&tuned) < 0.85 * cost(&plain), "{scheme}: {} and {}", cost(&plain), cost(&tuned));
         assert_eq!(plain["output"]["bytes"], tuned["output"]["bytes"]);
         let held_out = |which| number(&tuned, &format!("/calibration/tuned/held_out_{which}"));
         assert!(held_out("after") < held_out("before"), "{scheme}: {:#}", tuned["calibration"]);
