@@ -110,7 +110,7 @@ impl Parameters for Block {
 }
 
 /// Gradients by layer, or none for those outside of all.
-pub(crate) type ByLayer = BTreeMap<Option<usize>, Gradients>;
+pub type ByLayer = BTreeMap<Option<usize>, Gradients>;
 
 /// An optimizer and what it remembers of each parameter.
 #[derive(Debug)]

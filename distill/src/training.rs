@@ -85,34 +85,10 @@ impl<'a> Training<'a> {
         parts: &mut dyn Iterator<Item = Result<(Windows, Signal<'_>), Error>>,
     ) -> Result<Done, Error> {
         let masters = self.put_on_disguise();
-        let learned = self.gradients(parts);
+        let learned = gradients(&self.model, self.how, &|_| true, parts);
         self.take_off(masters);
         let (loss, gradients) = learned?;
         self.memory.step(&mut self.model, loss, &gradients)
-    }
-
-    /// The loss and its gradients, those of all parts added in their order.
-    fn gradients(
-        &self,
-        parts: &mut dyn Iterator<Item = Result<(Windows, Signal<'_>), Error>>,
-    ) -> Result<(f64, ByLayer), Error> {
-        let (mut total, mut all) = (0.0, ByLayer::new());
-        for part in parts {
-            let (windows, signal) = part?;
-            total += self.model.backward(
-                &windows,
-                &signal,
-                self.how,
-                &|_| true,
-                &mut |layer, gradients| match all.get_mut(&layer) {
-                    Some(sum) => sum.add(&gradients),
-                    None => {
-                        all.insert(layer, gradients);
-                    }
-                },
-            )?;
-        }
-        Ok((total, all))
     }
 
     /// The loss of some windows as they stand now.
@@ -147,4 +123,30 @@ impl<'a> Training<'a> {
             }
         }
     }
+}
+
+/// The loss of a model and its gradients with respect to the weights that `trained` says yes to, those of all parts added in their order: a part is what fits into
+/// memory at once.
+///
+/// # Errors
+/// A part that cannot be had, a token outside the vocabulary.
+pub fn gradients(
+    model: &Model,
+    how: Step,
+    trained: &dyn Fn(&TensorSpec) -> bool,
+    parts: &mut dyn Iterator<Item = Result<(Windows, Signal<'_>), Error>>,
+) -> Result<(f64, ByLayer), Error> {
+    let (mut total, mut all) = (0.0, ByLayer::new());
+    for part in parts {
+        let (windows, signal) = part?;
+        total += model.backward(&windows, &signal, how, trained, &mut |layer, gradients| match all
+            .get_mut(&layer)
+        {
+            Some(sum) => sum.add(&gradients),
+            None => {
+                all.insert(layer, gradients);
+            }
+        })?;
+    }
+    Ok((total, all))
 }

@@ -44,6 +44,16 @@ impl Windows {
     pub fn count(&self) -> usize {
         self.tokens.len() / self.ctx
     }
+
+    /// Some of them, one after the other.
+    ///
+    /// # Panics
+    /// If there is no such window.
+    #[must_use]
+    pub fn select(&self, which: impl IntoIterator<Item = usize>) -> Self {
+        let tokens = which.into_iter().flat_map(|window| &self.tokens[window * self.ctx..][..self.ctx]);
+        Self { ctx: self.ctx, tokens: tokens.copied().collect() }
+    }
 }
 
 fn outside(config: &ModelConfig, role: Role) -> Result<TensorSpec, Error> {

@@ -61,8 +61,8 @@ pub struct Pass<'a> {
     pub learned: Option<&'a Learned>,
     /// What is known of the inputs without a text.
     pub imatrix: Option<&'a Imatrix>,
-    /// Tokens to tune the whole on when its codes are chosen, if any.
-    pub tuning: Option<usize>,
+    /// Tokens to tune the whole on when its codes are chosen, where the plan has that, and what is kept of a step.
+    pub tuning: Option<(usize, Keep)>,
     /// How exactly matrices are multiplied.
     pub precision: Precision,
     /// Where progress is told.
@@ -106,10 +106,10 @@ impl Pass<'_> {
         };
         let there = self.plan.solves_there && self.learned.is_none();
         let (mut tensors, routing, calibrating) = match self.tuning {
-            Some(tokens) => {
+            Some(tuning) => {
                 let mut parts = Parts::default();
                 let found = work(Outlet::Kept { rows: sink.rows(), parts: &mut parts })?;
-                tuned = Some(self.tune(tokens, &mut parts)?);
+                tuned = Some(self.tune(tuning, &mut parts)?);
                 self.write_parts(parts, sink)?;
                 found
             }
@@ -130,9 +130,8 @@ impl Pass<'_> {
     }
 
     /// Tunes what was chosen.
-    fn tune(&self, tokens: usize, parts: &mut Parts) -> Result<Tuned> {
+    fn tune(&self, (tokens, keep): (usize, Keep), parts: &mut Parts) -> Result<Tuned> {
         let windows = self.windows.ok_or_else(|| Failure::new("there is no text to tune by"))?;
-        let keep = self.plan.tuning.as_ref().map_or(Keep::Activations, |memory| memory.keep);
         let tuning = Tuning {
             original: training::load(self.source)?,
             student: training::load(self.source)?,
@@ -245,8 +244,7 @@ impl Pass<'_> {
         let features = config.tap_features(Tap::HeadIn);
         let (all, count) = (windows.count(), (TOKENS_PER_COLUMN * features).div_ceil(ctx));
         let count = count.min(all);
-        let some = (0..count).flat_map(|i| &windows.tokens()[i * all / count * ctx..][..ctx]);
-        let some = Windows::new(ctx, some.copied().collect());
+        let some = windows.select((0..count).map(|i| i * all / count));
         let streaming = Streaming {
             precision: self.precision,
             device: self.plan.device.clone(),

@@ -230,7 +230,7 @@ impl Job<'_> {
             windows: self.calibration.filter(|_| plan.calibration.is_some()).map(|c| &c.windows),
             learned: self.learned.filter(|_| plan.calibration.is_some()),
             imatrix: self.imatrix,
-            tuning: self.tuning,
+            tuning: self.tuning.zip(plan.tuning.as_ref().map(|memory| memory.keep)),
             precision: self.precision,
             talk: self.talk,
         };

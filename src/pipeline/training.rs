@@ -95,9 +95,7 @@ pub struct LearnedText {
 impl Data {
     /// Some windows, one after the other.
     pub fn of(&self, which: &[usize]) -> Windows {
-        let ctx = self.windows.ctx();
-        let tokens = which.iter().flat_map(|window| &self.windows.tokens()[window * ctx..][..ctx]);
-        Windows::new(ctx, tokens.copied().collect())
+        self.windows.select(which.iter().copied())
     }
 
     /// How many windows are learned from.

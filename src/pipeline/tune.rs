@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use attar_distill::{Aim, Decay, Order, Schedule, Teacher};
+use attar_distill::{Aim, ByLayer, Decay, Order, Schedule, Teacher, gradients};
 use attar_model::{AdamW, Divergence, Gradients, Likeness, Model, Moments, Step, Windows};
 use attar_quant::{Facts, Grid, Named};
 use ndarray::parallel::prelude::*;
@@ -264,27 +264,16 @@ impl Tuning<'_> {
     }
 
     /// The mean divergence over some windows, and its gradients by layer where they are wanted.
-    fn backward(&self, which: &[usize], learns: bool) -> Result<(f64, BTreeMap<Option<usize>, Gradients>)> {
-        let ctx = self.windows.ctx();
+    fn backward(&self, which: &[usize], learns: bool) -> Result<(f64, ByLayer)> {
         let likeness = Likeness { divergence: Divergence::ForwardKl, temperature: 1.0 };
         let aim = Aim { likeness, cross_entropy: 0.0, streams: None };
         let teacher = Teacher::Online(&self.original);
-        let (mut total, mut all) = (0.0, BTreeMap::<_, Gradients>::new());
-        for part in which.chunks((STEP_TOKENS / ctx).max(1)) {
-            let tokens = part.iter().flat_map(|window| &self.windows.tokens()[window * ctx..][..ctx]);
-            let windows = Windows::new(ctx, tokens.copied().collect());
+        let mut parts = which.chunks((STEP_TOKENS / self.windows.ctx()).max(1)).map(|part| {
+            let windows = self.windows.select(part.iter().copied());
             let signal = teacher.of(&windows, part, &aim, which.len())?;
-            total +=
-                self.student.backward(&windows, &signal, self.step, &|_| learns, &mut |layer, found| {
-                    match all.entry(layer) {
-                        Entry::Vacant(entry) => {
-                            entry.insert(found);
-                        }
-                        Entry::Occupied(mut entry) => entry.get_mut().add(&found),
-                    }
-                })?;
-        }
-        Ok((total, all))
+            Ok((windows, signal))
+        });
+        Ok(gradients(&self.student, self.step, &|_| learns, &mut parts)?)
     }
 
     /// Goes down over windows of the numbers `learned`, and keeps what is best on those that are held out; the tokens seen.

@@ -52,7 +52,8 @@ pub struct TrainingSize<'a> {
     pub streams: usize,
     /// What the factors of products are rounded to.
     pub precision: Precision,
-    /// Copies of the weights that stand aside while the student sees them as they will be stored: one or none.
+    /// Numbers for each weight that stand beside gradients and moments: one where the student sees its weights as they will be stored, which are put
+    /// aside meanwhile.
     pub masters: u64,
 }
 
